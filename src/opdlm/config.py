@@ -1,0 +1,226 @@
+"""Every setting, written once: its type, default, unit and meaning.
+
+Never imports torch, so that `--help` and configuration errors are instant. Unknown keys are errors. Defaults are the
+paper's (arXiv 2606.06712, Tables 13 and 14, and its launchers where the two differ).
+"""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from opdlm.errors import ConfigError
+
+Method = Literal["opd", "onpolicy_text", "offpolicy_kd", "sft"]
+StateSelection = Literal["one_per_block", "all", "one_per_rollout", "random_mask"]
+Prediction = Literal["same", "shifted"]
+Context = Literal["block", "causal"]
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, and a key that does not exist is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# --- how masked tokens are committed ------------------------------------------------------------------------------
+
+
+class StaticDecoding(Settings):
+    """A fixed number of tokens a round, the most confident first."""
+
+    kind: Literal["static"] = "static"
+    tokens_per_round: int = Field(1, ge=1, description="tokens committed in each round of a block")
+
+
+class SequentialDecoding(Settings):
+    """A fixed number of tokens a round, from left to right."""
+
+    kind: Literal["sequential"] = "sequential"
+    tokens_per_round: int = Field(1, ge=1, description="tokens committed in each round of a block")
+
+
+class DynamicDecoding(Settings):
+    """Every token whose probability is above the threshold, at least the single best one."""
+
+    kind: Literal["dynamic"] = "dynamic"
+    threshold: float = Field(0.9, ge=0, le=1, description="probability above which a token is committed")
+
+
+def _decoding_from_text(value: Any) -> Any:
+    """`static`, `static:2`, `sequential`, `dynamic`, `dynamic:0.8` as short forms of the full tables."""
+    if not isinstance(value, str):
+        return value
+    kind, _, argument = value.partition(":")
+    if not argument:
+        return {"kind": kind}
+    return {"kind": kind, ("threshold" if kind == "dynamic" else "tokens_per_round"): argument}
+
+
+Decoding = Annotated[
+    StaticDecoding | SequentialDecoding | DynamicDecoding,
+    Field(discriminator="kind"),
+]
+DecodingField = Annotated[Decoding, BeforeValidator(_decoding_from_text)]
+
+
+# --- what is minimised --------------------------------------------------------------------------------------------
+
+
+class ForwardKL(Settings):
+    """KL(teacher || student): the paper's loss."""
+
+    kind: Literal["forward_kl"] = "forward_kl"
+
+
+class ReverseKL(Settings):
+    """KL(student || teacher)."""
+
+    kind: Literal["reverse_kl"] = "reverse_kl"
+
+
+class GeneralisedJSD(Settings):
+    """beta KL(teacher || m) + (1 - beta) KL(student || m), m = beta teacher + (1 - beta) student."""
+
+    kind: Literal["jsd"] = "jsd"
+    beta: float = Field(0.5, gt=0, lt=1, description="weight of the teacher in the mixture")
+
+
+class MixedKL(Settings):
+    """(1 - reverse_weight) forward KL + reverse_weight reverse KL."""
+
+    kind: Literal["mixed_kl"] = "mixed_kl"
+    reverse_weight: float = Field(0.5, ge=0, le=1, description="share of the reverse KL")
+
+
+def _divergence_from_text(value: Any) -> Any:
+    """`forward_kl`, `reverse_kl`, `jsd:0.3`, `mixed_kl:0.5` as short forms."""
+    if not isinstance(value, str):
+        return value
+    kind, _, argument = value.partition(":")
+    if not argument:
+        return {"kind": kind}
+    return {"kind": kind, ("beta" if kind == "jsd" else "reverse_weight"): argument}
+
+
+Divergence = Annotated[
+    ForwardKL | ReverseKL | GeneralisedJSD | MixedKL,
+    Field(discriminator="kind"),
+]
+DivergenceField = Annotated[Divergence, BeforeValidator(_divergence_from_text)]
+
+
+# --- groups -------------------------------------------------------------------------------------------------------
+
+
+class GenerationSettings(Settings):
+    """How text is written: the same settings for rollouts, evaluation and users."""
+
+    decoding: DecodingField = Field(DynamicDecoding(), description="static[:N], sequential[:N] or dynamic[:THRESHOLD]")
+    max_new_tokens: int = Field(256, ge=1, description="most tokens written after the prompt")
+    temperature: float = Field(0.0, ge=0, description="0 takes the most probable token")
+    top_k: int = Field(0, ge=0, description="sample among the k most probable tokens; 0 is off")
+    top_p: float = Field(1.0, gt=0, le=1, description="sample among the smallest set with this much probability")
+    seed: int = Field(0, ge=0, description="row i of a batch draws from seed + i")
+
+
+class LengthRamp(Settings):
+    """Longest response of a rollout, growing from `start` to `end`."""
+
+    start: int = Field(100, ge=1, description="tokens at the first rollout")
+    end: int = Field(4000, ge=1, description="tokens from the last ramp rollout on")
+    rollouts: int = Field(100, ge=0, description="rollouts until the full length; 0 starts with it")
+    shape: Literal["cosine", "linear"] = Field("cosine", description="the launchers use cosine, the paper says linear")
+
+
+class OptimiserSettings(Settings):
+    """AdamW with warm-up and cosine decay."""
+
+    learning_rate: float = Field(1e-5, gt=0, description="peak learning rate")
+    final_learning_rate: float = Field(1e-6, ge=0, description="learning rate at the last update")
+    warmup_updates: int = Field(5, ge=0, description="updates of linear warm-up")
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: float = Field(1.0, gt=0, description="largest gradient norm")
+
+
+class DistillSettings(Settings):
+    """One conversion, without the places where its files are."""
+
+    # geometry
+    block_size: int = Field(4, ge=1, le=1024, description="tokens in a block")
+    prediction: Prediction = Field("same", description="same: output i is token i; shifted: output i-1 is token i")
+    context: Context = Field("block", description="attention of finished text: block, or causal as in the ARLM")
+
+    # what is learnt from
+    method: Method = Field("opd", description="opd, or a control: onpolicy_text, offpolicy_kd, sft")
+    states: StateSelection = Field("one_per_block", description="which visited states are trained on")
+    prompts_per_rollout: int = Field(128, ge=1, description="prompts answered with the same weights")
+    rollouts: int | None = Field(None, ge=1, description="number of rollouts; not set: one epoch over the prompts")
+    warm_start_rollouts: int = Field(0, ge=0, description="first rollouts written by the teacher, with random masks")
+    rollout_decoding: DecodingField = Field(DynamicDecoding(), description="as --decoding of generate")
+    rollout_temperature: float = Field(1.0, ge=0, description="temperature of rollouts")
+    rollout_batch: int = Field(32, ge=1, description="rows decoded at once")
+    response_length: LengthRamp = LengthRamp()
+
+    # the loss
+    divergence: DivergenceField = Field(ForwardKL(), description="forward_kl, reverse_kl, jsd[:BETA], mixed_kl[:W]")
+    top_k: int | None = Field(None, ge=1, description="compare only the teacher's k most probable tokens")
+    rest_bucket: bool = Field(True, description="with top_k: all other tokens count as one (else a partial sum)")
+    supervise_end: bool = Field(True, description="train on the end-of-sequence token")
+    normalisation: Literal["global", "per_row_mean"] = Field("global", description="mean over tokens, or over rows")
+
+    # the update
+    rows_per_update: int = Field(8, ge=1, description="rollout rows in one optimiser update")
+    rows_per_micro_batch: int | None = Field(None, ge=1, description="rows in one backward pass; default: all")
+    optimiser: OptimiserSettings = OptimiserSettings()
+    gradient_checkpointing: bool = Field(False, description="trade time for memory in the student's pass")
+    lora_rank: int | None = Field(None, ge=1, description="train an adapter of this rank instead of all weights")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU")
+    seed: int = Field(0, ge=0)
+
+    # keeping
+    save_every_rollouts: int = Field(10, ge=1, description="rollouts between checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept on disk")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DistillSettings":
+        if self.method != "opd" and self.states not in ("random_mask", "one_per_block"):
+            raise ValueError(f"method {self.method!r} trains on random masks; leave `states` out")
+        if self.rows_per_update > self.prompts_per_rollout:
+            raise ValueError("rows_per_update is larger than prompts_per_rollout; lower it")
+        return self
+
+
+class ConvertSettings(DistillSettings):
+    """`opdlm convert`: a conversion with its places."""
+
+    model: str = Field("", description="folder or hub name of the autoregressive model")
+    prompts: str = Field("", description=".jsonl, .json, .parquet or .txt file, or a hub data set")
+    prompts_column: str | None = Field(None, description="column of strings or chat messages; default: found")
+    responses_column: str | None = Field(None, description="with method sft: column of given responses")
+    prompt_limit: int | None = Field(None, ge=1, description="use only the first prompts")
+    prompt_tokens: int | None = Field(None, ge=1, description="keep only the first tokens of each prompt")
+    output: str = Field("", description="folder of the run; must be new or empty")
+    recipe: str | None = Field(None, description="name of a recipe, or a .toml file, that gives the defaults")
+    device: str = Field("auto", description="cpu, cuda, mps, or auto")
+
+
+_Chosen = TypeVar("_Chosen", bound=Settings)
+
+
+def settings_from(kind: type[_Chosen], values: Mapping[str, Any]) -> _Chosen:
+    """Validated settings. Raises ConfigError: one line that names the field, and the nearest name if it is unknown."""
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            near = get_close_matches(where, kind.model_fields, 1)
+            hint = f"did you mean {near[0]!r}" if near else f"known are {', '.join(sorted(kind.model_fields))}"
+            raise ConfigError(f"unknown setting {where!r}; {hint}") from error
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"setting {where}: {reason}" if where else reason) from error

@@ -1,0 +1,1 @@
+"""Pure functions of tensors: what the paper says, checkable against the paper alone."""

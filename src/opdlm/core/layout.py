@@ -1,0 +1,106 @@
+"""Who sees whom: block geometry from position ids, one predicate for training, prefill, decoding and evaluation.
+
+Shape letters: B rows, Q queries, K keys. A token is described by its position id and its copy: 0 is the clean stream
+(finished text), 1, 2, ... are noised copies of single blocks, -1 is padding or an empty cache slot. The mask of block
+diffusion (BD3-LM, arXiv 2503.09573, figure 3: M_BD, M_OBC, M_BC) follows from these two numbers:
+
+    clean  -> clean    block(k) <= block(q), or k <= q with a causal context    (M_BC)
+    noised -> clean    block(k) <  block(q)                                     (M_OBC)
+    noised -> noised   same copy and same block                                 (M_BD)
+    clean  -> noised   never
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+from opdlm.core.types import Geometry
+
+CLEAN, PADDING = 0, -1
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The visibility of keys for queries in one forward pass.
+
+    Attributes:
+        geometry: block size and context.
+        query_position, query_copy: [B, Q] int64.
+        key_position, key_copy: [B, K] int64.
+    """
+
+    geometry: Geometry
+    query_position: torch.Tensor
+    query_copy: torch.Tensor
+    key_position: torch.Tensor
+    key_copy: torch.Tensor
+
+    @classmethod
+    def within(cls, geometry: Geometry, position: torch.Tensor, copy: torch.Tensor) -> "Attention":
+        """Self-attention without a cache: the keys are the queries."""
+        return cls(geometry, position, copy, position, copy)
+
+    def dense(self, window: int | None = None) -> torch.Tensor:
+        """[B, Q, K] bool, True where the query sees the key.
+
+        `window`: sliding-window layers see only keys with q - k < window, as in transformers.
+        A padding query sees itself alone, so that no softmax runs over nothing.
+        """
+        q_pos, k_pos = self.query_position[:, :, None], self.key_position[:, None, :]
+        q_copy, k_copy = self.query_copy[:, :, None], self.key_copy[:, None, :]
+        return _visible(self.geometry, q_pos, q_copy, k_pos, k_copy, window)
+
+    def flex(self, window: int | None = None) -> BlockMask:
+        """The same predicate as a FlexAttention block mask; nothing of size Q x K is kept."""
+        rows, queries = self.query_position.shape
+
+        def predicate(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+            return _visible(
+                self.geometry,
+                self.query_position[b, q],
+                self.query_copy[b, q],
+                self.key_position[b, k],
+                self.key_copy[b, k],
+                window,
+            )
+
+        keys = self.key_position.shape[1]
+        return create_block_mask(predicate, rows, None, queries, keys, device=str(self.query_position.device))
+
+
+def _visible(
+    geometry: Geometry,
+    q_pos: torch.Tensor,
+    q_copy: torch.Tensor,
+    k_pos: torch.Tensor,
+    k_copy: torch.Tensor,
+    window: int | None,
+) -> torch.Tensor:
+    q_block, k_block = q_pos // geometry.block_size, k_pos // geometry.block_size
+    earlier = (k_pos <= q_pos) if geometry.context == "causal" else (k_block <= q_block)
+    from_clean = (q_copy == CLEAN) & earlier
+    from_noised = (q_copy > CLEAN) & (k_block < q_block)
+    to_clean = (k_copy == CLEAN) & (from_clean | from_noised)
+    to_noised = (k_copy > CLEAN) & (k_copy == q_copy) & (k_block == q_block)
+    visible = to_clean | to_noised
+    if window is not None:
+        visible = visible & (q_pos - k_pos < window)
+    padding = (q_copy == PADDING) & (k_copy == PADDING) & (q_pos == k_pos)
+    return visible | padding
+
+
+def causal(position: torch.Tensor, valid: torch.Tensor) -> Attention:
+    """The ARLM's own attention over clean tokens: blocks of one token. `position`, `valid`: [B, T]."""
+    copy = torch.where(valid, CLEAN, PADDING)
+    return Attention.within(Geometry(1, context="causal"), position, copy)
+
+
+def block_start(position: torch.Tensor, block_size: int) -> torch.Tensor:
+    """First position id of the block that holds `position`."""
+    return position // block_size * block_size
+
+
+def block_end(position: torch.Tensor, block_size: int) -> torch.Tensor:
+    """First position id behind the block that holds `position`."""
+    return block_start(position, block_size) + block_size

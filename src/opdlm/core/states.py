@@ -1,0 +1,148 @@
+"""From a rollout to the states that the student is trained on: which tokens are masked, and the packed rows.
+
+Shape letters: B rows, T columns of the rollout, C noised copies, S block size, Q columns of a packed row, M supervised
+positions. A state of a block at round r is what the decoder saw in that round: the tokens with commit_round >= r masked.
+"""
+
+from typing import Literal
+
+import torch
+
+from opdlm.core.layout import PADDING
+from opdlm.core.noise import uniform
+from opdlm.core.types import NEVER, Geometry, Rollout, StateBatch
+
+Selection = Literal["one_per_block", "all", "one_per_rollout", "random_mask"]
+
+
+def select_states(
+    rollout: Rollout,
+    geometry: Geometry,
+    selection: Selection,
+    mask_token_id: int,
+    seed: torch.Tensor,
+    supervise_end: bool = True,
+) -> StateBatch:
+    """Choose states of every row's blocks and pack them behind the clean text.
+
+    Args:
+        rollout: B rows.
+        geometry: blocks are aligned to absolute positions, as in decoding.
+        selection: "one_per_block": one realised round of each block, uniformly (the published recipe). "all": every
+            realised round, one copy each. "one_per_rollout": one global step of the row (Algorithm 1 as printed): blocks
+            before it are finished, its own block is as it was, blocks behind it are still empty. "random_mask": a random
+            number of tokens, at random places, in each block (OPDLM_off, and the BD3-LM objective).
+        mask_token_id: what stands at masked positions.
+        seed: [B] int64; decides every random choice of the row.
+        supervise_end: whether the stop token itself is in the loss.
+    """
+    masked = _masked(rollout, geometry.block_size, selection, seed)
+    columns = torch.arange(rollout.input_ids.shape[1], device=masked.device)
+    last = rollout.length - (rollout.stopped & (not supervise_end)).long()
+    supervised = masked & (columns < last[:, None])[:, None]
+    weight = _inverse_share(supervised, rollout, geometry.block_size) if selection == "random_mask" else None
+    return _pack(rollout, geometry, mask_token_id, masked, supervised, weight)
+
+
+def _blocks(rollout: Rollout, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """commit_round as [B, N, S] blocks (padded with NEVER), and the realised rounds of each block, [B, N]."""
+    rows, width = rollout.commit_round.shape
+    padded = -(-width // block_size) * block_size
+    rounds = rollout.commit_round.new_full((rows, padded), NEVER).long()
+    rounds[:, :width] = rollout.commit_round
+    rounds = rounds.view(rows, -1, block_size)
+    realised = rounds.masked_fill(rounds == NEVER, -1).amax(-1) + 1
+    return rounds, realised
+
+
+def _masked(rollout: Rollout, block_size: int, selection: Selection, seed: torch.Tensor) -> torch.Tensor:
+    """[B, C, T] bool: the masked positions of each copy; a block without any is absent from the copy."""
+    rounds, realised = _blocks(rollout, block_size)
+    rows, count, _ = rounds.shape
+    block = torch.arange(count, device=rounds.device)
+    if selection == "one_per_block":
+        chosen = (uniform(seed[:, None], block[None]) * realised).long()[:, None]
+    elif selection == "all":
+        chosen = torch.arange(int(realised.max()), device=rounds.device)[None, :, None].expand(rows, -1, count)
+    elif selection == "one_per_rollout":
+        before = realised.cumsum(-1) - realised
+        step = (uniform(seed, seed.new_zeros(())) * realised.sum(-1)).long()[:, None]
+        # Rounds of a block that lies behind the step are negative (all masked), before it they are past its last.
+        chosen = (step - before).clamp(min=0)[:, None]
+    else:
+        return _random_masks(rollout, block_size, seed)[:, None]
+    masked = (rounds[:, None] >= chosen[..., None]) & (chosen < realised[:, None])[..., None]
+    return masked.flatten(2)[..., : rollout.input_ids.shape[1]]
+
+
+def _random_masks(rollout: Rollout, block_size: int, seed: torch.Tensor) -> torch.Tensor:
+    """[B, T] bool: in each block with n response tokens, m ~ U{1..n} of them; what was never filled stays masked."""
+    rounds, _ = _blocks(rollout, block_size)
+    rows, count, size = rounds.shape
+    position = torch.arange(count * size, device=rounds.device).view(count, size)
+    response = (rounds >= 0) & (position < rollout.length[:, None, None])
+    tokens = response.sum(-1)
+    picked = 1 + (uniform(seed[:, None], position[None, :, 0], seed.new_ones(())) * tokens).long()
+    order = uniform(seed[:, None, None], position[None], seed.new_full((), 2)).masked_fill(~response, 2.0)
+    rank = order.argsort(-1).argsort(-1)
+    behind = (position >= rollout.length[:, None, None]) & (position < rollout.end[:, None, None])
+    masked = (response & (rank < picked[..., None])) | (behind & (tokens[..., None] > 0))
+    return masked.flatten(1)[:, : rollout.input_ids.shape[1]]
+
+
+def _inverse_share(supervised: torch.Tensor, rollout: Rollout, block_size: int) -> torch.Tensor:
+    """[B, C, T] float32 n/m of each position's block: the 1/t weight of the masked-diffusion bound (arXiv 2503.09573)."""
+    width = supervised.shape[-1]
+    columns = torch.arange(width, device=supervised.device)
+    response = (columns >= rollout.prompt_length[:, None]) & (columns < rollout.length[:, None])
+    block = (columns // block_size).expand_as(response)
+    empty = torch.zeros(response.shape[0], int(block.max()) + 1, device=response.device)
+    tokens = empty.scatter_add(1, block, response.float()).gather(1, block)
+    masked = empty.scatter_add(1, block, supervised[:, 0].float()).gather(1, block)
+    return (tokens / masked.clamp(min=1))[:, None]
+
+
+def _pack(
+    rollout: Rollout,
+    geometry: Geometry,
+    mask_token_id: int,
+    masked: torch.Tensor,
+    supervised: torch.Tensor,
+    weight: torch.Tensor | None,
+) -> StateBatch:
+    rows, copies, width = masked.shape
+    size, device = geometry.block_size, masked.device
+    columns = torch.arange(width, device=device)
+
+    # A noised block is present where it has something to learn; the clean text up to the last block that sees it.
+    blocks = columns // size
+    learnt = torch.zeros(rows, copies, int(blocks.max()) + 1, dtype=torch.bool, device=device)
+    learnt = learnt.scatter_reduce(2, blocks.expand_as(supervised), supervised, "amax")
+    noised = learnt[:, :, blocks] & (columns < rollout.end[:, None])[:, None]
+    clean = columns < (rollout.end - size)[:, None]
+    present = torch.cat([clean[:, None], noised], 1).flatten(1)
+
+    ids = rollout.input_ids[:, None].expand(rows, copies, width)
+    ids = torch.cat([rollout.input_ids[:, None], ids.masked_fill(masked, mask_token_id)], 1).flatten(1)
+    position = columns.expand(rows, 1 + copies, width).flatten(1)
+    copy = torch.arange(1 + copies, device=device)[:, None].expand(rows, -1, width).flatten(1)
+
+    # Shift what is present to the left, in order, and cut the row behind the longest.
+    order = (~present).int().argsort(dim=-1, stable=True)[:, : max(1, int(present.sum(-1).max()))]
+    place = torch.zeros_like(position).scatter_(1, order, torch.arange(order.shape[1], device=device).expand_as(order))
+    kept = present.gather(1, order)
+
+    row, where, target = supervised.nonzero(as_tuple=True)  # where: copy - 1
+    source = (where + 1) * width + target
+    if geometry.prediction == "shifted":
+        first = target % size == 0  # its predecessor is the last token of the clean block before
+        source = torch.where(first, target - 1, source - 1)
+    return StateBatch(
+        input_ids=ids.gather(1, order).masked_fill(~kept, mask_token_id),
+        position_ids=position.gather(1, order).masked_fill(~kept, 0),
+        copy=copy.gather(1, order).masked_fill(~kept, PADDING),
+        row=row,
+        predictor=place[row, source],
+        position=target,
+        weight=torch.ones(row.shape, device=device) if weight is None else weight.expand_as(supervised)[supervised],
+    )

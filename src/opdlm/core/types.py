@@ -1,0 +1,122 @@
+"""The records that travel between the rooms. Frozen; each field with shape, dtype and unit.
+
+Shape letters: B rows, T positions, P prompt, L response, S block size, N blocks, R denoising rounds, V vocabulary,
+K top-k, Q query positions, M supervised (masked) positions of a batch, D hidden size.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal, Self
+
+import torch
+
+NEVER = 32_000
+"""`commit_round` of a position that the decoder never filled (it stopped before, after the end of the sequence)."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a sequence is divided into blocks and what a block sees: METHOD section 2, one for the whole project.
+
+    Attributes:
+        block_size: S; block(i) = position_id(i) // S, the prompt included.
+        prediction: "same": the output at i predicts token i. "shifted": the output at i-1 predicts token i.
+        context: attention among finished tokens: "block" (bidirectional inside a block) or "causal".
+    """
+
+    block_size: int
+    prediction: Literal["same", "shifted"] = "same"
+    context: Literal["block", "causal"] = "block"
+
+
+class _Tensors:
+    """Moves every tensor field at once."""
+
+    def to(self, device: torch.device | str) -> Self:
+        moved = {
+            f.name: value.to(device)
+            for f in fields(self)  # type: ignore[arg-type]
+            if isinstance(value := getattr(self, f.name), torch.Tensor)
+        }
+        return replace(self, **moved)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class Rollout(_Tensors):
+    """Prompts with the responses that a model wrote, and the round in which each token was fixed.
+
+    A row holds whole blocks: behind `length` the rest of the last block may follow, as the decoder left it (it is part
+    of the visited states, never of the loss), then padding. Column = position id; rows are aligned to the left.
+
+    Attributes:
+        input_ids: [B, T] int64. Prompt, response, rest of the last block, padding.
+        prompt_length: [B] int64, tokens.
+        length: [B] int64, tokens of prompt + response up to and including the first stop token, or to the length cap.
+        end: [B] int64, first column behind the row's last block.
+        commit_round: [B, T] int16. Round within its block in which the token was fixed, from 0; -1 in the prompt;
+            NEVER where the decoder left a mask and in the padding.
+        stopped: [B] bool, the response ends with a stop token (False: cut at the cap).
+        forwards: [B] int64, model forwards in which the row took part after its prompt (prefill not counted).
+    """
+
+    input_ids: torch.Tensor
+    prompt_length: torch.Tensor
+    length: torch.Tensor
+    end: torch.Tensor
+    commit_round: torch.Tensor
+    stopped: torch.Tensor
+    forwards: torch.Tensor
+
+    def rows(self, index: torch.Tensor) -> "Rollout":
+        """The rows `index` [b], trimmed to the longest of them."""
+        picked = {f.name: getattr(self, f.name)[index] for f in fields(self)}
+        width = int(picked["end"].max())
+        for name in ("input_ids", "commit_round"):
+            picked[name] = picked[name][:, :width]
+        return Rollout(**picked)
+
+
+@dataclass(frozen=True)
+class StateBatch(_Tensors):
+    """Packed rows for the student: [clean prompt + response | noised blocks], and what is to be predicted.
+
+    Attributes:
+        input_ids: [B, Q] int64; masked positions hold the mask token.
+        position_ids: [B, Q] int64; a noised token reuses the position id of the token that it stands for.
+        copy: [B, Q] int64; 0 the clean stream, 1, 2, ... the noised copies, -1 padding. Copies never see each other.
+        row: [M] int64, batch row of each supervised position.
+        predictor: [M] int64, column in `input_ids` whose output predicts it.
+        position: [M] int64, its position id: the column in the rollout, and the teacher's target.
+        weight: [M] float32, factor of its loss (1 but for the weighted cross-entropy of `sft`).
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    copy: torch.Tensor
+    row: torch.Tensor
+    predictor: torch.Tensor
+    position: torch.Tensor
+    weight: torch.Tensor
+
+
+@dataclass(frozen=True)
+class TeacherTargets(_Tensors):
+    """What the teacher says of each response position of a rollout: computed once, used for every state and update.
+
+    Attributes:
+        hidden: [B, T, D] the teacher's final hidden states of the causal pass; entry i-1 gives the target of token i.
+    """
+
+    hidden: torch.Tensor
+
+
+@dataclass(frozen=True)
+class LossSum:
+    """A sum and a count; the caller divides once, by the global count.
+
+    Attributes:
+        total: [] float32, sum of the losses, in nats, with its gradient.
+        count: [] float32, sum of the weights' number of positions (or rows, for the per-row mean).
+    """
+
+    total: torch.Tensor
+    count: torch.Tensor

@@ -1,0 +1,61 @@
+"""LoRA conversion: only an adapter trains, and the teacher is the same weights with the adapter off.
+
+LoRA: arXiv 2106.09685. Layers and merging are peft's.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import PreTrainedModel
+
+from opdlm.errors import MissingExtraError
+
+
+def add_adapter(model: PreTrainedModel, rank: int) -> None:
+    """Put a LoRA adapter of `rank` on every linear layer but the LM head; all other weights stop training."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise MissingExtraError("--lora-rank needs peft; install it with: pip install 'opdlm[lora]'") from error
+    head = model.get_output_embeddings()
+    names = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), model)
+
+
+@contextmanager
+def adapter_off(model: PreTrainedModel) -> Iterator[None]:
+    """The original model, for as long as the context lasts."""
+    layers = _adapted(model)
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def adapter_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The adapter's weights, for a checkpoint."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy with the adapter folded into plain weights: same class, same weight names as the ARLM."""
+    plain = copy.deepcopy(model)
+    for layer in _adapted(plain):
+        layer.merge()
+    for name, layer in [(n, m) for n, m in plain.named_modules() if hasattr(m, "base_layer")]:
+        parent, _, leaf = name.rpartition(".")
+        setattr(plain.get_submodule(parent), leaf, layer.base_layer)
+    if hasattr(plain, "peft_config"):
+        del plain.peft_config
+    return plain
+
+
+def _adapted(model: PreTrainedModel) -> list:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]

@@ -1,0 +1,180 @@
+"""`convert`: an ARLM and prompts in, a run's folder with a block-diffusion model out."""
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from opdlm.config import ConvertSettings, GenerationSettings, settings_from
+from opdlm.core.types import Geometry
+from opdlm.distill import adapter
+from opdlm.distill.data import Prompt, check_lengths, load_prompts, load_responses
+from opdlm.distill.loop import Evaluate, OnStep, Trainer
+from opdlm.distill.run_folder import RunFolder
+from opdlm.distill.teacher import Teacher
+from opdlm.errors import PromptsError, UsageError
+from opdlm.models.adapt import BlockDiffusionModel
+from opdlm.models.checkpoint import load_arlm, load_config, save_checkpoint
+from opdlm.models.devices import pick_device
+from opdlm.models.identity import identity_check
+from opdlm.models.tokens import SpecialTokens, encode_prompt, find_or_add_mask_token, special_tokens
+from opdlm.models.verdict import check_convertible
+from opdlm.recipes import load_recipe
+
+OnStart = Callable[[Trainer, float], None]
+
+
+def convert(
+    model: str,
+    prompts: str | Sequence[Prompt] = "",
+    output: str | Path = "",
+    *,
+    on_start: OnStart = lambda trainer, difference: None,
+    on_step: OnStep = lambda line: None,
+    evaluate: Evaluate | None = None,
+    **settings: Any,
+) -> Path:
+    """Turn the autoregressive `model` into a block-diffusion model by on-policy distillation.
+
+    Args:
+        model: folder or hub name of the ARLM.
+        prompts: file, hub data set, or a list of strings and conversations.
+        output: folder of the run, new or empty. The result is its sub-folder `model`.
+        on_start: called with the trainer and the identity check's largest difference before the first rollout.
+        on_step: called with each line of metrics. evaluate: called with the student at each checkpoint.
+        settings: fields of `opdlm.config.ConvertSettings`; `recipe` names their defaults.
+
+    Returns:
+        The folder of the converted model.
+
+    Raises:
+        OpdlmError: anything that the user can mend; nothing is left half-written.
+    """
+    given = prompts if isinstance(prompts, str) else ""
+    chosen = resolve(model=model, prompts=given, output=str(output), **settings)
+    return run(chosen, prompts if given == "" else None, on_start=on_start, on_step=on_step, evaluate=evaluate)
+
+
+def resume(
+    output: str | Path,
+    prompts: Sequence[Prompt] | None = None,
+    *,
+    on_start: OnStart = lambda trainer, difference: None,
+    on_step: OnStep = lambda line: None,
+    evaluate: Evaluate | None = None,
+) -> Path:
+    """Continue a run from its newest checkpoint with the settings in its config.toml; ends as if never interrupted."""
+    folder = RunFolder.open(Path(output))
+    return run(
+        folder.settings(), prompts, resuming=folder, on_start=on_start, on_step=on_step, evaluate=evaluate
+    )
+
+
+def resolve(**settings: Any) -> ConvertSettings:
+    """Settings with the recipe's values as defaults; ConfigError if a key is unknown or a value out of range."""
+    recipe = settings.get("recipe")
+    defaults = load_recipe(recipe) if recipe else {}
+    return settings_from(ConvertSettings, {**defaults, **settings})
+
+
+def run(
+    settings: ConvertSettings,
+    prompts: Sequence[Prompt] | None = None,
+    *,
+    resuming: RunFolder | None = None,
+    on_start: OnStart = lambda trainer, difference: None,
+    on_step: OnStep = lambda line: None,
+    evaluate: Evaluate | None = None,
+) -> Path:
+    """One conversion, from checks to the saved model."""
+    for name in ("model", "output"):
+        if not getattr(settings, name):
+            raise UsageError(f"no {name} given; name it with --{name}")
+    check_convertible(load_config(settings.model))
+    texts = load_prompts(settings.prompts, settings.prompts_column, settings.prompt_limit) if prompts is None else prompts
+    if not texts:
+        raise PromptsError("there are no prompts; name a file or a data set with --prompts")
+
+    device = pick_device(settings.device)
+    arlm, tokenizer = load_arlm(settings.model, device=device)
+    mask_token_id = find_or_add_mask_token(arlm, tokenizer)
+    tokens = special_tokens(arlm, tokenizer)
+    ids = [encode_prompt(tokenizer, text)[: settings.prompt_tokens] for text in texts]
+    student = BlockDiffusionModel(
+        arlm, Geometry(settings.block_size, settings.prediction, settings.context), mask_token_id
+    )
+    check_lengths(ids, settings.response_length.end, student.max_length, settings.block_size)
+    difference = identity_check(student)
+
+    folder = resuming or RunFolder.create(Path(settings.output), settings)
+    student, teacher = _student_and_teacher(student, settings, folder.latest())
+    trainer = Trainer(
+        student=student,
+        teacher=teacher,
+        tokens=tokens,
+        prompts=ids,
+        responses=_given_responses(settings, tokenizer, tokens),
+        settings=settings,
+        run=folder,
+        save_model=partial(_save, student, tokenizer, settings, folder),
+        on_step=on_step,
+        evaluate=evaluate,
+    )
+    on_start(trainer, difference)
+    trainer.train()
+    _save(student, tokenizer, settings, folder, folder.model)
+    return folder.model
+
+
+def _student_and_teacher(
+    model: BlockDiffusionModel, settings: ConvertSettings, checkpoint: Path | None
+) -> tuple[BlockDiffusionModel, Teacher]:
+    """The student, with the checkpoint's weights if there is one, and the frozen original."""
+    arlm = model.model
+    if settings.lora_rank is not None:
+        torch.manual_seed(settings.seed)
+        adapter.add_adapter(arlm, settings.lora_rank)
+        if checkpoint is not None:
+            arlm.load_state_dict(RunFolder.load_state(checkpoint)["adapter"], strict=False)
+        teacher = Teacher(model, frozen=partial(adapter.adapter_off, arlm))
+    else:
+        original = copy.deepcopy(arlm).requires_grad_(False)
+        teacher = Teacher(BlockDiffusionModel(original, model.geometry, model.mask_token_id))
+        if checkpoint is not None:
+            arlm.load_state_dict(load_arlm(checkpoint, device=model.device)[0].state_dict())
+    if settings.gradient_checkpointing:
+        arlm.gradient_checkpointing_enable({"use_reentrant": False})
+    return model, teacher
+
+
+def _given_responses(
+    settings: ConvertSettings, tokenizer: PreTrainedTokenizerBase, tokens: SpecialTokens
+) -> list[list[int]] | None:
+    if settings.responses_column is None:
+        return None
+    texts = load_responses(settings.prompts, settings.responses_column, settings.prompt_limit)
+    end = list(tokens.stop_token_ids[:1])
+    return [[*tokenizer.encode(text, add_special_tokens=False), *end] for text in texts]
+
+
+def _save(
+    student: BlockDiffusionModel,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: ConvertSettings,
+    folder: RunFolder,
+    target: Path,
+) -> None:
+    """The student as a Hugging Face folder; an adapter is merged into plain weights."""
+    model = student
+    if settings.lora_rank is not None:
+        model = BlockDiffusionModel(adapter.merged(student.model), student.geometry, student.mask_token_id)
+    provenance: dict[str, Any] = {"base_model": settings.model, "method": settings.method}
+    if folder.metrics.exists() and (lines := folder.metrics.read_text().splitlines()):
+        provenance["response tokens trained"] = json.loads(lines[-1])["total"]["tokens_trained"]
+    decoding = GenerationSettings(decoding=settings.rollout_decoding)
+    save_checkpoint(model, tokenizer, target, generation=decoding, provenance=provenance)

@@ -1,0 +1,67 @@
+"""The student's loss on a batch of states: hidden states at the masked positions, then LM head and divergence in chunks."""
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from opdlm.config import DistillSettings, ForwardKL, GeneralisedJSD, MixedKL
+from opdlm.core import divergence as div
+from opdlm.core.layout import Attention
+from opdlm.core.types import LossSum, Rollout, StateBatch, TeacherTargets
+from opdlm.distill.teacher import Teacher
+from opdlm.models.adapt import BlockDiffusionModel
+
+CHUNK_FLOATS = 2**25
+"""Logits of one chunk, in floats (128 MiB of float32): rows of a chunk = CHUNK_FLOATS / vocabulary."""
+
+
+def log_divergence(settings: DistillSettings) -> div.LogDivergence:
+    """The divergence that the settings name, as a function of log-probabilities."""
+    chosen = settings.divergence
+    if isinstance(chosen, ForwardKL):
+        function = div.forward_kl
+    elif isinstance(chosen, GeneralisedJSD):
+        function = partial(div.generalised_jsd, beta=chosen.beta)
+    elif isinstance(chosen, MixedKL):
+        function = partial(div.mixed_kl, reverse_weight=chosen.reverse_weight)
+    else:
+        function = div.reverse_kl
+    return function if settings.top_k is None else div.on_top_k(function, settings.top_k, settings.rest_bucket)
+
+
+def divergence_loss(
+    student: BlockDiffusionModel, states: StateBatch, teacher: Teacher, targets: TeacherTargets, function: div.LogDivergence
+) -> LossSum:
+    """Sum of the divergences from the teacher's targets over all supervised positions."""
+
+    def row_losses(hidden: torch.Tensor, part: slice) -> torch.Tensor:
+        expected = teacher.logits(targets, states.row[part], states.position[part]).log_softmax(-1)
+        return function(expected, student.logits(hidden).log_softmax(-1))
+
+    return _sum_over_positions(student, states, row_losses)
+
+
+def cross_entropy_loss(student: BlockDiffusionModel, states: StateBatch, rollout: Rollout) -> LossSum:
+    """Weighted cross-entropy of the text's own tokens: the masked-diffusion objective (`sft`)."""
+    tokens = rollout.input_ids[states.row, states.position]
+
+    def row_losses(hidden: torch.Tensor, part: slice) -> torch.Tensor:
+        return cross_entropy(student.logits(hidden), tokens[part], reduction="none")
+
+    return _sum_over_positions(student, states, row_losses)
+
+
+def _sum_over_positions(student: BlockDiffusionModel, states: StateBatch, row_losses) -> LossSum:  # noqa: ANN001
+    attention = Attention.within(student.geometry, states.position_ids, states.copy)
+    hidden = student.hidden(states.input_ids, attention)[states.row, states.predictor]
+    rows = max(1, CHUNK_FLOATS // student.model.get_output_embeddings().weight.shape[0])
+    count = torch.tensor(float(len(states.row)), device=hidden.device)
+    return div.chunked_sum(hidden, states.weight, count, row_losses, student.head_parameters(), rows)
+
+
+def per_row_mean(states: StateBatch, rows: int) -> StateBatch:
+    """Weights that make the sum over positions a sum of the rows' means (the published normalisation)."""
+    per_row = torch.zeros(rows, device=states.weight.device).index_add(0, states.row, torch.ones_like(states.weight))
+    return replace(states, weight=states.weight / per_row[states.row])

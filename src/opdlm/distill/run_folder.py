@@ -1,0 +1,99 @@
+"""The folder of a run: config.toml, metrics.jsonl, rollouts/, checkpoints/, model/. Every write is whole or not there."""
+
+import json
+import os
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+
+from opdlm.config import ConvertSettings, settings_from
+from opdlm.errors import CheckpointError, OutputExistsError, StorageError
+
+_STATE = "training_state.pt"
+_UNFINISHED = "unfinished-"
+
+
+class RunFolder:
+    """Paths and files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config, self.metrics = path / "config.toml", path / "metrics.jsonl"
+        self.rollouts, self.checkpoints, self.model = path / "rollouts", path / "checkpoints", path / "model"
+
+    @classmethod
+    def create(cls, path: Path, settings: ConvertSettings) -> "RunFolder":
+        """A new run. Raises OutputExistsError if the folder holds anything."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise OutputExistsError(f"{path} is not empty; choose another --output, or continue it with --resume")
+        run = cls(path)
+        try:
+            run.rollouts.mkdir(parents=True)
+            run.checkpoints.mkdir()
+            run.config.write_text(tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True)))
+        except OSError as error:
+            raise StorageError(f"cannot write to {path} ({error.strerror}); choose another --output") from error
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """An existing run, to resume."""
+        run = cls(path)
+        if not run.config.is_file():
+            raise CheckpointError(f"{path} holds no run to resume (no config.toml); start one without --resume")
+        for leftover in run.checkpoints.glob(f"{_UNFINISHED}*"):
+            shutil.rmtree(leftover)
+        return run
+
+    def settings(self) -> ConvertSettings:
+        """The settings that the run was started with."""
+        return settings_from(ConvertSettings, tomllib.loads(self.config.read_text()))
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def forget_after(self, rollouts_done: int) -> None:
+        """Drop metrics of rollouts that a resumed run will do again."""
+        if self.metrics.exists():
+            lines = [line for line in self.metrics.read_text().splitlines() if json.loads(line)["rollout"] <= rollouts_done]
+            self.metrics.write_text("".join(line + "\n" for line in lines))
+
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint."""
+        found = sorted(self.checkpoints.glob("rollout-*"))
+        return found[-1] if found else None
+
+    def save_state(self, rollouts_done: int, state: dict[str, Any], save_model: Any, keep: int) -> Path:
+        """A checkpoint: `save_model(folder)` writes the model, then the training state; renamed when both are there.
+
+        Raises:
+            StorageError: no room; earlier checkpoints stay as they are.
+        """
+        name = f"rollout-{rollouts_done:06d}"
+        unfinished, final = self.checkpoints / f"{_UNFINISHED}{name}", self.checkpoints / name
+        try:
+            save_model(unfinished)
+            torch.save(state, unfinished / _STATE)
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(unfinished, final)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise StorageError(f"cannot write checkpoint {final} ({error}); free some room, then use --resume") from error
+        for old in sorted(self.checkpoints.glob("rollout-*"))[:-keep]:
+            shutil.rmtree(old)
+        return final
+
+    @staticmethod
+    def load_state(checkpoint: Path) -> dict[str, Any]:
+        """The training state of a checkpoint. Raises CheckpointError if it is damaged."""
+        try:
+            return torch.load(checkpoint / _STATE, weights_only=True)
+        except (OSError, RuntimeError, EOFError) as error:
+            raise CheckpointError(f"{checkpoint / _STATE} is damaged or missing; delete {checkpoint} and resume") from error

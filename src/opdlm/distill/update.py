@@ -1,0 +1,60 @@
+"""The optimiser with its schedule: one update, refused if the loss is not finite."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from opdlm.config import OptimiserSettings
+from opdlm.core.schedules import learning_rate
+from opdlm.errors import NonFiniteLossError
+
+
+class Updater:
+    """AdamW over the parameters that train. `updates` is the planned number of updates: it shapes the decay."""
+
+    def __init__(self, parameters: Sequence[torch.nn.Parameter], settings: OptimiserSettings, updates: int) -> None:
+        self.parameters = [p for p in parameters if p.requires_grad]
+        self.settings, self.planned, self.done = settings, updates, 0
+        self.where_is_safe: Callable[[], str] = lambda: "no checkpoint yet"
+        self.optimiser = torch.optim.AdamW(
+            self.parameters,
+            lr=settings.learning_rate,
+            betas=(settings.beta1, settings.beta2),
+            weight_decay=settings.weight_decay,
+        )
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the next update."""
+        s = self.settings
+        return learning_rate(self.done, self.planned, s.learning_rate, s.final_learning_rate, s.warmup_updates)
+
+    def update(self, loss: float, rows: Sequence[int]) -> float:
+        """Apply the gradients; returns their norm before clipping.
+
+        Raises:
+            NonFiniteLossError: the loss or the gradient is not finite; the weights are as they were before.
+        """
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.optimiser.zero_grad()
+            raise NonFiniteLossError(
+                f"loss {loss} with gradient norm {norm} at update {self.done}, rows {list(rows)} of the rollout; "
+                f"last good checkpoint: {self.where_is_safe()}. Resume from it with a lower learning rate."
+            )
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.done += 1
+        return norm
+
+    def state(self) -> dict:
+        """What a resumed run needs to go on bit by bit."""
+        return {"optimiser": self.optimiser.state_dict(), "done": self.done}
+
+    def restore(self, state: dict) -> None:
+        """Continue from `state`."""
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.done = state["done"]

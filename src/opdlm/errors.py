@@ -1,0 +1,86 @@
+"""Every error that opdlm raises on purpose.
+
+    OpdlmError                                     exit code 2 unless said otherwise
+    ├── UsageError                (ValueError)     a setting or an input is wrong
+    │   ├── ConfigError
+    │   ├── PromptsError
+    │   ├── ContextLengthError
+    │   ├── ModelNotFoundError    (FileNotFoundError)
+    │   ├── UnsupportedModelError (NotImplementedError)
+    │   ├── MaskTokenError
+    │   ├── CheckpointError
+    │   ├── OutputExistsError     (FileExistsError)
+    │   ├── MissingExtraError     (ImportError)
+    │   └── PortInUseError        (OSError)
+    ├── StorageError              (OSError)        the machine ran out of room
+    ├── IdentityCheckError        (RuntimeError)   the adapted model is not the original
+    └── NonFiniteLossError        (ArithmeticError) exit code 1
+
+Each is also the standard error in brackets, so that code which knows nothing of opdlm can catch it. Raise them with one
+argument, a message of one line that ends with the fix (they keep it through pickle):
+`raise PromptsError("prompts.jsonl has no column 'prompt'; name one with --prompts-column")`.
+"""
+
+
+class OpdlmError(Exception):
+    """The root: catch it to catch all. The command line prints its message as one line and ends with `exit_code`."""
+
+    exit_code = 2
+
+
+class UsageError(OpdlmError, ValueError):
+    """A setting or an input is wrong; change it and run again."""
+
+
+class ConfigError(UsageError):
+    """A setting is unknown or its value is out of range; the message gives the nearest name or the range."""
+
+
+class PromptsError(UsageError):
+    """The prompts are missing, empty, or lack the column; the message names the columns found."""
+
+
+class ContextLengthError(UsageError):
+    """A prompt and its answer do not fit into the model's context; shorten either, the message gives the limit."""
+
+
+class ModelNotFoundError(UsageError, FileNotFoundError):
+    """No local folder and no hub model has this name; check the spelling, or download the model first."""
+
+
+class UnsupportedModelError(UsageError, NotImplementedError):
+    """No mask adapts this architecture (linear attention, encoder-decoder); choose a decoder with softmax attention."""
+
+
+class MaskTokenError(UsageError):
+    """The vocabulary has no mask token and no room for one; name an unused token, or let the embedding grow."""
+
+
+class CheckpointError(UsageError):
+    """A checkpoint is truncated or of another architecture; use an older one, or the model that it was made from."""
+
+
+class OutputExistsError(UsageError, FileExistsError):
+    """The output folder is not empty; choose another, or continue the run in it with --resume."""
+
+
+class MissingExtraError(UsageError, ImportError):
+    """An optional package is not installed; the message gives the extra, such as `pip install 'opdlm[serve]'`."""
+
+
+class PortInUseError(UsageError, OSError):
+    """Another program listens on the port; choose another with --port."""
+
+
+class StorageError(OpdlmError, OSError):
+    """A file could not be written, as when the disk is full; free some space, nothing half-written was left."""
+
+
+class IdentityCheckError(OpdlmError, RuntimeError):
+    """With a causal mask the adapted model differs from the original; do not train it, report the difference."""
+
+
+class NonFiniteLossError(OpdlmError, ArithmeticError):
+    """The loss is not finite and the optimiser step was not taken; resume from the checkpoint in the message."""
+
+    exit_code = 1

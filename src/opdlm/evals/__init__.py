@@ -1,0 +1,1 @@
+"""Tasks, answer extraction, grading, and the execution of generated code in a child process."""

@@ -1,0 +1,285 @@
+"""Any Hugging Face decoder as a block-diffusion model: our masks and position ids, its own code and weights.
+
+Shape letters: B rows, Q queries, K keys, T positions, V vocabulary, D hidden size.
+
+No model file is copied. A 4D mask given to a decoder of transformers >= 5 reaches its attention layers as it is
+(`masking_utils._preprocess_mask_arguments`); a decoder that mixes full and sliding layers takes a dict with a mask for
+each kind. Keys and values of a cached pass go through `KVCache`, which the decoder takes for any other cache.
+"""
+
+import torch
+from torch import nn
+from torch.nn.attention.flex_attention import BlockMask
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from opdlm.core.layout import PADDING, Attention, causal
+from opdlm.core.types import Geometry
+from opdlm.errors import IdentityCheckError, UnsupportedModelError
+from opdlm.models.cache import KVCache
+from opdlm.models.parts import input_embedding, lm_head
+from opdlm.models.verdict import check_convertible, sliding_windows
+
+NEVER_SAMPLED = -1e30
+"""Logit of the mask token: finite in float32, and of probability exactly 0 after a softmax."""
+
+_MASKED_ATTENTION = ("sdpa", "eager", "flex_attention")
+
+
+class BlockDiffusionModel(nn.Module):
+    """A decoder that attends as `Attention` says instead of from left to right.
+
+    The decoder itself, `.model`, keeps its class, its parameters and their names. Always in eval mode as far as dropout
+    and router noise go: a conversion compares two distributions, and noise in one of them is part of no method here.
+    `train()` therefore only switches gradient checkpointing on, where the decoder has it enabled.
+
+    Attributes:
+        model: the decoder with its language-model head.
+        geometry: blocks, prediction and context that this model was or will be trained for.
+        mask_token_id: the id that stands for "not yet known".
+    """
+
+    def __init__(self, model: PreTrainedModel, geometry: Geometry, mask_token_id: int):
+        """Switches `model` to eval mode; UnsupportedModelError if no mask adapts its architecture or attention."""
+        super().__init__()
+        check_convertible(model.config)
+        implementation = model.config._attn_implementation
+        if implementation not in _MASKED_ATTENTION:
+            raise UnsupportedModelError(
+                f"attention implementation {implementation!r} takes no mask; load the model with "
+                "attn_implementation='sdpa', 'eager' or 'flex_attention'"
+            )
+        self.model = model
+        self.geometry = geometry
+        self.mask_token_id = mask_token_id
+        self._windows = sliding_windows(model.config)
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def max_length(self) -> int | None:
+        """Most positions of prompt and answer; None where the architecture sets no limit.
+
+        Rotary frequencies that change with the length of the text ("longrope", "dynamic") would turn cached keys stale,
+        so such a model is used up to the length at which they begin to change.
+        """
+        config = self.model.config
+        limit = getattr(config, "max_position_embeddings", None)
+        rope = getattr(config, "rope_parameters", None) or {}
+        if rope.get("rope_type") in ("longrope", "dynamic"):
+            return rope.get("original_max_position_embeddings") or limit
+        return limit
+
+    def at(self, geometry: Geometry) -> "BlockDiffusionModel":
+        """The same decoder (shared, not copied) with another geometry."""
+        view = BlockDiffusionModel(self.model, geometry, self.mask_token_id)
+        return view.train(self.training)
+
+    def train(self, mode: bool = True) -> "BlockDiffusionModel":
+        """Eval mode throughout; with `mode`, layers with gradient checkpointing enabled recompute their activations."""
+        self.training = mode
+        self.model.eval()
+        for module in self.model.modules():
+            if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+                module.training = mode
+        return self
+
+    def forward(self, input_ids: torch.Tensor, attention: Attention, cache: KVCache | None = None) -> torch.Tensor:
+        """`hidden`, so that wrappers which hook `forward` (DDP) work."""
+        return self.hidden(input_ids, attention, cache)
+
+    def hidden(self, input_ids: torch.Tensor, attention: Attention, cache: KVCache | None = None) -> torch.Tensor:
+        """Final hidden states, behind the last norm.
+
+        Args:
+            input_ids: [B, Q] int64.
+            attention: who sees whom; its query positions are the position ids.
+            cache: without it the keys are the queries. With it, keys and values of the queries are first written at the
+                columns of their position ids (padding queries write nothing), then attention runs over the columns
+                [0, K), K = the width of `attention.key_position`, which must number these columns.
+
+        Returns:
+            [B, Q, D] in the model's dtype; rows of padding queries mean nothing.
+        """
+        if cache is not None:
+            if self.training:
+                raise RuntimeError("a cached pass needs eval(): gradient checkpointing would drop the cache")
+            valid = attention.query_copy != PADDING
+            cache.prepare(attention.query_position, valid, attention.key_position.shape[1])
+        output = self.model.base_model(
+            input_ids=input_ids,
+            attention_mask=self._mask(attention),
+            position_ids=attention.query_position,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return output.last_hidden_state
+
+    def causal_hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The ARLM's own pass. [B, T] ids, aligned to the left -> [B, T, D]; padding on the right changes nothing."""
+        return self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., D] -> [..., V] float32, with the scale and the soft cap of the architecture.
+
+        The mask token's entry is NEVER_SAMPLED: no decoder writes it and it carries no probability.
+        """
+        config = self.model.config
+        logits = lm_head(self.model)(hidden).float()
+        if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
+            logits = logits * scale
+        if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
+            logits = logits / divisor
+        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma
+            logits = cap * (logits / cap).tanh()
+        # In place: no operation above keeps its last result for the backward pass, and [..., V] is the largest tensor.
+        return logits.index_fill_(-1, torch.tensor(self.mask_token_id, device=logits.device), NEVER_SAMPLED)
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """What `logits` reads; with tied embeddings the embedding matrix is among them."""
+        return list(lm_head(self.model).parameters())
+
+    def _mask(self, attention: Attention) -> torch.Tensor | BlockMask | dict[str, torch.Tensor | BlockMask]:
+        """One mask for a decoder of one layer kind, else a mask for each kind."""
+        masks = {kind: self._one_mask(attention, window) for kind, window in self._windows.items()}
+        return next(iter(masks.values())) if len(masks) == 1 else masks
+
+    def _one_mask(self, attention: Attention, window: int | None) -> torch.Tensor | BlockMask:
+        """[B, 1, Q, K]: bool for SDPA, added to the scores for eager attention; a BlockMask for FlexAttention."""
+        implementation = self.model.config._attn_implementation
+        if implementation == "flex_attention":
+            return attention.flex(window)
+        visible = attention.dense(window)[:, None]
+        if implementation == "sdpa":
+            return visible
+        hidden = torch.finfo(self.dtype).min
+        return torch.zeros_like(visible, dtype=self.dtype).masked_fill(~visible, hidden)
+
+
+# --- the identity check -------------------------------------------------------------------------------------------
+
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+_LONGEST_WINDOW = 1024
+
+
+@torch.no_grad()
+def identity_check(model: BlockDiffusionModel, tolerance: float | None = None) -> float:
+    """Proves on random tokens that the adapted model under a causal mask is the original, and that masks rule it.
+
+    Args:
+        tolerance: largest allowed difference, as a share of the largest logit (at least of 1). Default: by the model's
+            dtype, from 1e-4 in float32 to 3e-2 in bfloat16. Check in float32 where memory allows.
+
+    Returns:
+        The largest absolute difference of a logit (the mask token's aside).
+
+    Raises:
+        IdentityCheckError: names the part that differs: the causal pass, the LM head, the sliding window, the cache,
+            the positions, or the mask itself.
+    """
+    was_training = model.training
+    model.eval()
+    allowed = _TOLERANCE.get(model.dtype, 1e-4) if tolerance is None else tolerance
+    try:
+        difference = _check_logits(model, allowed)
+        _check_window(model, allowed)
+        _check_positions(model, allowed)
+        _check_cache(model, allowed)
+        _check_mask_rules(model)
+    finally:
+        model.train(was_training)
+    return difference
+
+
+def _random_ids(model: BlockDiffusionModel, rows: int, length: int) -> torch.Tensor:
+    vocabulary = input_embedding(model.model).weight.shape[0]
+    generator = torch.Generator().manual_seed(20260606)
+    return torch.randint(0, vocabulary, (rows, length), generator=generator).to(model.device)
+
+
+def _positions(ids: torch.Tensor) -> torch.Tensor:
+    return torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+
+
+def _compare(ours: torch.Tensor, original: torch.Tensor, allowed: float, part: str) -> float:
+    """Largest absolute difference; raises if it is larger than `allowed` times the largest original entry (or 1)."""
+    ours, original = ours.float(), original.float()
+    difference = (ours - original).abs().max().item()
+    limit = allowed * max(1.0, original.abs().max().item())
+    if not difference <= limit:  # a NaN must not pass
+        raise IdentityCheckError(
+            f"{part} differs from the original by {difference:.3g} (allowed: {limit:.3g}); "
+            "this architecture is not adapted faithfully, choose another model and report this one"
+        )
+    return difference
+
+
+def _check_logits(model: BlockDiffusionModel, allowed: float) -> float:
+    """Rows of different lengths, padded on the right, through the original's own forward and through ours."""
+    ids = _random_ids(model, 3, 23)
+    position = _positions(ids)
+    valid = position < torch.tensor([[5], [14], [23]], device=ids.device)
+    sampled = torch.arange(model.logits(model.causal_hidden(ids[:1, :1])).shape[-1], device=ids.device)
+    sampled = sampled != model.mask_token_id
+
+    def check(ours: torch.Tensor, original: torch.Tensor, part: str) -> float:
+        return _compare(model.logits(ours)[..., sampled], original[..., sampled], allowed, part)
+
+    unpadded = model.model(input_ids=ids[2:], use_cache=False).logits
+    check(model.causal_hidden(ids[2:]), unpadded, "the LM head (a scale or soft cap of its own?)")
+    original = model.model(input_ids=ids, attention_mask=valid.long(), use_cache=False).logits[valid]
+    check(model.causal_hidden(ids)[valid], original, "the causal pass over rows padded on the right (not causal?)")
+    return check(model.hidden(ids, causal(position, valid))[valid], original, "the pass under our causal mask")
+
+
+def _check_window(model: BlockDiffusionModel, allowed: float) -> None:
+    """A row longer than the sliding window, where that is affordable."""
+    windows = [window for window in model._windows.values() if window is not None and window <= _LONGEST_WINDOW]
+    if not windows:
+        return
+    ids = _random_ids(model, 1, max(windows) + 9)
+    attention = causal(_positions(ids), torch.ones_like(ids, dtype=torch.bool))
+    _compare(model.hidden(ids, attention), model.causal_hidden(ids), allowed, "the pass beyond the sliding window")
+
+
+def _check_positions(model: BlockDiffusionModel, allowed: float) -> None:
+    """Columns in reverse order with their position ids: packed rows need a model that looks at these alone."""
+    ids = _random_ids(model, 1, 17)
+    attention = causal(_positions(ids).flip(1), torch.ones_like(ids, dtype=torch.bool))
+    reversed_hidden = model.hidden(ids.flip(1), attention).flip(1)
+    _compare(reversed_hidden, model.causal_hidden(ids), allowed, "the pass over reordered columns")
+
+
+def _check_cache(model: BlockDiffusionModel, allowed: float) -> None:
+    """The second half of a row on the cached keys of the first."""
+    ids = _random_ids(model, 2, 18)
+    position, half = _positions(ids), 9
+    copy = torch.zeros_like(ids)
+    cache, parts = KVCache(2, 18), []
+    for start in (0, half):
+        end = start + half
+        span = slice(start, end)
+        geometry = Geometry(1, context="causal")
+        attention = Attention(geometry, position[:, span], copy[:, span], position[:, :end], copy[:, :end])
+        parts.append(model.hidden(ids[:, span], attention, cache))
+    _compare(torch.cat(parts, 1), model.causal_hidden(ids), allowed, "the pass with a KV cache")
+
+
+def _check_mask_rules(model: BlockDiffusionModel) -> None:
+    """In one block of 8, the first output must depend on the last token: a model that ignores masks stays causal."""
+    ids = _random_ids(model, 1, 8)
+    other = ids.clone()
+    other[0, -1] = (ids[0, -1] + 1) % input_embedding(model.model).weight.shape[0]
+    attention = Attention.within(Geometry(8), _positions(ids), torch.zeros_like(ids))
+    if torch.equal(model.hidden(ids, attention)[0, 0], model.hidden(other, attention)[0, 0]):
+        raise IdentityCheckError(
+            "the model ignores its attention mask (a bidirectional one changes nothing); "
+            "load it with attn_implementation='sdpa' or 'eager', or choose another model"
+        )

@@ -1,0 +1,118 @@
+"""The KV cache of block diffusion: preallocated, written by column, read up to the longest row.
+
+Shape letters: B rows, Q queries, K keys, H key/value heads, T columns, D head size.
+
+Column = position id. What a column means is said by the mask alone (`Attention.key_copy`), never by the cache: a
+finished block, a block that is still being denoised and the rest of an earlier text look alike here. So rolling a row
+back, filling a slot with another prompt or overwriting a block in its next round needs no work: the caller marks the
+columns as empty, or lets the next forward write over them.
+"""
+
+from typing import Any, cast
+
+import torch
+from transformers import Cache
+
+
+class _Layer:
+    """Keys and values of one layer, each [B, H, T + 1, D]; the last column takes what nobody reads."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor):
+        self.keys, self.values = keys, values
+
+
+class KVCache(Cache):
+    """One preallocated buffer a layer, allocated at the first forward from what the layer writes.
+
+    Only for passes without gradients: the buffers are written in place.
+    """
+
+    def __init__(self, rows: int, length: int):
+        """A cache for `rows` rows and the position ids 0 to `length` - 1."""
+        super().__init__(layers=[])
+        self.rows, self.length = rows, length
+        self._layers: dict[int, _Layer] = {}
+        self._slots: torch.Tensor | None = None
+        self._columns: torch.Tensor | None = None
+        self._visible = 0
+
+    def prepare(self, position: torch.Tensor, valid: torch.Tensor, visible: int) -> None:
+        """Says where the next forward writes and how far it reads: `BlockDiffusionModel.hidden` calls it.
+
+        Args:
+            position: [B, Q] int64, position ids of the queries.
+            valid: [B, Q] bool; the others are padding, whose keys and values are thrown away.
+            visible: K, the columns that attention runs over.
+        """
+        if visible > self.length:
+            raise ValueError(f"the cache has {self.length} columns, the mask has {visible}; call grow() first")
+        self._columns = torch.where(valid, position, self.length)
+        self._visible = visible
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes [B, H, Q, D] keys and values at the prepared columns; returns all of them, [B, H, K, D].
+
+        Called by the attention layers of transformers.
+        """
+        if key_states.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError("KVCache works without gradients only; call the model under torch.no_grad()")
+        if self._columns is None:
+            raise RuntimeError("KVCache.prepare was not called before the forward pass")
+        layer = self._layers.get(layer_idx)
+        if layer is None:
+            layer = self._layers[layer_idx] = _Layer(self._allocate(key_states), self._allocate(value_states))
+        rows = self._row_index(key_states.device)
+        layer.keys[rows[:, None], :, self._columns] = key_states.transpose(1, 2)
+        layer.values[rows[:, None], :, self._columns] = value_states.transpose(1, 2)
+        return self._read(layer.keys), self._read(layer.values)
+
+    def at(self, slots: torch.Tensor) -> "KVCache":
+        """A view for a forward pass over the rows `slots` [b] alone, such as a prefill; it writes into this cache."""
+        view = KVCache(self.rows, self.length)
+        view._layers, view._slots = self._layers, slots
+        return view
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Keeps the rows `rows` [b], in that order."""
+        self.rows = int(rows.shape[0])
+        for layer in self._layers.values():
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+
+    def grow(self, length: int) -> None:
+        """Makes room for the position ids 0 to `length` - 1; never shrinks."""
+        if length <= self.length:
+            return
+        for layer in self._layers.values():
+            layer.keys, layer.values = self._longer(layer.keys, length), self._longer(layer.values, length)
+        self.length = length
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """0: transformers would count from it, but positions and masks are always given."""
+        return 0
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """T, the columns there are."""
+        return self.length
+
+    def __len__(self) -> int:
+        """Layers written so far."""
+        return len(self._layers)
+
+    def _allocate(self, states: torch.Tensor) -> torch.Tensor:
+        # Zeros, because a hidden column is multiplied by a probability of 0, and 0 * NaN is NaN.
+        _, heads, _, width = states.shape
+        return states.new_zeros(self.rows, heads, self.length + 1, width)
+
+    def _longer(self, buffer: torch.Tensor, length: int) -> torch.Tensor:
+        longer = buffer.new_zeros(*buffer.shape[:2], length + 1, buffer.shape[3])
+        longer[:, :, : self.length] = buffer[:, :, : self.length]
+        return longer
+
+    def _row_index(self, device: torch.device) -> torch.Tensor:
+        return torch.arange(self.rows, device=device) if self._slots is None else self._slots
+
+    def _read(self, buffer: torch.Tensor) -> torch.Tensor:
+        seen = buffer[:, :, : self._visible]
+        return seen if self._slots is None else cast(torch.Tensor, seen[self._slots])

@@ -1,0 +1,136 @@
+"""Mask, pad and stop ids, and how a prompt becomes ids: in one place."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from opdlm.errors import MaskTokenError, PromptsError
+from opdlm.models.parts import input_embedding, lm_head
+
+MASK_TOKEN = "<|mask|>"
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The ids with a meaning of their own.
+
+    Attributes:
+        mask_token_id: stands for "not yet known".
+        pad_token_id: fills rows; never read, so a model without one uses a stop token.
+        stop_token_ids: any of them ends a text; the tokenizer's first. May be empty: then only the length cap ends it.
+    """
+
+    mask_token_id: int
+    pad_token_id: int
+    stop_token_ids: tuple[int, ...]
+
+
+def special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
+    """Reads them from the tokenizer and the model's generation config; raises MaskTokenError without a mask token."""
+    mask = _as_ids(tokenizer.mask_token_id)
+    if not mask:
+        raise MaskTokenError("the tokenizer has no mask token; convert the model with `opdlm convert`, which adds one")
+    generation = getattr(model, "generation_config", None)
+    stops = _as_ids(tokenizer.eos_token_id) + _as_ids(getattr(generation, "eos_token_id", None))
+    stops = tuple(dict.fromkeys(stops))
+    pad = (_as_ids(tokenizer.pad_token_id) + stops + mask)[0]
+    return SpecialTokens(mask[0], pad, stops)
+
+
+def _as_ids(value: Any) -> tuple[int, ...]:
+    """transformers writes one id, a list of ids, or nothing (None)."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def find_or_add_mask_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The mask token's id; afterwards the tokenizer knows it and the embedding has a row for it.
+
+    Order: the tokenizer's own mask token; else "<|mask|>" as a new token. It takes the first row behind the vocabulary:
+    an unused one where the embedding is padded, else one that is added. A new token starts as the mean of all used
+    embeddings, in the input matrix and, if it has its own, in the output matrix.
+
+    Raises:
+        MaskTokenError: the id that the tokenizer gives to a new token is in use already.
+    """
+    rows = input_embedding(model).weight.shape[0]
+    known = _as_ids(tokenizer.mask_token_id)
+    if known:
+        if known[0] >= rows:
+            _grow(model, rows, known[0] + 1)
+        return known[0]
+    taken = tokenizer.get_vocab()
+    tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
+    (mask,) = _as_ids(tokenizer.mask_token_id)
+    if MASK_TOKEN in taken:  # an ordinary token of the vocabulary before, and a trained one
+        return mask
+    if mask in taken.values():
+        raise MaskTokenError(
+            f"the vocabulary has gaps and the new mask token got the id {mask} of another token; "
+            "give the tokenizer a mask_token of its own"
+        )
+    if mask >= rows:
+        _grow(model, rows, mask + 1)
+    else:
+        _set_to_mean(model, slice(mask, mask + 1), used=mask)
+    return mask
+
+
+def _grow(model: PreTrainedModel, rows: int, wanted: int) -> None:
+    """Adds embedding rows (and rows of the LM head), each the mean of the old ones."""
+    model.resize_token_embeddings(wanted, mean_resizing=False)
+    _set_to_mean(model, slice(rows, wanted), used=rows)
+
+
+@torch.no_grad()
+def _set_to_mean(model: PreTrainedModel, new: slice, used: int) -> None:
+    """Fills the rows `new` of both matrices with the mean of their first `used` rows; for tied ones it is done once."""
+    weights = [module.get_parameter("weight") for module in (input_embedding(model), lm_head(model))]
+    for weight in {id(weight): weight for weight in weights}.values():
+        weight[new] = weight[:used].float().mean(0).to(weight.dtype)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, Any]]) -> list[int]:
+    """A prompt as token ids, ready to be continued.
+
+    Args:
+        prompt: text, or chat messages with "role" and "content". With a chat template, text is one user message;
+            without one, it is tokenised as it is, with what the tokenizer puts before a text (BOS), nothing behind.
+
+    Raises:
+        PromptsError: the prompt is empty, has messages but the tokenizer no chat template, or the template refuses it.
+    """
+    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+        raise PromptsError("the prompt is empty; write some text")
+    if tokenizer.chat_template:
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        ids = _apply_template(tokenizer, messages)
+    elif isinstance(prompt, str):
+        ids = _encode_text(tokenizer, prompt)
+    else:
+        raise PromptsError("the tokenizer has no chat template; give prompts as plain text, not as messages")
+    if not ids:
+        raise PromptsError(f"the tokenizer makes no token of the prompt {prompt!r}; write another")
+    return ids
+
+
+def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> list[int]:
+    for message in messages:
+        if not {"role", "content"} <= message.keys():
+            raise PromptsError(f"a chat message needs 'role' and 'content', this one has {sorted(message)}; add them")
+    try:
+        ids: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    except TemplateError as error:
+        raise PromptsError(f"the chat template refuses the messages ({error}); follow the roles it expects") from error
+    return list(ids)
+
+
+def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids, bare = tokenizer(text)["input_ids"], tokenizer(text, add_special_tokens=False)["input_ids"]
+    # Some tokenizers also close the text with end-of-sequence: then nothing could follow it.
+    closed = ids[-1:] == [tokenizer.eos_token_id] and bare[-1:] != ids[-1:]
+    return ids[:-1] if closed else ids

@@ -1,0 +1,27 @@
+"""Recipes: settings that were measured, as data. Each file says where its values come from."""
+
+import tomllib
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from opdlm.errors import ConfigError
+
+
+def names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(p.name.removesuffix(".toml") for p in files(__name__).iterdir() if p.name.endswith(".toml"))
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """The settings of a recipe of the package, or of a .toml file. Raises ConfigError if there is none."""
+    path = Path(name) if name.endswith(".toml") else files(__name__) / f"{name}.toml"
+    if not path.is_file():
+        near = get_close_matches(name, names(), 1)
+        hint = f"did you mean {near[0]!r}" if near else f"choose one of {', '.join(names())}, or give a .toml file"
+        raise ConfigError(f"there is no recipe {name!r}; {hint}")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"recipe {name} is not valid TOML ({error}); correct it") from error

@@ -1,0 +1,1 @@
+"""The one sampler that serves rollouts, evaluation, the command line and the server."""

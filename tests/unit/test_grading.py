@@ -1,0 +1,171 @@
+"""Right answers count as right, and nothing that merely looks like one does."""
+
+from dataclasses import dataclass
+from decimal import Decimal
+
+import pytest
+
+from opdlm.errors import UsageError
+from opdlm.evals.grading import extract_code, extract_number, grade
+
+
+@dataclass(frozen=True)
+class Question:
+    family: str
+    answer: str
+    calls: tuple[tuple[str, str], ...] = ()
+    prompt: str = "?"
+    response: str = ""
+    tag: str = ""
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("#### 72", "72"),
+        ("3*4=12. #### 12", "12"),
+        ("####12", "12"),
+        ("####   12  ", "12"),
+        ("####\t12\r\nmore text 99", "12"),
+        ("#### 1,234,567", "1234567"),
+        ("#### 1 234", "1234"),
+        ("#### 1234", "1234"),
+        ("#### 007", "7"),
+        ("#### 0", "0"),
+        ("#### -5", "-5"),
+        ("#### -1,000.50", "-1000.5"),
+        ("#### 2.0", "2"),
+        ("#### 1 #### 2", "2"),
+        ("#### 1\nno\n#### 3", "3"),
+        ("##### 4", "4"),
+    ],
+)
+def test_number_found(text, number):
+    """Without it a right answer could count as wrong for the way in which its number is written."""
+    assert extract_number(text) == Decimal(number)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "72",
+        "The answer is 72.",
+        "### 72",
+        "####",
+        "#### ",
+        "####\n72",
+        "#### 72 apples",
+        "#### $72",
+        "#### 72%",
+        "#### 72.",
+        "#### 7 2",
+        "#### 12,34",
+        "#### 1,2345",
+        "#### 3/4",
+        "#### 5 #### ",
+        "#### - 5",
+        "#### --5",
+        "#### +5",
+        "#### 1e3",
+        "#### 0x10",
+        "#### .",
+        "#### nan",
+        "#### Infinity",
+        "#### ٣",
+        "#### ²",
+    ],
+)
+def test_no_number(text):
+    """Without it numbers that are no final answer could be graded, by luck as right."""
+    assert extract_number(text) is None
+
+
+def test_maths_uses_the_last_mark_and_the_value():
+    """Without it a worked step, or an earlier attempt, could decide."""
+    question = Question("maths", "1200")
+    assert grade(question, "600*2=1200. #### 1,200")
+    assert grade(question, "#### 600 #### 01200")
+    assert not grade(question, "#### 1200 #### 600")
+    assert not grade(question, "600*2=1200.")
+    assert not grade(question, "#### 120")
+
+
+def test_recall_wants_the_whole_word_in_the_first_sentence():
+    """Without it longer words, or a list of guesses in later sentences, would pass."""
+    question = Question("recall", "Isk")
+    assert grade(question, "The river of Beldan is the Isk.")
+    assert grade(question, "\n isk")
+    assert grade(question, "(Isk), I think")
+    assert not grade(question, "The river of Beldan is the Isko.")
+    assert not grade(question, "The river of Beldan is the Brisk.")
+    assert not grade(question, "It is the Arn. Or the Isk.")
+    assert not grade(question, "It is the Arn\nIsk")
+    assert not grade(question, "")
+
+
+def test_recall_takes_the_answer_literally():
+    """Without it an answer with signs would act as a pattern."""
+    assert grade(Question("recall", "C++"), "He writes C++ at night")
+    assert not grade(Question("recall", "a|b"), "a")
+
+
+def test_edit_wants_the_exact_first_line():
+    """Without it a near miss would pass, or a right line fail for the spaces around it."""
+    question = Question("edit", "ant bag bed")
+    assert grade(question, "ant bag bed")
+    assert grade(question, "\n  ant bag bed \r\nand more")
+    assert not grade(question, "ant bag")
+    assert not grade(question, "ant bag bed bell")
+    assert not grade(question, "ant  bag bed")
+    assert not grade(question, "Ant bag bed")
+    assert not grade(question, "here:\nant bag bed")
+    assert not grade(question, "")
+
+
+BODY = "def f(x):\n    return x + 1\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"```python\n{BODY}```",
+        f"```\n{BODY}```",
+        f"``` py\n{BODY}```\n",
+        f"Sure:\n\n```python\n{BODY}```\nIt adds one to `x`.",
+        f"```python\n{BODY}",
+        f"```python\n{BODY}```\n\n```python\nf(2)\n```",
+        f"```python\n{BODY}```".replace("\n", "\r\n"),
+        "1. like this\n   ```python\n   def f(x):\n       return x + 1\n   ```",
+    ],
+)
+def test_code_in_a_fence(text):
+    """Without it the prose around code would make right code a syntax error."""
+    assert extract_code(text) == BODY
+
+
+@pytest.mark.parametrize("text", ["", BODY, 'def f():\n    return "```"\n', "```"])
+def test_code_without_a_fence_is_left_alone(text):
+    """Without it plain code could lose a part of itself."""
+    assert extract_code(text) == text
+
+
+def test_code_is_run():
+    """Without it code would be judged by its looks, or by its first call alone."""
+    question = Question("code", "f", (("f(1)", "2"), ("f(-1)", "0")))
+    assert grade(question, BODY)
+    assert grade(question, f"```python\n{BODY}```")
+    assert not grade(question, "def f(x):\n    return 2\n")
+    assert not grade(question, "def g(x):\n    return x + 1\n")
+    assert not grade(question, "def f(x) return x + 1")
+    assert not grade(question, "")
+
+
+def test_problems_that_cannot_be_graded_are_refused():
+    """Without it a mistake in a task would read as a perfect, or a hopeless, model."""
+    with pytest.raises(UsageError, match="poetry"):
+        grade(Question("poetry", "x"), "x")
+    with pytest.raises(UsageError, match="no calls"):
+        grade(Question("code", "f"), BODY)
+    with pytest.raises(UsageError, match="no number"):
+        grade(Question("maths", "twelve"), "#### 12")
