@@ -1,6 +1,6 @@
 """Tiny random models and a tiny tokenizer, built in code: no test reads a model from disk or from the hub."""
 
-from functools import cache
+from functools import cache, partial
 
 import torch
 import transformers
@@ -71,6 +71,9 @@ def tiny_model(name: str = "llama", seed: int = 0, attention: str = "sdpa", **ch
         )
     return model.eval()
 
+
+assert_close = partial(torch.testing.assert_close, atol=2e-5, rtol=1e-5)
+"""Equal up to the rounding of float32 in a tiny model."""
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'][0] }}:{{ message['content'] }};{% endfor %}"

@@ -31,21 +31,21 @@ class StaticDecoding(Settings):
     """A fixed number of tokens a round, the most confident first."""
 
     kind: Literal["static"] = "static"
-    tokens_per_round: int = Field(1, ge=1, description="tokens committed in each round of a block")
+    tokens_per_round: int = Field(default=1, ge=1, description="tokens committed in each round of a block")
 
 
 class SequentialDecoding(Settings):
     """A fixed number of tokens a round, from left to right."""
 
     kind: Literal["sequential"] = "sequential"
-    tokens_per_round: int = Field(1, ge=1, description="tokens committed in each round of a block")
+    tokens_per_round: int = Field(default=1, ge=1, description="tokens committed in each round of a block")
 
 
 class DynamicDecoding(Settings):
     """Every token whose probability is above the threshold, at least the single best one."""
 
     kind: Literal["dynamic"] = "dynamic"
-    threshold: float = Field(0.9, ge=0, le=1, description="probability above which a token is committed")
+    threshold: float = Field(default=0.9, ge=0, le=1, description="probability above which a token is committed")
 
 
 def _decoding_from_text(value: Any) -> Any:
@@ -84,14 +84,14 @@ class GeneralisedJSD(Settings):
     """beta KL(teacher || m) + (1 - beta) KL(student || m), m = beta teacher + (1 - beta) student."""
 
     kind: Literal["jsd"] = "jsd"
-    beta: float = Field(0.5, gt=0, lt=1, description="weight of the teacher in the mixture")
+    beta: float = Field(default=0.5, gt=0, lt=1, description="weight of the teacher in the mixture")
 
 
 class MixedKL(Settings):
     """(1 - reverse_weight) forward KL + reverse_weight reverse KL."""
 
     kind: Literal["mixed_kl"] = "mixed_kl"
-    reverse_weight: float = Field(0.5, ge=0, le=1, description="share of the reverse KL")
+    reverse_weight: float = Field(default=0.5, ge=0, le=1, description="share of the reverse KL")
 
 
 def _divergence_from_text(value: Any) -> Any:
@@ -117,73 +117,93 @@ DivergenceField = Annotated[Divergence, BeforeValidator(_divergence_from_text)]
 class GenerationSettings(Settings):
     """How text is written: the same settings for rollouts, evaluation and users."""
 
-    decoding: DecodingField = Field(DynamicDecoding(), description="static[:N], sequential[:N] or dynamic[:THRESHOLD]")
-    max_new_tokens: int = Field(256, ge=1, description="most tokens written after the prompt")
-    temperature: float = Field(0.0, ge=0, description="0 takes the most probable token")
-    top_k: int = Field(0, ge=0, description="sample among the k most probable tokens; 0 is off")
-    top_p: float = Field(1.0, gt=0, le=1, description="sample among the smallest set with this much probability")
-    seed: int = Field(0, ge=0, description="row i of a batch draws from seed + i")
+    decoding: DecodingField = Field(
+        default=DynamicDecoding(), description="static[:N], sequential[:N] or dynamic[:THRESHOLD]"
+    )
+    max_new_tokens: int = Field(default=256, ge=1, description="most tokens written after the prompt")
+    temperature: float = Field(default=0.0, ge=0, description="0 takes the most probable token")
+    top_k: int = Field(default=0, ge=0, description="sample among the k most probable tokens; 0 is off")
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="sample among the smallest set with this much probability"
+    )
+    seed: int = Field(default=0, ge=0, description="row i of a batch draws from seed + i")
 
 
 class LengthRamp(Settings):
     """Longest response of a rollout, growing from `start` to `end`."""
 
-    start: int = Field(100, ge=1, description="tokens at the first rollout")
-    end: int = Field(4000, ge=1, description="tokens from the last ramp rollout on")
-    rollouts: int = Field(100, ge=0, description="rollouts until the full length; 0 starts with it")
-    shape: Literal["cosine", "linear"] = Field("cosine", description="the launchers use cosine, the paper says linear")
+    start: int = Field(default=100, ge=1, description="tokens at the first rollout")
+    end: int = Field(default=4000, ge=1, description="tokens from the last ramp rollout on")
+    rollouts: int = Field(default=100, ge=0, description="rollouts until the full length; 0 starts with it")
+    shape: Literal["cosine", "linear"] = Field(
+        default="cosine", description="the launchers use cosine, the paper says linear"
+    )
 
 
 class OptimiserSettings(Settings):
     """AdamW with warm-up and cosine decay."""
 
-    learning_rate: float = Field(1e-5, gt=0, description="peak learning rate")
-    final_learning_rate: float = Field(1e-6, ge=0, description="learning rate at the last update")
-    warmup_updates: int = Field(5, ge=0, description="updates of linear warm-up")
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.999, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    clip_norm: float = Field(1.0, gt=0, description="largest gradient norm")
+    learning_rate: float = Field(default=1e-5, gt=0, description="peak learning rate")
+    final_learning_rate: float = Field(default=1e-6, ge=0, description="learning rate at the last update")
+    warmup_updates: int = Field(default=5, ge=0, description="updates of linear warm-up")
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0, description="largest gradient norm")
 
 
 class DistillSettings(Settings):
     """One conversion, without the places where its files are."""
 
     # geometry
-    block_size: int = Field(4, ge=1, le=1024, description="tokens in a block")
-    prediction: Prediction = Field("same", description="same: output i is token i; shifted: output i-1 is token i")
-    context: Context = Field("block", description="attention of finished text: block, or causal as in the ARLM")
+    block_size: int = Field(default=4, ge=1, le=1024, description="tokens in a block")
+    prediction: Prediction = Field(
+        default="same", description="same: output i is token i; shifted: output i-1 is token i"
+    )
+    context: Context = Field(default="block", description="attention of finished text: block, or causal as in the ARLM")
 
     # what is learnt from
-    method: Method = Field("opd", description="opd, or a control: onpolicy_text, offpolicy_kd, sft")
-    states: StateSelection = Field("one_per_block", description="which visited states are trained on")
-    prompts_per_rollout: int = Field(128, ge=1, description="prompts answered with the same weights")
-    rollouts: int | None = Field(None, ge=1, description="number of rollouts; not set: one epoch over the prompts")
-    warm_start_rollouts: int = Field(0, ge=0, description="first rollouts written by the teacher, with random masks")
-    rollout_decoding: DecodingField = Field(DynamicDecoding(), description="as --decoding of generate")
-    rollout_temperature: float = Field(1.0, ge=0, description="temperature of rollouts")
-    rollout_batch: int = Field(32, ge=1, description="rows decoded at once")
+    method: Method = Field(default="opd", description="opd, or a control: onpolicy_text, offpolicy_kd, sft")
+    states: StateSelection = Field(default="one_per_block", description="which visited states are trained on")
+    prompts_per_rollout: int = Field(default=128, ge=1, description="prompts answered with the same weights")
+    rollouts: int | None = Field(
+        default=None, ge=1, description="number of rollouts; not set: one epoch over the prompts"
+    )
+    warm_start_rollouts: int = Field(
+        default=0, ge=0, description="first rollouts written by the teacher, with random masks"
+    )
+    rollout_decoding: DecodingField = Field(default=DynamicDecoding(), description="as --decoding of generate")
+    rollout_temperature: float = Field(default=1.0, ge=0, description="temperature of rollouts")
+    rollout_batch: int = Field(default=32, ge=1, description="rows decoded at once")
     response_length: LengthRamp = LengthRamp()
 
     # the loss
-    divergence: DivergenceField = Field(ForwardKL(), description="forward_kl, reverse_kl, jsd[:BETA], mixed_kl[:W]")
-    top_k: int | None = Field(None, ge=1, description="compare only the teacher's k most probable tokens")
-    rest_bucket: bool = Field(True, description="with top_k: all other tokens count as one (else a partial sum)")
-    supervise_end: bool = Field(True, description="train on the end-of-sequence token")
-    normalisation: Literal["global", "per_row_mean"] = Field("global", description="mean over tokens, or over rows")
+    divergence: DivergenceField = Field(
+        default=ForwardKL(), description="forward_kl, reverse_kl, jsd[:BETA], mixed_kl[:W]"
+    )
+    top_k: int | None = Field(default=None, ge=1, description="compare only the teacher's k most probable tokens")
+    rest_bucket: bool = Field(
+        default=True, description="with top_k: all other tokens count as one (else a partial sum)"
+    )
+    supervise_end: bool = Field(default=True, description="train on the end-of-sequence token")
+    normalisation: Literal["global", "per_row_mean"] = Field(
+        default="global", description="mean over tokens, or over rows"
+    )
 
     # the update
-    rows_per_update: int = Field(8, ge=1, description="rollout rows in one optimiser update")
-    rows_per_micro_batch: int | None = Field(None, ge=1, description="rows in one backward pass; default: all")
+    rows_per_update: int = Field(default=8, ge=1, description="rollout rows in one optimiser update")
+    rows_per_micro_batch: int | None = Field(default=None, ge=1, description="rows in one backward pass; default: all")
     optimiser: OptimiserSettings = OptimiserSettings()
-    gradient_checkpointing: bool = Field(False, description="trade time for memory in the student's pass")
-    lora_rank: int | None = Field(None, ge=1, description="train an adapter of this rank instead of all weights")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU")
-    seed: int = Field(0, ge=0)
+    gradient_checkpointing: bool = Field(default=False, description="trade time for memory in the student's pass")
+    lora_rank: int | None = Field(
+        default=None, ge=1, description="train an adapter of this rank instead of all weights"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on a GPU")
+    seed: int = Field(default=0, ge=0)
 
     # keeping
-    save_every_rollouts: int = Field(10, ge=1, description="rollouts between checkpoints")
-    keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept on disk")
+    save_every_rollouts: int = Field(default=10, ge=1, description="rollouts between checkpoints")
+    keep_checkpoints: int = Field(default=2, ge=1, description="checkpoints kept on disk")
 
     @model_validator(mode="after")
     def _consistent(self) -> "DistillSettings":
@@ -197,15 +217,15 @@ class DistillSettings(Settings):
 class ConvertSettings(DistillSettings):
     """`opdlm convert`: a conversion with its places."""
 
-    model: str = Field("", description="folder or hub name of the autoregressive model")
-    prompts: str = Field("", description=".jsonl, .json, .parquet or .txt file, or a hub data set")
-    prompts_column: str | None = Field(None, description="column of strings or chat messages; default: found")
-    responses_column: str | None = Field(None, description="with method sft: column of given responses")
-    prompt_limit: int | None = Field(None, ge=1, description="use only the first prompts")
-    prompt_tokens: int | None = Field(None, ge=1, description="keep only the first tokens of each prompt")
-    output: str = Field("", description="folder of the run; must be new or empty")
-    recipe: str | None = Field(None, description="name of a recipe, or a .toml file, that gives the defaults")
-    device: str = Field("auto", description="cpu, cuda, mps, or auto")
+    model: str = Field(default="", description="folder or hub name of the autoregressive model")
+    prompts: str = Field(default="", description=".jsonl, .json, .parquet or .txt file, or a hub data set")
+    prompts_column: str | None = Field(default=None, description="column of strings or chat messages; default: found")
+    responses_column: str | None = Field(default=None, description="with method sft: column of given responses")
+    prompt_limit: int | None = Field(default=None, ge=1, description="use only the first prompts")
+    prompt_tokens: int | None = Field(default=None, ge=1, description="keep only the first tokens of each prompt")
+    output: str = Field(default="", description="folder of the run; must be new or empty")
+    recipe: str | None = Field(default=None, description="name of a recipe, or a .toml file, that gives the defaults")
+    device: str = Field(default="auto", description="cpu, cuda, mps, or auto")
 
 
 _Chosen = TypeVar("_Chosen", bound=Settings)

@@ -7,7 +7,6 @@ from functools import cache
 
 import pytest
 import torch
-from support import ARCHITECTURES, MASK, VOCABULARY, WINDOW, tiny_model
 from torch.nn.attention.flex_attention import create_mask
 
 from opdlm.core.layout import Attention, causal
@@ -15,9 +14,9 @@ from opdlm.core.types import Geometry
 from opdlm.models.adapt import NEVER_SAMPLED, BlockDiffusionModel, identity_check
 from opdlm.models.cache import KVCache
 from opdlm.models.parts import input_embedding
+from support import ARCHITECTURES, MASK, VOCABULARY, WINDOW, assert_close, tiny_model
 
 SIZE, LENGTH = 4, 22  # five whole blocks and half a block; three sliding windows
-CLOSE = {"atol": 2e-5, "rtol": 1e-5}
 
 each_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 
@@ -57,7 +56,7 @@ def test_a_causal_mask_gives_the_original_logits(name: str) -> None:
     expected = model.model(input_ids=ids).logits
     hidden = model.hidden(ids, causal(positions(ids), torch.ones_like(ids, dtype=torch.bool)))
     logits = model.logits(hidden)
-    torch.testing.assert_close(logits[..., :MASK], expected[..., :MASK], **CLOSE)
+    assert_close(logits[..., :MASK], expected[..., :MASK])
     assert (logits[..., MASK] == NEVER_SAMPLED).all()
     assert identity_check(model) <= 1e-4
 
@@ -67,7 +66,7 @@ def test_a_causal_mask_gives_the_original_logits(name: str) -> None:
 def test_blocks_of_one_token_are_causal(name: str) -> None:
     """Else block boundaries would be off by one somewhere, for every block size."""
     model, ids = adapted(name), random_ids()
-    torch.testing.assert_close(model.hidden(ids, clean(Geometry(1), ids)), model.causal_hidden(ids), **CLOSE)
+    assert_close(model.hidden(ids, clean(Geometry(1), ids)), model.causal_hidden(ids))
 
 
 @each_architecture
@@ -78,7 +77,7 @@ def test_a_causal_context_is_the_original_stream(name: str) -> None:
     row, position, copy = packed(ids)
     geometry = Geometry(SIZE, context="causal")
     hidden = model.hidden(row, Attention.within(geometry, position, copy))
-    torch.testing.assert_close(hidden[:, :LENGTH], model.causal_hidden(ids), **CLOSE)
+    assert_close(hidden[:, :LENGTH], model.causal_hidden(ids))
 
 
 @each_architecture
@@ -87,7 +86,7 @@ def test_padding_on_the_right_changes_nothing(name: str) -> None:
     """Else the teacher's targets would depend on the other rows of the batch."""
     model, ids = adapted(name), random_ids()
     padded = torch.cat([ids, random_ids(seed=1)], 1)
-    torch.testing.assert_close(model.causal_hidden(padded)[:, :LENGTH], model.causal_hidden(ids), **CLOSE)
+    assert_close(model.causal_hidden(padded)[:, :LENGTH], model.causal_hidden(ids))
 
 
 # --- blocks -------------------------------------------------------------------------------------------------------
@@ -100,13 +99,11 @@ def seen_by_definition(geometry: Geometry, attention: Attention, window: int | N
     for b, q, k in torch.cartesian_prod(torch.arange(rows), torch.arange(queries), torch.arange(keys)).tolist():
         q_pos, q_copy = int(attention.query_position[b, q]), int(attention.query_copy[b, q])
         k_pos, k_copy = int(attention.key_position[b, k]), int(attention.key_copy[b, k])
-        same, earlier = q_pos // geometry.block_size == k_pos // geometry.block_size, k_pos // geometry.block_size < (
-            q_pos // geometry.block_size
-        )
+        q_block, k_block = q_pos // geometry.block_size, k_pos // geometry.block_size
         if q_copy == 0:
-            seen[b, q, k] = k_copy == 0 and (same or earlier)
+            seen[b, q, k] = k_copy == 0 and k_block <= q_block
         else:
-            seen[b, q, k] = (k_copy == 0 and earlier) or (k_copy == q_copy and same)
+            seen[b, q, k] = (k_copy == 0 and k_block < q_block) or (k_copy == q_copy and k_block == q_block)
         if window is not None and q_pos - k_pos >= window:
             seen[b, q, k] = False
     return seen
@@ -123,7 +120,7 @@ def test_one_block_is_bidirectional(name: str) -> None:
     mask = {"mistral": near, "gemma3": {"full_attention": everything, "sliding_attention": near}}.get(name, everything)
     expected = model.model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions(ids))
     hidden = model.hidden(ids, clean(Geometry(64), ids))
-    torch.testing.assert_close(hidden, expected.last_hidden_state, **CLOSE)
+    assert_close(hidden, expected.last_hidden_state)
     assert not torch.allclose(hidden[:, 0], model.causal_hidden(ids)[:, 0], atol=1e-3)
 
 
@@ -139,8 +136,8 @@ def test_a_packed_row_is_its_blocks_one_by_one(name: str) -> None:
         alone = torch.cat([ids[:, :start], row[:, LENGTH + start : LENGTH + end]], 1)
         attention = Attention.within(model.geometry, positions(alone), (positions(alone) >= start).long())
         expected = model.hidden(alone, attention)[:, start:]
-        torch.testing.assert_close(together[:, LENGTH + start : LENGTH + end], expected, **CLOSE)
-    torch.testing.assert_close(together[:, :LENGTH], model.hidden(ids, clean(model.geometry, ids)), **CLOSE)
+        assert_close(together[:, LENGTH + start : LENGTH + end], expected)
+    assert_close(together[:, :LENGTH], model.hidden(ids, clean(model.geometry, ids)))
 
 
 @each_architecture
@@ -163,7 +160,7 @@ def test_cached_is_uncached(name: str) -> None:
         attention = Attention(model.geometry, window, query_copy, keys, key_copy)
         hidden = model.hidden(ids.gather(1, window), attention, cache)
         expected = whole.gather(1, window[..., None].expand(-1, -1, whole.shape[-1]))
-        torch.testing.assert_close(hidden[inside[:, 0]], expected[inside[:, 0]], **CLOSE)
+        assert_close(hidden[inside[:, 0]], expected[inside[:, 0]])
 
 
 @each_architecture
@@ -241,7 +238,7 @@ def test_eager_attention_is_sdpa() -> None:
     for name in ("llama", "gemma3"):
         eager = BlockDiffusionModel(tiny_model(name, attention="eager"), Geometry(SIZE), MASK)
         expected = adapted(name).hidden(ids, clean(Geometry(SIZE), ids))
-        torch.testing.assert_close(eager.hidden(ids, clean(Geometry(SIZE), ids)), expected, **CLOSE)
+        assert_close(eager.hidden(ids, clean(Geometry(SIZE), ids)), expected)
 
 
 # --- the head -----------------------------------------------------------------------------------------------------

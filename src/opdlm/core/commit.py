@@ -1,7 +1,7 @@
 """Which masked tokens are fixed in this round: candidates with their confidence, and the commit rules.
 
 Shape letters: B rows, S positions of the block, V vocabulary. Every rule is a pure function
-(confidence [B, S], masked [B, S]) -> commit [B, S] bool that commits at least one masked token of each row that has one.
+(confidence [B, S], masked [B, S]) -> commit [B, S] bool that commits at least one masked token of each row with any.
 """
 
 from typing import Protocol

@@ -84,7 +84,7 @@ def chunked_sum(
 
 class _ChunkedSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, row_losses, chunk_rows, want_gradient, *parameters):  # noqa: ANN001, ANN205
+    def forward(ctx, hidden, weight, row_losses, chunk_rows, want_gradient, *parameters):
         total = hidden.new_zeros((), dtype=torch.float32)
         hidden_gradient = torch.zeros_like(hidden)
         gradients = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
@@ -104,7 +104,8 @@ class _ChunkedSum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, scale):  # noqa: ANN001, ANN205
+    def backward(ctx, *grad_outputs):
+        (scale,) = grad_outputs
         hidden_gradient, *gradients = ctx.saved_tensors
         scaled = [(g * scale).to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
         return hidden_gradient * scale, None, None, None, None, *scaled

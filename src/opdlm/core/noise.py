@@ -27,5 +27,5 @@ def uniform(seed: torch.Tensor, *counters: torch.Tensor) -> torch.Tensor:
     """float64 in [0, 1) for each element of the broadcast int64 tensors `seed` and `counters`."""
     state = _mix(seed)
     for counter in counters:
-        state = _mix(state ^ _mix(counter))
+        state = _mix(state ^ counter)  # not ^ _mix(counter): then equal seed and counter would cancel
     return _shift_right(state, 11).to(torch.float64) * 2.0**-53

@@ -1,7 +1,7 @@
 """From a rollout to the states that the student is trained on: which tokens are masked, and the packed rows.
 
 Shape letters: B rows, T columns of the rollout, C noised copies, S block size, Q columns of a packed row, M supervised
-positions. A state of a block at round r is what the decoder saw in that round: the tokens with commit_round >= r masked.
+positions. The state of a block at round r is what the decoder saw then: the tokens with commit_round >= r masked.
 """
 
 from typing import Literal
@@ -29,9 +29,9 @@ def select_states(
         rollout: B rows.
         geometry: blocks are aligned to absolute positions, as in decoding.
         selection: "one_per_block": one realised round of each block, uniformly (the published recipe). "all": every
-            realised round, one copy each. "one_per_rollout": one global step of the row (Algorithm 1 as printed): blocks
-            before it are finished, its own block is as it was, blocks behind it are still empty. "random_mask": a random
-            number of tokens, at random places, in each block (OPDLM_off, and the BD3-LM objective).
+            realised round, one copy each. "one_per_rollout": one global step of the row (Algorithm 1 as printed):
+            blocks before it are finished, its own block is as it was, blocks behind it are still empty. "random_mask":
+            a random number of tokens, at random places, in each block (OPDLM_off, and the BD3-LM objective).
         mask_token_id: what stands at masked positions.
         seed: [B] int64; decides every random choice of the row.
         supervise_end: whether the stop token itself is in the loss.
@@ -40,7 +40,7 @@ def select_states(
     columns = torch.arange(rollout.input_ids.shape[1], device=masked.device)
     last = rollout.length - (rollout.stopped & (not supervise_end)).long()
     supervised = masked & (columns < last[:, None])[:, None]
-    weight = _inverse_share(supervised, rollout, geometry.block_size) if selection == "random_mask" else None
+    weight = _inverse_share(masked, rollout, geometry.block_size) if selection == "random_mask" else None
     return _pack(rollout, geometry, mask_token_id, masked, supervised, weight)
 
 
@@ -78,7 +78,7 @@ def _masked(rollout: Rollout, block_size: int, selection: Selection, seed: torch
 def _random_masks(rollout: Rollout, block_size: int, seed: torch.Tensor) -> torch.Tensor:
     """[B, T] bool: in each block with n response tokens, m ~ U{1..n} of them; what was never filled stays masked."""
     rounds, _ = _blocks(rollout, block_size)
-    rows, count, size = rounds.shape
+    _, count, size = rounds.shape
     position = torch.arange(count * size, device=rounds.device).view(count, size)
     response = (rounds >= 0) & (position < rollout.length[:, None, None])
     tokens = response.sum(-1)
@@ -90,16 +90,15 @@ def _random_masks(rollout: Rollout, block_size: int, seed: torch.Tensor) -> torc
     return masked.flatten(1)[:, : rollout.input_ids.shape[1]]
 
 
-def _inverse_share(supervised: torch.Tensor, rollout: Rollout, block_size: int) -> torch.Tensor:
-    """[B, C, T] float32 n/m of each position's block: the 1/t weight of the masked-diffusion bound (arXiv 2503.09573)."""
-    width = supervised.shape[-1]
-    columns = torch.arange(width, device=supervised.device)
+def _inverse_share(masked: torch.Tensor, rollout: Rollout, block_size: int) -> torch.Tensor:
+    """[B, C, T] float32 n/m of each position's block: the 1/t weight of the diffusion bound (arXiv 2503.09573)."""
+    columns = torch.arange(masked.shape[-1], device=masked.device)
     response = (columns >= rollout.prompt_length[:, None]) & (columns < rollout.length[:, None])
     block = (columns // block_size).expand_as(response)
     empty = torch.zeros(response.shape[0], int(block.max()) + 1, device=response.device)
     tokens = empty.scatter_add(1, block, response.float()).gather(1, block)
-    masked = empty.scatter_add(1, block, supervised[:, 0].float()).gather(1, block)
-    return (tokens / masked.clamp(min=1))[:, None]
+    picked = empty.scatter_add(1, block, (masked[:, 0] & response).float()).gather(1, block)
+    return (tokens / picked.clamp(min=1))[:, None]
 
 
 def _pack(

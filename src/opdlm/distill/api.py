@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,9 @@ from opdlm.distill.loop import Evaluate, OnStep, Trainer
 from opdlm.distill.run_folder import RunFolder
 from opdlm.distill.teacher import Teacher
 from opdlm.errors import PromptsError, UsageError
-from opdlm.models.adapt import BlockDiffusionModel
+from opdlm.models.adapt import BlockDiffusionModel, identity_check
 from opdlm.models.checkpoint import load_arlm, load_config, save_checkpoint
 from opdlm.models.devices import pick_device
-from opdlm.models.identity import identity_check
 from opdlm.models.tokens import SpecialTokens, encode_prompt, find_or_add_mask_token, special_tokens
 from opdlm.models.verdict import check_convertible
 from opdlm.recipes import load_recipe
@@ -70,16 +69,20 @@ def resume(
 ) -> Path:
     """Continue a run from its newest checkpoint with the settings in its config.toml; ends as if never interrupted."""
     folder = RunFolder.open(Path(output))
-    return run(
-        folder.settings(), prompts, resuming=folder, on_start=on_start, on_step=on_step, evaluate=evaluate
-    )
+    return run(folder.settings(), prompts, resuming=folder, on_start=on_start, on_step=on_step, evaluate=evaluate)
 
 
 def resolve(**settings: Any) -> ConvertSettings:
     """Settings with the recipe's values as defaults; ConfigError if a key is unknown or a value out of range."""
     recipe = settings.get("recipe")
     defaults = load_recipe(recipe) if recipe else {}
-    return settings_from(ConvertSettings, {**defaults, **settings})
+    # A group that is given in part keeps the recipe's other values: `response_length={"end": 512}`.
+    merged = {
+        name: {**defaults[name], **value}
+        for name, value in settings.items()
+        if isinstance(value, Mapping) and "kind" not in value and isinstance(defaults.get(name), Mapping)
+    }
+    return settings_from(ConvertSettings, {**defaults, **settings, **merged})
 
 
 def run(
@@ -96,7 +99,9 @@ def run(
         if not getattr(settings, name):
             raise UsageError(f"no {name} given; name it with --{name}")
     check_convertible(load_config(settings.model))
-    texts = load_prompts(settings.prompts, settings.prompts_column, settings.prompt_limit) if prompts is None else prompts
+    texts = (
+        load_prompts(settings.prompts, settings.prompts_column, settings.prompt_limit) if prompts is None else prompts
+    )
     if not texts:
         raise PromptsError("there are no prompts; name a file or a data set with --prompts")
 
@@ -111,14 +116,15 @@ def run(
     check_lengths(ids, settings.response_length.end, student.max_length, settings.block_size)
     difference = identity_check(student)
 
+    responses = _given_responses(settings, tokenizer, tokens)
+    student, teacher = _student_and_teacher(student, settings, resuming.latest() if resuming else None)
     folder = resuming or RunFolder.create(Path(settings.output), settings)
-    student, teacher = _student_and_teacher(student, settings, folder.latest())
     trainer = Trainer(
         student=student,
         teacher=teacher,
         tokens=tokens,
         prompts=ids,
-        responses=_given_responses(settings, tokenizer, tokens),
+        responses=responses,
         settings=settings,
         run=folder,
         save_model=partial(_save, student, tokenizer, settings, folder),
@@ -148,7 +154,7 @@ def _student_and_teacher(
         if checkpoint is not None:
             arlm.load_state_dict(load_arlm(checkpoint, device=model.device)[0].state_dict())
     if settings.gradient_checkpointing:
-        arlm.gradient_checkpointing_enable({"use_reentrant": False})
+        model.checkpoint_activations()
     return model, teacher
 
 

@@ -42,7 +42,9 @@ def load_responses(source: str, column: str, limit: int | None = None) -> list[s
     rows = load_rows(source)[:limit]
     for index, row in enumerate(rows):
         if not isinstance(row, dict) or not isinstance(row.get(column), str):
-            raise PromptsError(f"row {index} of {source} has no text in column {column!r}; name another --responses-column")
+            raise PromptsError(
+                f"row {index} of {source} has no text in column {column!r}; name another --responses-column"
+            )
     return [row[column] for row in rows]
 
 
@@ -101,7 +103,11 @@ def _load_hub(name: str) -> list[Any]:
 def _as_prompt(value: Any, index: int, source: str) -> Prompt:
     if isinstance(value, str) and value.strip():
         return value
-    if isinstance(value, list) and value and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in value):
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in value)
+    ):
         # A prompt ends with the user's turn: an answer that the data set brings along is not used.
         end = len(value) - 1 if value[-1]["role"] == "assistant" else len(value)
         return [{"role": m["role"], "content": m["content"]} for m in value[:end]]
@@ -111,7 +117,9 @@ def _as_prompt(value: Any, index: int, source: str) -> Prompt:
     )
 
 
-def check_lengths(prompts: Sequence[Sequence[int]], longest_response: int, context: int | None, block_size: int) -> None:
+def check_lengths(
+    prompts: Sequence[Sequence[int]], longest_response: int, context: int | None, block_size: int
+) -> None:
     """Raises ContextLengthError if a prompt and its longest response do not fit into the model's context."""
     if context is None:
         return

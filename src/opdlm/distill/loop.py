@@ -3,7 +3,7 @@
 import random
 import resource
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -127,21 +127,25 @@ class Trainer:
         random_masks = warm or method != "opd"
         return Recipe(write, "random_mask" if random_masks else settings.states, self._loss(method))
 
-    def _loss(self, method: str):  # noqa: ANN202
+    def _loss(self, method: str):
         if method == "sft":
             return lambda states, texts, targets: losses.cross_entropy_loss(self.student, states, texts)
         function = losses.log_divergence(self.settings)
-        return lambda states, texts, targets: losses.divergence_loss(self.student, states, self.teacher, targets, function)
+        return lambda states, texts, targets: losses.divergence_loss(
+            self.student, states, self.teacher, targets, function
+        )
 
-    def _by_student(self, prompts, seeds, **common):  # noqa: ANN001, ANN003, ANN202
+    def _by_student(self, prompts, seeds, **common):
         return rollout.written_by_student(self.student, prompts=prompts, seeds=seeds, **common)
 
-    def _by_teacher(self, prompts, seeds, **common):  # noqa: ANN001, ANN003, ANN202
+    def _by_teacher(self, prompts, seeds, **common):
         with self.teacher.frozen():
             size = self.settings.block_size
-            return rollout.written_by_teacher(self.teacher.model, prompts=prompts, seeds=seeds, block_size=size, **common)
+            return rollout.written_by_teacher(
+                self.teacher.model, prompts=prompts, seeds=seeds, block_size=size, **common
+            )
 
-    def _given(self, prompts, seeds, responses, cap) -> tuple[Rollout, int]:  # noqa: ANN001
+    def _given(self, prompts, seeds, responses, cap) -> tuple[Rollout, int]:
         text = rollout.given(prompts, responses, self.tokens, self.settings.block_size, cap)
         return text.to(self.student.device), 0
 
@@ -179,20 +183,25 @@ class Trainer:
 
     def _restore(self, updater: Updater) -> tuple[int, dict[str, Any]]:
         """Continue after the newest checkpoint, whose weights the student already has: next rollout, last metrics."""
-        checkpoint = self.run.latest() if self.run is not None else None
-        if checkpoint is None or self.run is None:
+        if self.run is None:
+            return 0, {}
+        checkpoint = self.run.latest()
+        if checkpoint is None:
+            self.run.forget_after(0)
             return 0, {}
         state = self.run.load_state(checkpoint)
         updater.restore(state["updater"])
-        self.run.forget_after(state["rollouts"])
+        self.run.forget_after(state["rollouts"], state["line"])
         return state["rollouts"], state["line"]
 
 
 def trained_parameters(model: PreTrainedModel) -> int:
     """Parameters that multiply each token: all but an input embedding with no second use as the LM head."""
     total = sum(p.numel() for p in model.parameters())
-    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    return total if tied else total - model.get_input_embeddings().weight.numel()
+    embedding = model.get_input_embeddings().get_parameter("weight")
+    head = model.get_output_embeddings()
+    tied = head is not None and head.get_parameter("weight") is embedding
+    return total if tied else total - embedding.numel()
 
 
 def peak_process_bytes() -> int:

@@ -1,4 +1,4 @@
-"""The student's loss on a batch of states: hidden states at the masked positions, then LM head and divergence in chunks."""
+"""The student's loss on a batch of states: hidden states at masked positions, LM head and divergence in chunks."""
 
 from dataclasses import replace
 from functools import partial
@@ -32,7 +32,11 @@ def log_divergence(settings: DistillSettings) -> div.LogDivergence:
 
 
 def divergence_loss(
-    student: BlockDiffusionModel, states: StateBatch, teacher: Teacher, targets: TeacherTargets, function: div.LogDivergence
+    student: BlockDiffusionModel,
+    states: StateBatch,
+    teacher: Teacher,
+    targets: TeacherTargets,
+    function: div.LogDivergence,
 ) -> LossSum:
     """Sum of the divergences from the teacher's targets over all supervised positions."""
 
@@ -53,10 +57,10 @@ def cross_entropy_loss(student: BlockDiffusionModel, states: StateBatch, rollout
     return _sum_over_positions(student, states, row_losses)
 
 
-def _sum_over_positions(student: BlockDiffusionModel, states: StateBatch, row_losses) -> LossSum:  # noqa: ANN001
+def _sum_over_positions(student: BlockDiffusionModel, states: StateBatch, row_losses) -> LossSum:
     attention = Attention.within(student.geometry, states.position_ids, states.copy)
     hidden = student.hidden(states.input_ids, attention)[states.row, states.predictor]
-    rows = max(1, CHUNK_FLOATS // student.model.get_output_embeddings().weight.shape[0])
+    rows = max(1, CHUNK_FLOATS // student.head_parameters()[0].shape[0])
     count = torch.tensor(float(len(states.row)), device=hidden.device)
     return div.chunked_sum(hidden, states.weight, count, row_losses, student.head_parameters(), rows)
 

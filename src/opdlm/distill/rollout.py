@@ -45,7 +45,11 @@ def written_by_teacher(
 
 
 def given(
-    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], tokens: SpecialTokens, block_size: int, cap: int
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    tokens: SpecialTokens,
+    block_size: int,
+    cap: int,
 ) -> Rollout:
     """Ground-truth responses as a rollout (for `sft`); each is cut at `cap` tokens."""
     texts = [[*p, *r[:cap]] for p, r in zip(prompts, responses, strict=True)]

@@ -1,10 +1,10 @@
-"""The folder of a run: config.toml, metrics.jsonl, rollouts/, checkpoints/, model/. Every write is whole or not there."""
+"""The folder of a run: config.toml, metrics.jsonl, rollouts/, checkpoints/, model/. Writes are whole or not there."""
 
 import json
-import os
 import shutil
 import tomllib
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import tomli_w
@@ -55,14 +55,26 @@ class RunFolder:
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with self.metrics.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise StorageError(
+                f"cannot write {self.metrics} ({error.strerror}); free some room, then use --resume"
+            ) from error
 
-    def forget_after(self, rollouts_done: int) -> None:
-        """Drop metrics of rollouts that a resumed run will do again."""
-        if self.metrics.exists():
-            lines = [line for line in self.metrics.read_text().splitlines() if json.loads(line)["rollout"] <= rollouts_done]
-            self.metrics.write_text("".join(line + "\n" for line in lines))
+    def forget_after(self, rollouts_done: int, last_line: dict[str, Any] | None = None) -> None:
+        """Drop metrics of rollouts that a resumed run will do again, and a line that was cut while it was written.
+
+        `last_line`: that of the checkpoint, added if the run ended between the checkpoint and its line.
+        """
+        written = self.metrics.read_text().splitlines() if self.metrics.exists() else []
+        lines = [line for text in written if (line := _parsed(text)) is not None and line["rollout"] <= rollouts_done]
+        if last_line is not None and (not lines or lines[-1]["rollout"] < rollouts_done):
+            lines.append(last_line)
+        whole = self.metrics.with_suffix(".partial")
+        whole.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        whole.replace(self.metrics)
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint."""
@@ -82,10 +94,12 @@ class RunFolder:
             torch.save(state, unfinished / _STATE)
             if final.exists():
                 shutil.rmtree(final)
-            os.replace(unfinished, final)
+            unfinished.replace(final)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             shutil.rmtree(unfinished, ignore_errors=True)
-            raise StorageError(f"cannot write checkpoint {final} ({error}); free some room, then use --resume") from error
+            raise StorageError(
+                f"cannot write checkpoint {final} ({error}); free some room, then use --resume"
+            ) from error
         for old in sorted(self.checkpoints.glob("rollout-*"))[:-keep]:
             shutil.rmtree(old)
         return final
@@ -95,5 +109,15 @@ class RunFolder:
         """The training state of a checkpoint. Raises CheckpointError if it is damaged."""
         try:
             return torch.load(checkpoint / _STATE, weights_only=True)
-        except (OSError, RuntimeError, EOFError) as error:
-            raise CheckpointError(f"{checkpoint / _STATE} is damaged or missing; delete {checkpoint} and resume") from error
+        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+            raise CheckpointError(
+                f"{checkpoint / _STATE} is damaged or missing; delete {checkpoint} and resume"
+            ) from error
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """A line of metrics, or None if it is not whole."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None

@@ -1,6 +1,6 @@
 """One training step: the method, in one function.
 
-    prompts -> rollout -> states -> teacher's targets -> divergence -> update
+prompts -> rollout -> states -> teacher's targets -> divergence -> update
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -74,7 +74,9 @@ def training_step(
             states = select_states(
                 texts, student.geometry, recipe.selection, mask_token_id, seed[index], settings.supervise_end
             )
-            batch.append((texts, per_row_mean(states, len(index)) if settings.normalisation == "per_row_mean" else states))
+            batch.append(
+                (texts, per_row_mean(states, len(index)) if settings.normalisation == "per_row_mean" else states)
+            )
         positions = sum(len(states.row) for _, states in batch)
         # One division, by the count over the whole update: micro-batches cannot change the result.
         divisor = len(rows) if settings.normalisation == "per_row_mean" else max(1, positions)
@@ -83,8 +85,10 @@ def training_step(
         for texts, states in batch:
             targets = teacher.targets(texts)
             clock.lap("teacher")
+            student.train()  # activations are recomputed, if that is set up; dropout stays off
             loss = recipe.loss(states, texts, targets)
             (loss.total / divisor).backward()
+            student.eval()
             total += float(loss.total.detach())
             counts.teacher_query_tokens += texts.input_ids.numel()
             counts.student_query_tokens += states.input_ids.numel()

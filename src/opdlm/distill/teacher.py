@@ -1,7 +1,7 @@
 """The frozen ARLM: its targets for a rollout, from one causal pass."""
 
-from contextlib import AbstractContextManager, nullcontext
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -16,9 +16,7 @@ class Teacher:
     it off, and no second model is in memory.
     """
 
-    def __init__(
-        self, model: BlockDiffusionModel, frozen: Callable[[], AbstractContextManager] = nullcontext
-    ) -> None:
+    def __init__(self, model: BlockDiffusionModel, frozen: Callable[[], AbstractContextManager] = nullcontext) -> None:
         self.model, self.frozen = model, frozen
 
     @torch.no_grad()

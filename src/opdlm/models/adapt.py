@@ -31,7 +31,7 @@ class BlockDiffusionModel(nn.Module):
 
     The decoder itself, `.model`, keeps its class, its parameters and their names. Always in eval mode as far as dropout
     and router noise go: a conversion compares two distributions, and noise in one of them is part of no method here.
-    `train()` therefore only switches gradient checkpointing on, where the decoder has it enabled.
+    `train()` therefore only switches the recomputation of activations on, after `checkpoint_activations()`.
 
     Attributes:
         model: the decoder with its language-model head.
@@ -82,8 +82,16 @@ class BlockDiffusionModel(nn.Module):
         view = BlockDiffusionModel(self.model, geometry, self.mask_token_id)
         return view.train(self.training)
 
+    def checkpoint_activations(self) -> None:
+        """Trades time for memory: while training, each layer recomputes its activations in the backward pass."""
+        # gradient_checkpointing_enable was renamed in transformers 5.2x; the old name goes in v6.
+        name = "activation_checkpointing_enable"
+        enable = getattr(self.model, name, None) or self.model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+        self.train(self.training)
+
     def train(self, mode: bool = True) -> "BlockDiffusionModel":
-        """Eval mode throughout; with `mode`, layers with gradient checkpointing enabled recompute their activations."""
+        """Eval mode throughout; with `mode`, the layers of `checkpoint_activations` recompute."""
         self.training = mode
         self.model.eval()
         for module in self.model.modules():

@@ -23,6 +23,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -34,6 +35,7 @@ from opdlm.core.types import Geometry
 from opdlm.errors import CheckpointError, ModelNotFoundError, OutputExistsError, StorageError, UnsupportedModelError
 from opdlm.models.adapt import BlockDiffusionModel
 from opdlm.models.model_card import model_card
+from opdlm.models.tokens import SpecialTokens, special_tokens
 from opdlm.models.verdict import check_convertible
 
 ENTRY = "block_diffusion"
@@ -200,15 +202,36 @@ def save_checkpoint(
     if folder.exists() and not is_checkpoint(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputExistsError(f"{folder} exists and is not a checkpoint; choose another folder")
     with _replaced(folder) as draft:
-        model.model.save_pretrained(draft)
+        _save_model(model.model, draft)
         tokenizer.save_pretrained(draft)
         _add_entries(draft / "config.json", {ENTRY: _entry(model), "auto_map": _AUTO_MAP})
-        # transformers ignores unknown entries of a generation config that it marked as derived from the model config.
-        defaults = {ENTRY: generation.model_dump(mode="json"), "_from_model_config": False}
+        defaults = {ENTRY: generation.model_dump(mode="json"), **_stop_entries(special_tokens(model.model, tokenizer))}
         _add_entries(draft / "generation_config.json", defaults)
         source = files("opdlm.models").joinpath("remote_code.py").read_text(encoding="utf-8")
         (draft / MODEL_FILE).write_text(source, encoding="utf-8")
         (draft / "README.md").write_text(model_card(model, generation, provenance), encoding="utf-8")
+
+
+def _save_model(model: PreTrainedModel, draft: Path) -> None:
+    """Weights, config.json and generation_config.json."""
+    original = model.generation_config
+    content = json.loads(original.to_json_string(use_diff=True))
+    # transformers ignores unknown entries of a generation config that it marked as derived from the model config.
+    content["_from_model_config"] = False
+    # Some published generation configs contradict themselves (a temperature, but no sampling), and transformers 5.10
+    # refuses to write them. They stay as they are, so save_pretrained gets a blank one to write instead.
+    model.generation_config = GenerationConfig()
+    try:
+        model.save_pretrained(draft)
+    finally:
+        model.generation_config = original
+    _add_entries(draft / "generation_config.json", content)
+
+
+def _stop_entries(tokens: SpecialTokens) -> dict[str, Any]:
+    """The tokenizer's stop tokens too, so that the folder decodes alike where only the model is loaded."""
+    stops = list(tokens.stop_token_ids)
+    return {"pad_token_id": tokens.pad_token_id, "eos_token_id": stops} if stops else {}
 
 
 def _entry(model: BlockDiffusionModel) -> dict[str, Any]:

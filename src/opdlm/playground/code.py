@@ -14,7 +14,11 @@ _NUMBERS = (0, 1, 7, -3, 12)
 def _linear(rng: random.Random) -> tuple[str, str, list[str]]:
     a, b = rng.randint(2, 99), rng.randint(1, 99)
     word, op = rng.choice((("plus", "+"), ("minus", "-")))
-    return f"takes x and returns x times {a} {word} {b}", f"(x):\n    return x * {a} {op} {b}", [str(n) for n in _NUMBERS]
+    return (
+        f"takes x and returns x times {a} {word} {b}",
+        f"(x):\n    return x * {a} {op} {b}",
+        [str(n) for n in _NUMBERS],
+    )
 
 
 def _compare(rng: random.Random) -> tuple[str, str, list[str]]:

@@ -33,7 +33,7 @@ class Fact:
 
     @property
     def tag(self) -> str:
-        """"seen" if conversion prompts may ask about this entity, else "unseen"."""
+        """Either "seen", if conversion prompts may ask about this entity, or "unseen"."""
         return "seen" if _hash(self.entity) % 2 == 0 else "unseen"
 
     def questions_of(self, split: Split) -> tuple[str, ...]:

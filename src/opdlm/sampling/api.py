@@ -6,7 +6,7 @@ Names follow the text-diffusion API of transformers (`tokens_per_forward`, a str
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -65,7 +65,7 @@ class DiffusionLM:
         attention_mask: torch.Tensor | None = None,
         streamer: DraftStreamer | None = None,
         batch_size: int = 32,
-        **settings: object,
+        **settings: Any,
     ) -> GenerationOutput:
         """Continue each row.
 
@@ -88,7 +88,7 @@ class DiffusionLM:
             streamer.end()
         return _output(rollout, self.tokens.pad_token_id)
 
-    def write(self, prompt: str | list[dict[str, str]], **settings: object) -> str:
+    def write(self, prompt: str | list[dict[str, str]], **settings: Any) -> str:
         """The response to one prompt (or conversation), as text."""
         output = self.generate([encode_prompt(self.tokenizer, prompt)], **settings)
         return self.decode(output)[0]
@@ -97,7 +97,7 @@ class DiffusionLM:
         """The responses as text, without special tokens."""
         r = output.rollout
         ends = zip(r.prompt_length.tolist(), r.length.tolist(), strict=True)
-        ids = [r.input_ids[i, begin:end] for i, (begin, end) in enumerate(ends)]
+        ids = [r.input_ids[i, begin:end].tolist() for i, (begin, end) in enumerate(ends)]
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 
@@ -123,7 +123,7 @@ def _rows(input_ids: torch.Tensor | Sequence[Sequence[int]], mask: torch.Tensor 
     if not isinstance(input_ids, torch.Tensor):
         rows = [list(row) for row in input_ids]
     elif mask is None:
-        rows = input_ids.tolist()
+        rows = [row.tolist() for row in input_ids]
     else:
         rows = [ids[keep.bool()].tolist() for ids, keep in zip(input_ids, mask, strict=True)]
     if not rows or not all(rows):

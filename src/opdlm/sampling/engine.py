@@ -2,10 +2,10 @@
 
 Shape letters: B slots of the batch, S block size, W query window, K cached columns, V vocabulary.
 
-Each slot is in its own block and its own round. One forward a round: its window holds the current block and, in front,
-the block before it where that one was just finished. So the commit of a finished block (its keys and values as clean
-text) costs no forward of its own: it rides with the first round of the next block. Rows that are in the middle of a block
-then write the keys and values of their previous block a second time, with the same values.
+Each slot is in its own block and its own round. One forward a round: its window holds the current block and, in
+front, the block before it where that one was just finished. So the commit of a finished block (its keys and values as
+clean text) costs no forward of its own: it rides with the first round of the next block. Rows that are in the middle of
+a block then write the keys and values of their previous block a second time, with the same values.
 """
 
 from collections import deque

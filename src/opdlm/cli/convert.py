@@ -1,0 +1,105 @@
+"""`opdlm convert`: on-policy distillation of an autoregressive model into a block-diffusion one."""
+
+from argparse import SUPPRESS, Namespace
+from pathlib import Path
+
+from opdlm.cli.options import Parser, add_settings, flag, given
+from opdlm.cli.terminal import duration, make_console, quiet_libraries
+from opdlm.cli.views import ConversionView
+from opdlm.config import ConvertSettings
+from opdlm.errors import UsageError
+
+_DESCRIPTION = """
+Turn MODEL, an autoregressive decoder, into a block-diffusion model: it answers the prompts itself, block by block, and
+learns from the original model's opinion of every state that it really visited. The result is OUTPUT/model, a Hugging
+Face folder. OUTPUT also holds the settings, the metrics and the checkpoints; stop with Ctrl-C whenever you like and
+continue with --resume. Defaults are the paper's; a recipe replaces them, and flags replace the recipe's values.
+"""
+_EXAMPLES = (
+    "opdlm convert Qwen/Qwen3-0.6B --prompts prompts.jsonl --output run --response-length.end 512",
+    "opdlm convert --resume --output run",
+)
+
+
+def parser() -> Parser:
+    """The command's flags: those of ConvertSettings, and how to run it."""
+    made = Parser("convert", _DESCRIPTION, _EXAMPLES, "MODEL --prompts FILE --output DIR [settings]")
+    made.add_argument("model", nargs="?", default=SUPPRESS, help="folder or hub name of the autoregressive model")
+    made.add_argument(
+        "--resume", nargs="?", const="", metavar="DIR", help="continue the run in DIR (or --output), with its settings"
+    )
+    made.add_argument("--profile", action="store_true", help="print at the end where the seconds went")
+    add_settings(made, ConvertSettings, without={"model"}, aliases={"lora_rank": "--lora"})
+    return made
+
+
+def run(arguments: Namespace) -> int:
+    """Convert or resume; 130 after Ctrl-C."""
+    from opdlm.cli.main import INTERRUPTED
+
+    resuming = arguments.resume is not None
+    settings = given(arguments, ConvertSettings)
+    output = _output_of_resumed(arguments.resume, settings) if resuming else settings.get("output", "")
+    quiet_libraries()
+    from opdlm.distill import api
+
+    view = ConversionView(make_console())
+    try:
+        with view:
+            if resuming:
+                model = api.resume(output, on_start=view.start, on_step=view.step)
+            else:
+                model = api.run(_complete(api.resolve(**settings)), on_start=view.start, on_step=view.step)
+    except KeyboardInterrupt:
+        print(how_to_continue(Path(output), f"opdlm convert --resume --output {output}"))
+        return INTERRUPTED
+    _summary(view, model, arguments.profile)
+    return 0
+
+
+def _complete(settings: ConvertSettings) -> ConvertSettings:
+    """The same settings; UsageError if one of the three that have no default is missing."""
+    for name in ("model", "prompts", "output"):
+        if not getattr(settings, name):
+            raise UsageError(f"no {name} given; use opdlm convert MODEL --prompts FILE --output DIR")
+    return settings
+
+
+def how_to_continue(output: Path, command: str) -> str:
+    """What to say after Ctrl-C: the checkpoint that is there, and how to continue from it."""
+    from opdlm.distill.run_folder import RunFolder
+
+    if not (output / "config.toml").is_file():
+        return "stopped before the first rollout; nothing was written"
+    checkpoint = RunFolder(output).latest()
+    where = f"the newest checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
+    what = "continue" if checkpoint else "begin again"
+    return f"stopped; {where}. To {what}: {command}"
+
+
+def _output_of_resumed(folder: str, settings: dict) -> str:
+    """The folder of the run; other settings than its own would make it another run."""
+    others = [name for name in settings if name not in ("output", "model")]
+    if others:
+        raise UsageError(f"--resume continues with the run's own settings; leave out {flag(others[0])}")
+    output = settings.get("output") or folder or settings.get("model", "")
+    if not output:
+        raise UsageError("no run given; name its folder: opdlm convert --resume --output DIR")
+    return output
+
+
+def _summary(view: ConversionView, model: Path, profile: bool) -> None:
+    from opdlm.distill.run_folder import RunFolder
+
+    settings = RunFolder(model.parent).settings()
+    if view.last:
+        total = view.last["total"]
+        view.note(
+            f"trained on {total['tokens_trained']:,} response tokens in {duration(total['seconds'])}; "
+            f"now {view.last['tokens_per_forward']:.2f} tokens per forward in rollouts"
+        )
+    if profile:
+        view.note("\n".join(view.profile()))
+    view.note(f"the model is {model}. Next:")
+    view.note(f'  opdlm generate {model} "..." --watch')
+    view.note(f"  opdlm eval {model} --against {settings.model} --problems FILE.jsonl")

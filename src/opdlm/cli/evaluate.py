@@ -1,0 +1,176 @@
+"""`opdlm eval`: what a converted model kept of the original, and how fast it is."""
+
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opdlm.cli.comparison import Comparison, compare, greedy, table
+from opdlm.cli.options import Parser
+from opdlm.cli.terminal import make_console, quiet_libraries
+from opdlm.errors import CheckpointError, PromptsError, StorageError, UsageError
+
+if TYPE_CHECKING:
+    from opdlm.evals.grading import Problem
+
+DECODINGS = ("static", "dynamic:0.9", "dynamic:0.8", "dynamic:0.7")
+_FAMILIES = ("maths", "recall", "edit", "code")
+_DESCRIPTION = """
+Let MODEL, a converted model, and ARLM, the autoregressive model that it was made from, answer the same problems, and
+print accuracy by family, the share of accuracy retained, tokens per forward and tokens per second. MODEL is decoded
+once for each --decoding. Without names the models that ship with the package are compared, without --problems on the
+package's own tasks. A problems file has a JSON object a line: "prompt", "answer", "family" (maths: the number behind
+"####"; recall: a word of the first sentence; edit: the first line; code: "answer" names a function, "calls" lists pairs
+of a call and its expected repr).
+"""
+_EXAMPLES = (
+    "opdlm eval run --against Qwen/Qwen3-0.6B --problems gsm8k.jsonl --max-new-tokens 512",
+    "opdlm eval --per-family 50 --decoding static --decoding dynamic:0.85 --json numbers.json",
+)
+
+
+@dataclass(frozen=True)
+class FileProblem:
+    """One line of a problems file; the fields are those of `opdlm.evals.grading.Problem`."""
+
+    family: str
+    prompt: str
+    answer: str
+    calls: tuple[tuple[str, str], ...] = ()
+    tag: str = ""
+    response: str = ""
+
+
+def parser() -> Parser:
+    """The command's flags."""
+    made = Parser("eval", _DESCRIPTION, _EXAMPLES, "[MODEL] [--against ARLM] [--problems FILE] [settings]")
+    made.add_argument("model", nargs="?", help="folder or hub name of a converted model; left out: the package's own")
+    made.add_argument("--against", metavar="ARLM", help="the original; left out: the one that ships with the package")
+    made.add_argument("--problems", metavar="FILE", help=".jsonl with prompt, answer and family")
+    made.add_argument(
+        "--decoding", action="append", metavar="KIND", help=f"repeat for several (default: {', '.join(DECODINGS)})"
+    )
+    made.add_argument(
+        "--per-family", type=int, default=100, metavar="N", help="problems of each of the package's tasks (default 100)"
+    )
+    made.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")
+    made.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows decoded at once (default: 32)")
+    made.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (default)")
+    made.add_argument("--json", metavar="FILE", help="write all numbers to FILE")
+    return made
+
+
+def run(arguments: Namespace) -> int:
+    """Evaluates, prints the table, writes the numbers."""
+    for name in ("per_family", "batch_size", "max_new_tokens"):
+        if getattr(arguments, name) < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1; give a larger one")
+    decodings = tuple(dict.fromkeys(arguments.decoding or DECODINGS))
+    for decoding in decodings:
+        greedy(decoding, arguments.max_new_tokens)  # a wrong one is an error before any model is loaded
+    problems = load_problems(arguments.problems) if arguments.problems else _playground(arguments.per_family)
+    quiet_libraries()
+    from opdlm.playground.weights import arlm_path, student_path
+
+    student_name = arguments.model or str(student_path())
+    arlm_name = arguments.against or str(arlm_path())
+    comparison = evaluate_models(
+        student_name,
+        arlm_name,
+        problems,
+        decodings,
+        max_new_tokens=arguments.max_new_tokens,
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+    )
+    make_console().print(table(comparison, f"{len(problems)} problems, batches of {arguments.batch_size}"))
+    if arguments.json:
+        about = {"model": student_name, "against": arlm_name, "batch_size": arguments.batch_size}
+        write_json(Path(arguments.json), {**about, **comparison.to_json()})
+    return 0
+
+
+def evaluate_models(
+    student_name: str,
+    arlm_name: str,
+    problems: "Sequence[Problem]",
+    decodings: Sequence[str],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    device: str,
+) -> Comparison:
+    """Loads both models and compares them, with a line of progress on a terminal.
+
+    Raises:
+        CheckpointError: the two do not share a vocabulary, so one is not made from the other.
+    """
+    from opdlm.models.checkpoint import load_arlm
+    from opdlm.models.devices import pick_device
+    from opdlm.sampling.api import load
+
+    student = load(student_name, device=device)
+    arlm, tokenizer = load_arlm(arlm_name, device=pick_device(device))
+    vocabulary = student.tokenizer.get_vocab()
+    if any(vocabulary.get(token) != index for token, index in tokenizer.get_vocab().items()):
+        raise CheckpointError(
+            f"{student_name} and {arlm_name} have different vocabularies; name the model that the first was made from"
+        )
+    console = make_console(stderr=True)
+    with console.status("answering") as status:
+
+        def show(name: str, done: int, total: int) -> None:
+            status.update(f"{name}: {done} of {total} answers")
+
+        return compare(
+            student,
+            arlm,
+            problems,
+            decodings,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            on_progress=show,
+        )
+
+
+def load_problems(source: str) -> list[FileProblem]:
+    """Problems of a .jsonl file. Raises PromptsError: missing, empty, or a line that is no problem."""
+    path = Path(source)
+    if not path.is_file():
+        raise PromptsError(f"problems file {source} does not exist; check the path")
+    lines = [(number, line) for number, line in enumerate(path.read_text("utf-8").splitlines(), 1) if line.strip()]
+    if not lines:
+        raise PromptsError(f"{source} holds no problems; give a file with at least one")
+    return [_problem(line, f"{source}, line {number}") for number, line in lines]
+
+
+def _problem(line: str, where: str) -> FileProblem:
+    try:
+        fields: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise PromptsError(f"{where} is not JSON ({error.msg}, column {error.colno}); correct it") from error
+    missing = [name for name in ("prompt", "answer", "family") if name not in fields] if isinstance(fields, dict) else []
+    if not isinstance(fields, dict) or missing:
+        raise PromptsError(f"{where} needs prompt, answer and family, missing: {', '.join(missing) or 'all'}; add them")
+    if fields["family"] not in _FAMILIES:
+        raise PromptsError(f"{where} has the family {fields['family']!r}; use one of {', '.join(_FAMILIES)}")
+    calls = tuple((str(call), str(expected)) for call, expected in fields.get("calls", ()))
+    return FileProblem(
+        fields["family"], str(fields["prompt"]), str(fields["answer"]), calls, tag=str(fields.get("tag", ""))
+    )
+
+
+def _playground(per_family: int) -> "Sequence[Problem]":
+    from opdlm.playground.families import evaluation_set
+
+    return evaluation_set(per_family)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """One JSON file. Raises StorageError where it cannot be written."""
+    try:
+        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{path} could not be written ({error.strerror}); choose another place") from error

@@ -1,0 +1,74 @@
+"""`opdlm COMMAND ...`: finds the command, runs it, and turns the user's mistakes into one line.
+
+Every command is a module with `parser()` and `run(arguments)`. Neither torch nor transformers is imported before `run`.
+"""
+
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+
+import opdlm
+from opdlm.errors import OpdlmError, UsageError
+
+COMMANDS = {
+    "demo": ("opdlm.cli.demo", "the whole story on the model that ships with the package, on a CPU in minutes"),
+    "doctor": ("opdlm.cli.doctor", "before any training: is a model convertible, what does it cost, what to type"),
+    "convert": ("opdlm.cli.convert", "turn an autoregressive model into a block-diffusion one"),
+    "generate": ("opdlm.cli.generate", "write text with a converted model, and watch it being denoised"),
+    "eval": ("opdlm.cli.evaluate", "accuracy retained and speed, against the autoregressive model"),
+}
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 0, the error's own (2 for a mistake in the input), or 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except OpdlmError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if words[0] == "--version":
+        print(f"opdlm {opdlm.__version__}")
+        return 0
+    name, *rest = words
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, 1)
+        hint = f"did you mean {near[0]!r}" if near else f"choose one of {', '.join(COMMANDS)}"
+        raise UsageError(f"there is no command {name!r}; {hint}")
+    command = import_module(COMMANDS[name][0])
+    return command.run(command.parser().read(rest))
+
+
+def _help() -> str:
+    commands = "\n".join(f"  {name:10}{summary}" for name, (_, summary) in COMMANDS.items())
+    return f"""\
+usage: opdlm COMMAND ...
+
+Turns a pretrained autoregressive language model into a block-diffusion one by on-policy distillation: the same
+weights, several tokens a forward pass.
+
+commands:
+{commands}
+
+options:
+  --version   the version
+  --help      this text; `opdlm COMMAND --help` for a command's own
+
+examples:
+  opdlm demo
+  opdlm doctor Qwen/Qwen3-0.6B"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""What all commands share: the console, quiet libraries, numbers for people."""
+
+import os
+import sys
+
+from rich.console import Console
+
+_PLAIN_WIDTH = 140  # lines of a log file
+
+
+def make_console(stderr: bool = False) -> Console:
+    """rich's console; wide where the output is no terminal, so that tables are not squeezed."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else _PLAIN_WIDTH)
+
+
+def quiet_libraries() -> None:
+    """Keeps the progress bars and remarks of the model libraries out of our output. Errors still come through."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers.utils import logging
+
+    disable_progress_bars()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def duration(seconds: float) -> str:
+    """`8 s`, `3 min 20 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole / 86400:.0f} days"
+
+
+def size(count: float) -> str:
+    """Bytes with a unit: `5.2 MB`, `31 GB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if count >= 10 or unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,93 @@
+"""How a conversion looks: a live line on a terminal, a plain line every few seconds elsewhere."""
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from opdlm.cli.terminal import duration
+
+if TYPE_CHECKING:
+    from opdlm.distill.loop import Trainer
+
+
+class ConversionView:
+    """Shows the lines of metrics as they come; hand `start` and `step` to `convert`.
+
+    Attributes:
+        seconds: by part, over all rollouts seen.
+        last: the newest line of metrics; empty before the first.
+    """
+
+    def __init__(self, console: Console, every_s: float = 5.0) -> None:
+        self.console, self.every_s = console, every_s
+        self.seconds: dict[str, float] = {}
+        self.last: dict[str, Any] = {}
+        self._rollouts_seen = 0
+        self._printed_at = float("-inf")
+        self._live = Progress(
+            SpinnerColumn(),
+            TextColumn("rollout"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._live.add_task("writing the first responses", total=None)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def note(self, text: str) -> None:
+        """A line above the progress."""
+        self.console.print(text, markup=False)
+
+    def start(self, trainer: "Trainer", difference: float) -> None:
+        """After the checks, before the first rollout."""
+        self.note(f"identity check passed: with a causal mask the largest difference of a logit is {difference:.2g}")
+        checkpoint = trainer.run.latest() if trainer.run is not None else None
+        if checkpoint is not None:
+            self.note(f"continuing from {checkpoint}")
+        rows = len(trainer.prompts)
+        self.note(f"{trainer.settings.method}: {trainer.rollouts} rollouts, {rows} prompts, {trainer.student.device}")
+        self._live.update(self._task, total=trainer.rollouts)
+
+    def step(self, line: Mapping[str, Any]) -> None:
+        """One rollout is done."""
+        self.last = dict(line)
+        self._rollouts_seen += 1
+        for part, value in line["seconds"].items():
+            self.seconds[part] = self.seconds.get(part, 0.0) + value
+        text = self._text(line)
+        self._live.update(self._task, completed=line["rollout"], description=text)
+        now, done = time.monotonic(), line["rollout"] == line["rollouts"]
+        if not self.console.is_terminal and (done or now - self._printed_at >= self.every_s):
+            self._printed_at = now
+            self.note(f"rollout {line['rollout']}/{line['rollouts']}  {text}")
+
+    def _text(self, line: Mapping[str, Any]) -> str:
+        speed = line["tokens_trained"] / max(1e-9, sum(line["seconds"].values()))
+        left = (line["rollouts"] - line["rollout"]) * sum(self.seconds.values()) / self._rollouts_seen
+        ending = f"  {duration(left)} left" if line["rollout"] < line["rollouts"] else ""
+        return (
+            f"loss {line['loss']:.3f}  {line['total']['tokens_trained']:,} tokens  "
+            f"{line['tokens_per_forward']:.2f} tokens/forward  {speed:,.0f} tokens/s{ending}"
+        )
+
+    def profile(self) -> list[str]:
+        """Seconds by part, with shares; the longest first."""
+        total = sum(self.seconds.values())
+        parts = sorted(self.seconds.items(), key=lambda item: -item[1])
+        lines = [f"  {part:10} {value:9.2f} s  {value / max(total, 1e-9):6.1%}" for part, value in parts]
+        return ["seconds by part:", *lines, f"  {'all':10} {total:9.2f} s"]

@@ -1,0 +1,83 @@
+"""The denoising in the terminal: masks as dim blocks, what was just fixed in colour, the counts below."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+MASK_SIGN = "▒"
+_STYLES = {"mask": "dim", "fresh": "bold green", "fixed": ""}
+
+
+class DraftView:
+    """A streamer (`put_draft`, `put`, `end`): redraws on a terminal, prints each draft as a line elsewhere."""
+
+    def __init__(self, console: Console, tokenizer: "PreTrainedTokenizerBase", mask_token_id: int) -> None:
+        self.console, self.tokenizer, self.mask = console, tokenizer, mask_token_id
+        self._before: list[int] = []
+        self._round = -1  # the first draft is what round 0 begins with
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        if self._live is not None:
+            self._live.start()
+
+    def put_draft(self, ids: "torch.Tensor") -> None:
+        """[L] response ids, the mask token where nothing is fixed."""
+        self._round += 1
+        self._show(ids.tolist())
+
+    def put(self, ids: "torch.Tensor") -> None:
+        """[L] final response ids."""
+        self._round += 1
+        self._show(ids.tolist())
+
+    def end(self) -> None:
+        """Leaves the last picture on the screen."""
+        if self._live is not None:
+            self._live.stop()
+
+    def _show(self, ids: list[int]) -> None:
+        text, counts = self._coloured(ids), self._counts(ids)
+        self._before = ids
+        if self._live is None:
+            flat = text.plain.replace("\n", "⏎")
+            self.console.print(f"{self._round:4}  {flat}", markup=False, soft_wrap=True)
+            return
+        self._live.update(Group(text, Text(counts, style="dim")), refresh=True)
+
+    def _counts(self, ids: Sequence[int]) -> str:
+        fixed = sum(token != self.mask for token in ids)
+        return f"round {self._round}, {fixed} tokens, {fixed / max(1, self._round):.2f} tokens per forward"
+
+    def _coloured(self, ids: Sequence[int]) -> Text:
+        text = Text()
+        for kind, run in self._runs(ids):
+            text.append(MASK_SIGN * len(run) if kind == "mask" else self._decode(run), style=_STYLES[kind])
+        return text
+
+    def _runs(self, ids: Sequence[int]) -> Iterator[tuple[str, list[int]]]:
+        """Neighbours of one kind together: mask, fresh (fixed in the last round), fixed."""
+        for kind, members in groupby(enumerate(ids), key=lambda item: self._kind(*item)):
+            yield kind, [token for _, token in members]
+
+    def _kind(self, position: int, token: int) -> str:
+        if token == self.mask:
+            return "mask"
+        known = position < len(self._before) and self._before[position] == token
+        return "fixed" if known else "fresh"
+
+    def _decode(self, run: list[int]) -> str:
+        return decode_inside(self.tokenizer, self.mask, run)
+
+
+def decode_inside(tokenizer: "PreTrainedTokenizerBase", mask_token_id: int, ids: Sequence[int]) -> str:
+    """Part of a text. Some tokenizers drop the space before a text's first word: a mask token goes before it."""
+    front = str(tokenizer.decode([mask_token_id]))
+    whole = str(tokenizer.decode([mask_token_id, *ids], clean_up_tokenization_spaces=False))
+    return whole.removeprefix(front)

@@ -1,0 +1,108 @@
+"""Settings: short forms, mistakes that name their fix, and no torch."""
+
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from opdlm.config import (
+    ConvertSettings,
+    DistillSettings,
+    DynamicDecoding,
+    GeneralisedJSD,
+    GenerationSettings,
+    MixedKL,
+    SequentialDecoding,
+    StaticDecoding,
+    settings_from,
+)
+from opdlm.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("static", StaticDecoding()),
+        ("static:2", StaticDecoding(tokens_per_round=2)),
+        ("sequential:3", SequentialDecoding(tokens_per_round=3)),
+        ("dynamic", DynamicDecoding(threshold=0.9)),
+        ("dynamic:0.8", DynamicDecoding(threshold=0.8)),
+        ({"kind": "dynamic", "threshold": 0.5}, DynamicDecoding(threshold=0.5)),
+    ],
+)
+def test_decoding_short_forms(text: object, expected: object) -> None:
+    """Else `--decoding dynamic:0.8` would mean something else than its table in a file."""
+    assert settings_from(GenerationSettings, {"decoding": text}).decoding == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("jsd:0.3", GeneralisedJSD(beta=0.3)), ("mixed_kl:0.25", MixedKL(reverse_weight=0.25)), ("jsd", GeneralisedJSD())],
+)
+def test_divergence_short_forms(text: str, expected: object) -> None:
+    """Else a weight given on the command line would be lost."""
+    assert settings_from(DistillSettings, {"divergence": text}).divergence == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"blocksize": 4}, "unknown setting 'blocksize'; did you mean 'block_size'"),
+        ({"zzz": 1}, "unknown setting 'zzz'; known are "),
+        ({"optimiser": {"learning_rat": 1}}, "'optimiser.learning_rat'; did you mean 'optimiser.learning_rate'"),
+        ({"response_length": {"shape": "cosin"}}, "response_length.shape"),
+        ({"rollout_decoding": {"kind": "dynamic", "treshold": 1}}, "did you mean 'rollout_decoding.threshold'"),
+        ({"block_size": 0}, "block_size: Input should be greater than or equal to 1"),
+        ({"rollout_decoding": "dynamic:2"}, "less than or equal to 1"),
+        ({"rollout_decoding": "fast"}, "'static', 'sequential', 'dynamic'"),
+        ({"rollout_decoding": "static:0.5"}, "rollout_decoding"),
+        ({"divergence": "forward_kl:0.5"}, "divergence"),
+        ({"divergence": "jsd:1"}, "less than 1"),
+        ({"method": "sft", "states": "all"}, "random masks"),
+        ({"rows_per_update": 9, "prompts_per_rollout": 8}, "rows_per_update is larger"),
+        ({"top_k": 0}, "top_k"),
+        ({"prediction": "next"}, "prediction"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(values: dict, message: str) -> None:
+    """Else a misspelt key would be ignored, and the run would train with the default that it was to replace."""
+    with pytest.raises(ConfigError) as caught:
+        settings_from(DistillSettings, values)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_defaults_are_the_papers() -> None:
+    """Else "the paper's settings" would be a claim that no run makes (Tables 13 and 14, and the launchers)."""
+    s = DistillSettings()
+    assert (s.block_size, s.prediction, s.context, s.method, s.states) == (4, "same", "block", "opd", "one_per_block")
+    assert (s.prompts_per_rollout, s.rows_per_update, s.rollout_temperature) == (128, 8, 1.0)
+    assert s.rollout_decoding == DynamicDecoding(threshold=0.9)
+    assert (s.response_length.start, s.response_length.end, s.response_length.rollouts) == (100, 4000, 100)
+    o = s.optimiser
+    assert (o.learning_rate, o.final_learning_rate, o.warmup_updates, o.weight_decay) == (1e-5, 1e-6, 5, 0)
+    assert (o.beta1, o.beta2, o.clip_norm) == (0.9, 0.999, 1.0)
+
+
+def test_settings_cannot_change() -> None:
+    """Else the saved config of a run might not be the one that it ran with."""
+    with pytest.raises(ValidationError):
+        DistillSettings().block_size = 8  # type: ignore[misc]
+
+
+def test_settings_survive_a_file() -> None:
+    """Else a resumed run would have other settings than the run that it continues."""
+    import tomllib
+
+    import tomli_w
+
+    settings = ConvertSettings(model="m", divergence="jsd:0.3", top_k=16, rollout_decoding="static:2")  # type: ignore[arg-type]
+    text = tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True))
+    assert settings_from(ConvertSettings, tomllib.loads(text)) == settings
+
+
+def test_settings_need_no_torch() -> None:
+    """Else `--help` and every configuration error would wait seconds for torch."""
+    code = "import sys, opdlm.config; assert 'torch' not in sys.modules, 'torch was imported'"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,46 @@
+"""Every recipe that comes with the package."""
+
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from opdlm import recipes
+from opdlm.config import DistillSettings, settings_from
+from opdlm.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_loads_and_cites_its_source(name: str) -> None:
+    """Else a recipe could go stale with the settings, or give numbers that nobody can trace."""
+    settings_from(DistillSettings, recipes.load_recipe(name))
+    lines = (files(recipes) / f"{name}.toml").read_text(encoding="utf-8").splitlines()
+    header = "".join(line for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
+    assert re.search(r"arXiv \d{4}\.\d{5}|benchmarks/|docs/|measured", header), "the header comment names no source"
+
+
+def test_the_papers_recipes_are_there() -> None:
+    """Else the published settings by size could not be run by name."""
+    assert {"paper-small", "paper-large"} <= set(recipes.names())
+    small, large = (
+        settings_from(DistillSettings, recipes.load_recipe(f"paper-{size}")) for size in ("small", "large")
+    )
+    assert small == DistillSettings()
+    assert large == DistillSettings(top_k=16)
+
+
+def test_unknown_recipes_name_the_nearest(tmp_path: Path) -> None:
+    """Else a misspelt recipe would end in a traceback."""
+    with pytest.raises(ConfigError, match="did you mean 'paper-small'"):
+        recipes.load_recipe("paper-smal")
+    with pytest.raises(ConfigError, match="paper-large"):
+        recipes.load_recipe("zzz")
+    with pytest.raises(ConfigError, match="there is no recipe"):
+        recipes.load_recipe(str(tmp_path / "none.toml"))
+    mine = tmp_path / "mine.toml"
+    mine.write_text("block_size = 8\n")
+    assert recipes.load_recipe(str(mine)) == {"block_size": 8}
+    mine.write_text("block_size = = 8\n")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        recipes.load_recipe(str(mine))

@@ -1,0 +1,181 @@
+"""From commit rounds to training rows. Rollouts are written by hand: see `rollouts.scripted`."""
+
+from itertools import combinations
+
+import pytest
+import torch
+from rollouts import scripted
+from support import MASK
+
+from opdlm.core.states import select_states
+from opdlm.core.types import Geometry, Rollout, StateBatch
+
+# Prompt of 5; block 1 (columns 4-7) was decoded in rounds 1, 0, 1; block 2 (8-11) in 2, 0, 1, and column 11 never.
+ONE = scripted([("ppppp101201.", 11)])
+GEOMETRY = Geometry(4)
+
+
+def chosen(rollout: Rollout, selection: str, seed: int = 0, **options: object) -> StateBatch:
+    seeds = torch.arange(seed, seed + len(rollout.length))
+    return select_states(rollout, GEOMETRY, selection, MASK, seeds, **options)  # type: ignore[arg-type]
+
+
+def noised_blocks(states: StateBatch, row: int = 0) -> dict[tuple[int, int], list[int]]:
+    """(copy, first position) -> the block's ids."""
+    found: dict[tuple[int, int], list[int]] = {}
+    columns = zip(states.copy[row].tolist(), states.position_ids[row].tolist(), states.input_ids[row], strict=True)
+    for copy, position, token in columns:
+        if copy > 0:
+            found.setdefault((copy, position // 4 * 4), []).append(int(token))
+    return found
+
+
+M = MASK
+STATES = {  # first position -> its visited states, round after round
+    4: [[14, M, M, M], [14, M, 16, M]],
+    8: [[M, M, M, M], [M, 19, M, M], [M, 19, 20, M]],
+}
+
+
+def test_all_states_are_the_visited_ones() -> None:
+    """Else the student would be trained on states that decoding never shows it."""
+    states = chosen(ONE, "all")
+    expected = {(copy + 1, start): ids for start, rounds in STATES.items() for copy, ids in enumerate(rounds)}
+    assert noised_blocks(states) == expected
+    clean = states.copy[0] == 0
+    assert states.input_ids[0, clean].tolist() == list(range(10, 18)), "the clean text up to the last block"
+    assert states.position_ids[0, clean].tolist() == list(range(8))
+
+
+def test_only_response_tokens_are_supervised() -> None:
+    """Else the loss would run on the prompt, on what follows the end, or on padding (up to five times too much)."""
+    states = chosen(ONE, "all")
+    pairs = sorted(zip(states.copy[0, states.predictor].tolist(), states.position.tolist(), strict=True))
+    assert pairs == [(1, 5), (1, 6), (1, 7), (1, 8), (1, 9), (1, 10), (2, 5), (2, 7), (2, 8), (2, 10), (3, 8)]
+    assert (states.input_ids[0, states.predictor] == MASK).all()
+    assert torch.equal(states.position_ids[0, states.predictor], states.position)
+
+
+def test_one_per_block_is_uniform_over_the_visited() -> None:
+    """Else a bias to early or late rounds would change the recipe."""
+    counts: dict[tuple[int, ...], int] = {}
+    rows = 300
+    many = ONE.rows(torch.zeros(rows, dtype=torch.int64))
+    states = chosen(many, "one_per_block")
+    for row in range(rows):
+        blocks = noised_blocks(states, row)
+        assert blocks.keys() == {(1, 4), (1, 8)}
+        for (_, start), ids in blocks.items():
+            assert ids in STATES[start]
+            counts[start, STATES[start].index(ids)] = counts.get((start, STATES[start].index(ids)), 0) + 1
+    for (start, _), count in counts.items():
+        share = 1 / len(STATES[start])
+        assert abs(count - rows * share) < 4 * (rows * share * (1 - share)) ** 0.5
+    assert len(counts) == 5
+
+
+def test_one_per_rollout_is_one_global_step() -> None:
+    """Else Algorithm 1 as printed would be another recipe: finished blocks before the step, empty blocks behind it."""
+    many = ONE.rows(torch.zeros(200, dtype=torch.int64))
+    states = chosen(many, "one_per_rollout")
+    steps = [
+        {(1, 4): STATES[4][0], (1, 8): STATES[8][0]},
+        {(1, 4): STATES[4][1], (1, 8): STATES[8][0]},
+        {(1, 8): STATES[8][0]},
+        {(1, 8): STATES[8][1]},
+        {(1, 8): STATES[8][2]},
+    ]
+    found = [steps.index(noised_blocks(states, row)) for row in range(200)]
+    for step in range(5):
+        assert abs(found.count(step) - 40) < 4 * (200 * 0.2 * 0.8) ** 0.5
+
+
+def test_the_end_can_be_left_out() -> None:
+    """Else `supervise_end = false` (the published loss) would not be what it says; the stop token stays in the row."""
+    stopped = scripted([("ppppp101201.", 11)], stopped=True)
+    with_end, without = chosen(stopped, "all"), chosen(stopped, "all", supervise_end=False)
+    assert set(with_end.position.tolist()) - set(without.position.tolist()) == {10}
+    capped = chosen(ONE, "all", supervise_end=False)
+    assert torch.equal(capped.position, chosen(ONE, "all").position), "a row cut at the cap has no end to leave out"
+
+
+def test_shifted_predictors_stand_one_to_the_left() -> None:
+    """Else a student with the ARLM's shift would be trained on the outputs of other tokens than it decodes with."""
+    shifted = Geometry(4, prediction="shifted")
+    states = select_states(ONE, shifted, "all", MASK, torch.tensor([0]))
+    same = chosen(ONE, "all")
+    assert torch.equal(states.position, same.position)
+    assert torch.equal(states.position_ids[0, states.predictor], states.position - 1)
+    own_copy = same.copy[0, same.predictor]
+    expected = torch.where(states.position % 4 == 0, 0, own_copy)  # a block's first token: the clean text before it
+    assert torch.equal(states.copy[0, states.predictor], expected)
+
+
+def test_rows_of_different_lengths_are_padded() -> None:
+    """Else a short row would differ from the same row alone, or padding would be supervised."""
+    rows = [("ppppp101201.", 11), ("p012", 4), ("pppppppp0...", 9)]
+    together = chosen(scripted(rows), "one_per_block", seed=5)
+    for row, one in enumerate(rows):
+        alone = chosen(scripted([one]), "one_per_block", seed=5 + row)
+        here = together.copy[row] >= 0
+        assert torch.equal(together.input_ids[row, here], alone.input_ids[0])
+        assert torch.equal(together.position_ids[row, here], alone.position_ids[0])
+        mine = together.row == row
+        assert torch.equal(together.predictor[mine], alone.predictor)
+        assert torch.equal(together.position[mine], alone.position)
+    assert not (together.copy[together.row, together.predictor] < 0).any()
+
+
+@pytest.mark.parametrize("supervise_end", [True, False])
+def test_random_masks_are_unbiased(supervise_end: bool) -> None:
+    """Else random-mask training would weigh tokens by the block that they are in (the 1/t weight of BD3-LM).
+
+    Enumerated: over m ~ U{1..n} and all subsets of m tokens, the mean of sum(weight * loss) is the sum of the means of
+    each token's loss over the states; with a loss of 1 it is the number of supervised tokens.
+    """
+    size, rows = 3, 3000
+    text = scripted([("ppppp000", 8)], stopped=True).rows(torch.zeros(rows, dtype=torch.int64))
+    states = chosen(text, "random_mask", supervise_end=supervise_end)
+    exact = sum(
+        size / m / sum(1 for _ in combinations(range(size), m)) / size
+        for m in range(1, size + 1)
+        for subset in combinations(range(size), m)
+        for token in subset
+        if supervise_end or token < 2
+    )
+    assert exact == pytest.approx(3 if supervise_end else 2)
+    mean = states.weight.sum() / rows
+    assert abs(mean - exact) < 0.1
+    per_token = torch.zeros(8).index_add(0, states.position, states.weight) / rows
+    torch.testing.assert_close(per_token[5:], torch.tensor([1.0, 1.0, float(supervise_end)]), atol=0.1, rtol=0)
+
+
+def test_random_masks_have_uniform_counts_and_leave_the_prompt() -> None:
+    """Else few or many masks would be preferred, a block could have none, or the prompt could be masked."""
+    rows = 1200
+    text = scripted([("pppppp0000000.", 12)]).rows(torch.zeros(rows, dtype=torch.int64))  # ends within block 2
+    states = chosen(text, "random_mask")
+    for start, count in ((4, 2), (8, 4)):
+        block = (states.position >= start) & (states.position < start + 4)
+        masks = torch.bincount(states.row[block], minlength=rows)
+        for m in range(1, count + 1):
+            assert abs(int((masks == m).sum()) - rows / count) < 4 * (rows / count) ** 0.5
+        assert (masks > 0).all()
+        torch.testing.assert_close(states.weight[block], count / masks[states.row[block]].float())
+    assert int(states.position.min()) == 6
+    assert int(states.position.max()) == 11
+
+
+def test_inputs_are_left_alone() -> None:
+    """Else states of a second update would be taken from an edited rollout."""
+    before = {name: getattr(ONE, name).clone() for name in ("input_ids", "commit_round", "length", "end")}
+    for selection in ("one_per_block", "all", "one_per_rollout", "random_mask"):
+        chosen(ONE, selection)
+    assert all(torch.equal(getattr(ONE, name), value) for name, value in before.items())
+
+
+def test_a_response_that_is_only_its_end_can_be_left_out() -> None:
+    """Else a row with nothing to learn would stop the run."""
+    only_end = scripted([("pppp0...", 5)], stopped=True)
+    states = chosen(only_end, "one_per_block", supervise_end=False)
+    assert len(states.row) == 0
