@@ -2,8 +2,9 @@
 
     python examples/opd_one_file.py MODEL "first prompt" "second prompt" --steps 20
 
-MODEL is the folder or hub name of a Llama-like decoder. Plain torch and transformers, one row at a time, no cache: slow, and
-short enough to read in one sitting. `opdlm` computes the same, faster; tests/parity/test_one_file.py compares the two.
+MODEL is the folder or hub name of a Llama-like decoder. Plain torch and transformers, one row at a time, no cache:
+slow, and short enough to read in one sitting. `opdlm` computes the same, faster; tests/parity/test_one_file.py
+compares the two.
 
 Shape letters: T tokens of a text, S block size, Q columns of a packed row, M supervised positions, V vocabulary.
 """
@@ -191,9 +192,7 @@ def training_step(
     generator: torch.Generator,
 ) -> float:
     """One rollout of all prompts and one update on it; returns the loss, a mean over supervised tokens."""
-    texts = [
-        write(student, prompt, mask_id, stop_ids, size, max_new_tokens, generator=generator) for prompt in prompts
-    ]
+    texts = [write(student, prompt, mask_id, stop_ids, size, max_new_tokens, generator=generator) for prompt in prompts]
     total, count = torch.zeros((), device=student.device), 0
     for text in texts:
         loss, tokens = divergence(student, teacher, text, choose_rounds(text, size, generator), mask_id, size)
@@ -239,9 +238,7 @@ def main() -> None:
     prompts = [tokenizer(prompt)["input_ids"] for prompt in options.prompts]
     size, longest = options.block_size, options.max_new_tokens
     for step in range(options.steps):
-        loss = training_step(
-            student, teacher, prompts, optimiser, mask_id, stop_ids, size, longest, generator
-        )
+        loss = training_step(student, teacher, prompts, optimiser, mask_id, stop_ids, size, longest, generator)
         print(f"step {step + 1:4d}   loss {loss:.4f}")
     for prompt in prompts:
         text = write(student, prompt, mask_id, stop_ids, size, longest, temperature=0.0)

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from functools import cache
 
 import torch
-from support import MASK, tiny_model
 
 from opdlm.config import GenerationSettings
 from opdlm.core.types import NEVER, Geometry, Rollout
 from opdlm.models.adapt import BlockDiffusionModel
 from opdlm.models.tokens import SpecialTokens
 from opdlm.sampling.engine import Engine, Round
+from support import MASK, tiny_model
 
 TOKENS = SpecialTokens(MASK, 0, (2, 3, 5))
 """Three stop tokens of 97: some random texts stop, some reach the length cap."""
@@ -20,7 +20,7 @@ Visits = dict[tuple[int, int, int], torch.Tensor]
 
 
 @cache
-def arlm(seed: int = 0, layers: int = 2):  # noqa: ANN201
+def arlm(seed: int = 0, layers: int = 2):
     """A random Llama whose argmax is not always the same token. Shared: its gradients are whoever ran last's."""
     return tiny_model(seed=seed, num_hidden_layers=layers, initializer_range=0.35)
 

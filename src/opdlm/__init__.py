@@ -7,14 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from opdlm.distill.api import convert
+    from opdlm.distill.api import convert, resume
     from opdlm.sampling.api import load
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "convert", "load"]
+__all__ = ["__version__", "convert", "load", "resume"]
 
-_HOME = {"convert": "opdlm.distill.api", "load": "opdlm.sampling.api"}
+_HOME = {"convert": "opdlm.distill.api", "resume": "opdlm.distill.api", "load": "opdlm.sampling.api"}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ paper's (arXiv 2606.06712, Tables 13 and 14, and its launchers where the two dif
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -239,8 +239,23 @@ def settings_from(kind: type[_Chosen], values: Mapping[str, Any]) -> _Chosen:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            near = get_close_matches(where, kind.model_fields, 1)
-            hint = f"did you mean {near[0]!r}" if near else f"known are {', '.join(sorted(kind.model_fields))}"
-            raise ConfigError(f"unknown setting {where!r}; {hint}") from error
+            raise ConfigError(_unknown(kind, first["loc"])) from error
         reason = first["msg"].removeprefix("Value error, ")
         raise ConfigError(f"setting {where}: {reason}" if where else reason) from error
+
+
+def _unknown(kind: type[Settings], loc: tuple[int | str, ...]) -> str:
+    """What to say of a key that does not exist: the nearest one of the table that it stands in."""
+    table, path = kind, ""
+    choices: list[type[Settings]] = []
+    for part in map(str, loc[:-1]):
+        if part in table.model_fields:
+            annotation = table.model_fields[part].annotation
+            choices = list(get_args(annotation)) or [annotation]  # type: ignore[list-item]
+            path += f"{part}."
+        else:  # pydantic names the chosen kind of a union
+            choices = [choice for choice in choices if choice.model_fields["kind"].default == part]
+        table = choices[0]
+    near = get_close_matches(str(loc[-1]), table.model_fields, 1)
+    hint = f"did you mean {path + near[0]!r}" if near else f"known are {', '.join(sorted(table.model_fields))}"
+    return f"unknown setting {path + str(loc[-1])!r}; {hint}"

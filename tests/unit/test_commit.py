@@ -20,7 +20,9 @@ def draws(count: int = 20000, **filters: float) -> torch.Tensor:
     return token
 
 
-@pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (0.5, 0, 1.0), (1.0, 3, 1.0), (1.0, 0, 0.6)])
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (0.5, 0, 1.0), (1.0, 3, 1.0), (1.0, 0, 0.6)]
+)
 def test_samples_follow_the_distribution(temperature: float, top_k: int, top_p: float) -> None:
     """Else rollouts would not be the student's own distribution, and the method would not be on-policy.
 

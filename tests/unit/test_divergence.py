@@ -84,7 +84,9 @@ def test_the_rest_bucket_keeps_it_a_divergence() -> None:
     assert (with_rest >= 0).all()
     assert (with_rest <= full + 1e-5).all(), "joining outcomes never adds divergence"
     index = teacher.topk(3).indices
-    top = [torch.cat([p.exp().gather(1, index), 1 - p.exp().gather(1, index).sum(1, True)], 1) for p in (teacher, student)]
+    top = [
+        torch.cat([p.exp().gather(1, index), 1 - p.exp().gather(1, index).sum(1, True)], 1) for p in (teacher, student)
+    ]
     torch.testing.assert_close(with_rest, torch_kl(top[0].log(), top[1].log()), atol=1e-4, rtol=1e-4)
 
 

@@ -23,9 +23,7 @@ def test_every_recipe_loads_and_cites_its_source(name: str) -> None:
 def test_the_papers_recipes_are_there() -> None:
     """Else the published settings by size could not be run by name."""
     assert {"paper-small", "paper-large"} <= set(recipes.names())
-    small, large = (
-        settings_from(DistillSettings, recipes.load_recipe(f"paper-{size}")) for size in ("small", "large")
-    )
+    small, large = (settings_from(DistillSettings, recipes.load_recipe(f"paper-{size}")) for size in ("small", "large"))
     assert small == DistillSettings()
     assert large == DistillSettings(top_k=16)
 

@@ -4,11 +4,11 @@ from itertools import combinations
 
 import pytest
 import torch
-from rollouts import scripted
-from support import MASK
 
 from opdlm.core.states import select_states
 from opdlm.core.types import Geometry, Rollout, StateBatch
+from rollouts import scripted
+from support import MASK
 
 # Prompt of 5; block 1 (columns 4-7) was decoded in rounds 1, 0, 1; block 2 (8-11) in 2, 0, 1, and column 11 never.
 ONE = scripted([("ppppp101201.", 11)])

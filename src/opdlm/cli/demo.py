@@ -70,10 +70,10 @@ def _story(arguments: Namespace, output: Path) -> None:
     settings = _settings(arguments, output)
     problems = evaluation_set(max(2, arguments.per_family // (_QUICK if arguments.quick else 1)))
     view = ConversionView(make_console())
-    view.note(f"teacher: {settings.model}, and it is about to become a block-diffusion model\n")
+    view.note(f"teacher: {settings.model}\n")
     sampler = _Sampler(problems[0], view, settings)
     with view:
-        model = _convert(settings, arguments.resume, view, sampler)
+        model = _convert(settings, output if arguments.resume else None, view, sampler)
     sampler.save(model, output / "rollouts" / "sample.json")
     view.note("\nteacher and student answer the same new questions ...")
     comparison = evaluate_models(
@@ -114,13 +114,10 @@ def _settings(arguments: Namespace, output: Path) -> ConvertSettings:
     return settings.model_copy(update={"rollouts": max(1, settings.rollouts // _QUICK)})
 
 
-def _convert(settings: ConvertSettings, resuming: bool, view: ConversionView, sampler: "_Sampler") -> Path:
+def _convert(settings: ConvertSettings, resumed: Path | None, view: ConversionView, sampler: "_Sampler") -> Path:
+    """The conversion, or the rest of the one in the folder `resumed`."""
     from opdlm.distill import api
     from opdlm.playground.families import mixed
-
-    assert settings.rollouts is not None
-    count = settings.rollouts * settings.prompts_per_rollout
-    prompts = [problem.prompt for problem in itertools.islice(mixed(settings.seed, "conversion"), count)]
 
     def start(trainer: "Trainer", difference: float) -> None:
         view.start(trainer, difference)
@@ -130,8 +127,11 @@ def _convert(settings: ConvertSettings, resuming: bool, view: ConversionView, sa
         view.step(line)
         sampler.step(line)
 
-    if resuming:
-        return api.resume(settings.output, prompts, on_start=start, on_step=step)
+    if resumed is not None:
+        return api.resume(resumed, on_start=start, on_step=step)
+    assert settings.rollouts is not None
+    count = settings.rollouts * settings.prompts_per_rollout
+    prompts = [problem.prompt for problem in itertools.islice(mixed(settings.seed, "conversion"), count)]
     return api.run(settings, prompts, on_start=start, on_step=step)
 
 
@@ -165,7 +165,9 @@ class _Sampler:
 
         assert self.trainer is not None
         assert self.tokenizer is not None
-        engine = Engine(self.trainer.student, self.trainer.tokens, greedy("dynamic:0.9", self.settings.response_length.end))
+        engine = Engine(
+            self.trainer.student, self.trainer.tokens, greedy("dynamic:0.9", self.settings.response_length.end)
+        )
         written = engine.generate([encode_prompt(self.tokenizer, self.problem.prompt)])
         begin, end = int(written.prompt_length[0]), int(written.length[0])
         text = str(self.tokenizer.decode(written.input_ids[0, begin:end], skip_special_tokens=True))

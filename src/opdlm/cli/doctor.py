@@ -14,7 +14,7 @@ from rich.table import Table
 from opdlm.cli.options import Parser
 from opdlm.cli.terminal import duration, make_console, quiet_libraries, size
 from opdlm.config import DistillSettings, LengthRamp, settings_from
-from opdlm.errors import OpdlmError
+from opdlm.errors import OpdlmError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ _ROWS, _PROMPT, _RESPONSE = 8, 16, 32  # the measured step
 def parser() -> Parser:
     """The command's flags."""
     made = Parser("doctor", _DESCRIPTION, _EXAMPLES, "MODEL [options]")
-    made.add_argument("model", help="folder or hub name of the autoregressive model")
+    made.add_argument("model", nargs="?", help="folder or hub name of the autoregressive model")
     made.add_argument("--block-size", default="4", metavar="N", help="tokens in a block (default: 4)")
     made.add_argument("--lora-rank", type=int, default=32, metavar="N", help="rank of the LoRA estimate (default: 32)")
     made.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (default)")
@@ -49,6 +49,10 @@ def parser() -> Parser:
 
 def run(arguments: Namespace) -> int:
     """0 if the model can be converted; an obstacle is an error."""
+    if arguments.model is None:
+        raise UsageError("no model given; name a folder or a hub model: opdlm doctor MODEL")
+    if arguments.lora_rank < 1:
+        raise UsageError("--lora-rank must be at least 1; give a larger one")
     settings = settings_from(DistillSettings, {"block_size": arguments.block_size})
     quiet_libraries()
     try:
@@ -210,7 +214,9 @@ def _show(console: Console, found: dict[str, Any]) -> None:
     table.add_row("vocabulary, context", f"{found['vocabulary']:,} tokens, {found['context'] or 'no limit'}")
     table.add_row("convertible", "yes")
     table.add_row("identity check", f"passed, largest difference of a logit {found['identity_difference']:.2g}")
-    table.add_row("mask honoured", "yes: with a bidirectional mask the model looks ahead, with a causal one it does not")
+    table.add_row(
+        "mask honoured", "yes: with a bidirectional mask the model looks ahead, with a causal one it does not"
+    )
     table.add_row("mask token", f"{mask['token']}, id {mask['id']}: {mask['plan']}")
     table.add_row("full training", f"{size(memory['training_bytes'])} and activations (float32, AdamW, teacher)")
     table.add_row(f"LoRA, rank {memory['lora_rank']}", f"{size(memory['lora_bytes'])} and activations")

@@ -147,19 +147,32 @@ def load_problems(source: str) -> list[FileProblem]:
 
 
 def _problem(line: str, where: str) -> FileProblem:
+    from opdlm.evals.grading import extract_number
+
     try:
         fields: Any = json.loads(line)
     except json.JSONDecodeError as error:
         raise PromptsError(f"{where} is not JSON ({error.msg}, column {error.colno}); correct it") from error
-    missing = [name for name in ("prompt", "answer", "family") if name not in fields] if isinstance(fields, dict) else []
+    missing = (
+        [name for name in ("prompt", "answer", "family") if name not in fields] if isinstance(fields, dict) else []
+    )
     if not isinstance(fields, dict) or missing:
         raise PromptsError(f"{where} needs prompt, answer and family, missing: {', '.join(missing) or 'all'}; add them")
-    if fields["family"] not in _FAMILIES:
-        raise PromptsError(f"{where} has the family {fields['family']!r}; use one of {', '.join(_FAMILIES)}")
-    calls = tuple((str(call), str(expected)) for call, expected in fields.get("calls", ()))
-    return FileProblem(
-        fields["family"], str(fields["prompt"]), str(fields["answer"]), calls, tag=str(fields.get("tag", ""))
-    )
+    family, answer, calls = fields["family"], str(fields["answer"]), fields.get("calls", [])
+    if family not in _FAMILIES:
+        raise PromptsError(f"{where} has the family {family!r}; use one of {', '.join(_FAMILIES)}")
+    if family == "maths" and extract_number(f"#### {answer}") is None:
+        raise PromptsError(f"{where} has the answer {answer!r}, which is no number; correct it")
+    if not _are_pairs(calls) or (family == "code" and not calls):
+        raise PromptsError(f"{where} needs calls: a list of [call, repr of its result] pairs; correct it")
+    pairs = tuple((call, expected) for call, expected in calls)
+    return FileProblem(family, str(fields["prompt"]), answer, pairs, tag=str(fields.get("tag", "")))
+
+
+def _are_pairs(calls: Any) -> bool:
+    if not isinstance(calls, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in calls):
+        return False
+    return all(isinstance(part, str) for pair in calls for part in pair)
 
 
 def _playground(per_family: int) -> "Sequence[Problem]":

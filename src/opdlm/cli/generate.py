@@ -5,11 +5,15 @@ import sys
 import time
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from opdlm.cli.options import Parser, add_settings, given
 from opdlm.cli.terminal import make_console, quiet_libraries
 from opdlm.config import GenerationSettings, settings_from
 from opdlm.errors import UsageError
+
+if TYPE_CHECKING:
+    from opdlm.sampling.api import GenerationOutput
 
 _DESCRIPTION = """
 Answer PROMPT with a converted model. A prompt is one user message where the model has a chat template, plain text
@@ -72,7 +76,7 @@ def _model_and_prompt(arguments: Namespace) -> tuple[str | None, str]:
     return name, sys.stdin.read().strip() if prompt == "-" else prompt
 
 
-def _numbers(output, text: str, seconds: float) -> dict:  # noqa: ANN001
+def _numbers(output: "GenerationOutput", text: str, seconds: float) -> dict[str, object]:
     rollout = output.rollout
     return {
         "text": text,

@@ -3,13 +3,14 @@
 Every command is a module with `parser()` and `run(arguments)`. Neither torch nor transformers is imported before `run`.
 """
 
+import errno
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
 import opdlm
-from opdlm.errors import OpdlmError, UsageError
+from opdlm.errors import OpdlmError, StorageError, UsageError
 
 COMMANDS = {
     "demo": ("opdlm.cli.demo", "the whole story on the model that ships with the package, on a CPU in minutes"),
@@ -29,6 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OpdlmError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print("error: the disk is full; free some space and try again", file=sys.stderr)
+        return StorageError.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

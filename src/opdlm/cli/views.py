@@ -51,7 +51,7 @@ class ConversionView:
 
     def note(self, text: str) -> None:
         """A line above the progress."""
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     def start(self, trainer: "Trainer", difference: float) -> None:
         """After the checks, before the first rollout."""

@@ -1,5 +1,6 @@
 """The denoising in the terminal: masks as dim blocks, what was just fixed in colour, the counts below."""
 
+import time
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MASK_SIGN = "▒"
+_PAUSE_S = 0.05  # a small model is faster than the eye
 _STYLES = {"mask": "dim", "fresh": "bold green", "fixed": ""}
 
 
@@ -50,6 +52,7 @@ class DraftView:
             self.console.print(f"{self._round:4}  {flat}", markup=False, soft_wrap=True)
             return
         self._live.update(Group(text, Text(counts, style="dim")), refresh=True)
+        time.sleep(_PAUSE_S)
 
     def _counts(self, ids: Sequence[int]) -> str:
         fixed = sum(token != self.mask for token in ids)

@@ -58,8 +58,9 @@ def candidates(
         confidence, token = log_probability.max(-1)
         return token, confidence.exp()
     probability = filtered(logits / temperature, top_k, top_p)
-    cumulative = probability.double().cumsum(-1)
-    draw = uniform(seed, position, round_) * cumulative[..., -1]
+    chance = uniform(seed, position, round_)
+    cumulative = probability.to(chance.dtype).cumsum(-1)
+    draw = chance * cumulative[..., -1]
     token = torch.searchsorted(cumulative, draw[..., None], right=True).clamp(max=logits.shape[-1] - 1)
     return token[..., 0], log_probability.gather(-1, token)[..., 0].exp()
 

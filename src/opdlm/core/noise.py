@@ -24,8 +24,13 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
 
 
 def uniform(seed: torch.Tensor, *counters: torch.Tensor) -> torch.Tensor:
-    """float64 in [0, 1) for each element of the broadcast int64 tensors `seed` and `counters`."""
+    """float64 in [0, 1) for each element of the broadcast int64 tensors `seed` and `counters`.
+
+    On Apple's GPUs, which have no float64: float32 with the first 24 bits.
+    """
     state = _mix(seed)
     for counter in counters:
         state = _mix(state ^ counter)  # not ^ _mix(counter): then equal seed and counter would cancel
+    if state.device.type == "mps":
+        return _shift_right(state, 40).to(torch.float32) * 2.0**-24
     return _shift_right(state, 11).to(torch.float64) * 2.0**-53

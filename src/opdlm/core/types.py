@@ -115,7 +115,7 @@ class LossSum:
 
     Attributes:
         total: [] float32, sum of the losses, in nats, with its gradient.
-        count: [] float32, sum of the weights' number of positions (or rows, for the per-row mean).
+        count: [] float32, sum of the weights: the number of positions where all are 1, of rows for the per-row mean.
     """
 
     total: torch.Tensor

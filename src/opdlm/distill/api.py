@@ -61,7 +61,6 @@ def convert(
 
 def resume(
     output: str | Path,
-    prompts: Sequence[Prompt] | None = None,
     *,
     on_start: OnStart = lambda trainer, difference: None,
     on_step: OnStep = lambda line: None,
@@ -69,7 +68,7 @@ def resume(
 ) -> Path:
     """Continue a run from its newest checkpoint with the settings in its config.toml; ends as if never interrupted."""
     folder = RunFolder.open(Path(output))
-    return run(folder.settings(), prompts, resuming=folder, on_start=on_start, on_step=on_step, evaluate=evaluate)
+    return run(folder.settings(), resuming=folder, on_start=on_start, on_step=on_step, evaluate=evaluate)
 
 
 def resolve(**settings: Any) -> ConvertSettings:
@@ -98,6 +97,8 @@ def run(
     for name in ("model", "output"):
         if not getattr(settings, name):
             raise UsageError(f"no {name} given; name it with --{name}")
+    if resuming is None:
+        RunFolder.check_free(Path(settings.output))
     check_convertible(load_config(settings.model))
     texts = (
         load_prompts(settings.prompts, settings.prompts_column, settings.prompt_limit) if prompts is None else prompts
@@ -118,7 +119,7 @@ def run(
 
     responses = _given_responses(settings, tokenizer, tokens)
     student, teacher = _student_and_teacher(student, settings, resuming.latest() if resuming else None)
-    folder = resuming or RunFolder.create(Path(settings.output), settings)
+    folder = resuming or RunFolder.create(Path(settings.output), settings, prompts)
     trainer = Trainer(
         student=student,
         teacher=teacher,

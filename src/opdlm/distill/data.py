@@ -62,9 +62,7 @@ def _load_file(path: Path) -> list[Any]:
     if path.suffix not in _SUFFIXES:
         raise PromptsError(f"{path} is not a prompts file; use one of {', '.join(_SUFFIXES)}")
     if path.suffix == ".parquet":
-        from datasets import Dataset
-
-        return Dataset.from_parquet(str(path)).to_list()
+        return _load_parquet(path)
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -78,6 +76,16 @@ def _load_file(path: Path) -> list[Any]:
         return rows
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     return [_parse(line, f"{path}, line {number}") for number, line in lines]
+
+
+def _load_parquet(path: Path) -> list[Any]:
+    import pyarrow.parquet as pq  # comes with datasets, which would copy the file into its cache first
+    from pyarrow import ArrowInvalid
+
+    try:
+        return pq.read_table(path).to_pylist()
+    except (ArrowInvalid, OSError) as error:
+        raise PromptsError(f"{path} is not a readable parquet file ({error}); write it again") from error
 
 
 def _parse(text: str, where: str) -> Any:
@@ -110,7 +118,8 @@ def _as_prompt(value: Any, index: int, source: str) -> Prompt:
     ):
         # A prompt ends with the user's turn: an answer that the data set brings along is not used.
         end = len(value) - 1 if value[-1]["role"] == "assistant" else len(value)
-        return [{"role": m["role"], "content": m["content"]} for m in value[:end]]
+        if end > 0:
+            return [{"role": m["role"], "content": m["content"]} for m in value[:end]]
     raise PromptsError(
         f"row {index} of {source} is neither text nor a list of messages with role and content; "
         "correct it or choose another column with --prompts-column"
@@ -123,6 +132,10 @@ def check_lengths(
     """Raises ContextLengthError if a prompt and its longest response do not fit into the model's context."""
     if context is None:
         return
+    if block_size > context:
+        raise ContextLengthError(
+            f"a block of {block_size} tokens is longer than the context of {context}; lower --block-size"
+        )
     longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
     needed = -(-(len(prompts[longest]) + longest_response) // block_size) * block_size
     if needed > context:

@@ -62,16 +62,17 @@ class Trainer:
         for index in range(first, rollouts):
             chosen = self.prompts_of(index)
             seeds = [settings.seed * 2**40 + index * settings.prompts_per_rollout + i for i in range(len(chosen))]
-            counts = training_step(
-                [self.prompts[i] for i in chosen],
-                seeds,
-                self.student,
-                self.teacher,
-                self.recipe(index, chosen),
-                updater,
-                settings,
-                self.tokens.mask_token_id,
-            )
+            with self.precision():
+                counts = training_step(
+                    [self.prompts[i] for i in chosen],
+                    seeds,
+                    self.student,
+                    self.teacher,
+                    self.recipe(index, chosen),
+                    updater,
+                    settings,
+                    self.tokens.mask_token_id,
+                )
             line = self._metrics(index, counts, updater, line)
             done = index + 1 == rollouts
             if self.run is not None and (done or (index + 1) % settings.save_every_rollouts == 0):
@@ -85,6 +86,12 @@ class Trainer:
                 self.run.log(line)
             self.on_step(line)
         return line
+
+    def precision(self) -> torch.autocast:
+        """bfloat16 matrix products over float32 weights, for rollouts, teacher and student alike; or plain float32."""
+        kind = self.student.device.type
+        low = self.settings.precision == "bfloat16" or (self.settings.precision == "auto" and kind == "cuda")
+        return torch.autocast(kind, torch.bfloat16, enabled=low)
 
     @property
     def rollouts(self) -> int:

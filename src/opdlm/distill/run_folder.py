@@ -3,6 +3,7 @@
 import json
 import shutil
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -11,6 +12,7 @@ import tomli_w
 import torch
 
 from opdlm.config import ConvertSettings, settings_from
+from opdlm.distill.data import Prompt
 from opdlm.errors import CheckpointError, OutputExistsError, StorageError
 
 _STATE = "training_state.pt"
@@ -24,20 +26,35 @@ class RunFolder:
         self.path = path
         self.config, self.metrics = path / "config.toml", path / "metrics.jsonl"
         self.rollouts, self.checkpoints, self.model = path / "rollouts", path / "checkpoints", path / "model"
+        self.prompts = path / "prompts.jsonl"
 
     @classmethod
-    def create(cls, path: Path, settings: ConvertSettings) -> "RunFolder":
-        """A new run. Raises OutputExistsError if the folder holds anything."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise OutputExistsError(f"{path} is not empty; choose another --output, or continue it with --resume")
+    def create(cls, path: Path, settings: ConvertSettings, prompts: Sequence[Prompt] | None = None) -> "RunFolder":
+        """A new run; `prompts` that came as a Python list are kept with it, so that it can be resumed.
+
+        Raises:
+            OutputExistsError: the folder holds anything. StorageError: it cannot be written.
+        """
+        cls.check_free(path)
         run = cls(path)
         try:
             run.rollouts.mkdir(parents=True)
             run.checkpoints.mkdir()
+            if prompts is not None:
+                lines = (json.dumps({"prompt": prompt}, ensure_ascii=False) + "\n" for prompt in prompts)
+                run.prompts.write_text("".join(lines), encoding="utf-8")
+                settings = settings.model_copy(update={"prompts": str(run.prompts), "prompts_column": None})
             run.config.write_text(tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True)))
         except OSError as error:
+            shutil.rmtree(path, ignore_errors=True)  # it was new or empty
             raise StorageError(f"cannot write to {path} ({error.strerror}); choose another --output") from error
         return run
+
+    @staticmethod
+    def check_free(path: Path) -> None:
+        """Raises OutputExistsError if the folder holds anything: known before a model is loaded."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise OutputExistsError(f"{path} is not empty; choose another --output, or continue it with --resume")
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":

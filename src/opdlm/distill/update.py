@@ -46,6 +46,7 @@ class Updater:
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate
         self.optimiser.step()
+        torch.clear_autocast_cache()  # else autocast would go on with its bfloat16 copies of the weights as they were
         self.optimiser.zero_grad()
         self.done += 1
         return norm

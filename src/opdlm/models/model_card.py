@@ -30,7 +30,7 @@ inputs = tokenizer("...", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
 ```
 
-With opdlm installed: `opdlm generate FOLDER "..."`, `opdlm serve FOLDER`.
+With opdlm installed: `opdlm generate FOLDER "..." --watch`.
 """
 
 

@@ -30,7 +30,10 @@ class BlockDiffusionForCausalLM:
         """As `PreTrainedModel.from_pretrained`."""
         config = AutoConfig.from_pretrained(name) if config is None else config
         native: Any = AutoModelForCausalLM._model_mapping[type(config)]
-        model_class = type(native.__name__, (BlockDiffusionMixin, native), {})
+        # Named as the native class and as a member of its module: transformers renames some weights on their way from
+        # and to disk (GPT-NeoX's head), but not for classes that it takes for custom code.
+        names = {"__module__": native.__module__, "__qualname__": native.__qualname__}
+        model_class = type(native.__name__, (BlockDiffusionMixin, native), names)
         return model_class.from_pretrained(name, *args, config=config, **kwargs)
 
     @classmethod

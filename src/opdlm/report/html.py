@@ -62,7 +62,10 @@ def write_report(run: Path) -> Path:
     sections.append(_training(lines))
     if sample.is_file():
         sections.append(_trajectory(_parsed(sample.read_text("utf-8"), sample)))
-    page, target = _PAGE.format(title="From autoregressive to block diffusion", body="\n".join(sections)), run / "report.html"
+    page, target = (
+        _PAGE.format(title="From autoregressive to block diffusion", body="\n".join(sections)),
+        run / "report.html",
+    )
     try:
         target.write_text(page, encoding="utf-8")
     except OSError as error:
@@ -92,15 +95,17 @@ def _facts(last: dict[str, Any]) -> str:
 def _retention(evaluation: dict[str, Any]) -> str:
     teacher, students = evaluation["teacher"], evaluation["students"]
     names = [_name(row) for row in teacher["rows"] if row["tag"] in (None, "seen", "unseen")]
-    heads = "".join(f"<th>{escape(name)}</th>" for name in ("", *names, "mean", "retained", "tokens/forward", "tokens/s"))
+    heads = "".join(
+        f"<th>{escape(name)}</th>" for name in ("", *names, "mean", "retained", "tokens/forward", "tokens/s")
+    )
     rows = [_row("teacher", teacher, names, None)]
     rows += [_row(f"student, {one['decoding']}", one, names, one["retained"]["overall"]) for one in students]
     problems = teacher["total"]["n"]
     return (
         f"<h2>Teacher and student on {problems} problems</h2>\n"
         f'<div class="wide"><table><tr>{heads}</tr>\n{"".join(rows)}</table></div>\n'
-        '<p class="small">Share of right answers by task; in brackets the 95 % interval. "Seen" facts were asked for in '
-        'conversion prompts, "unseen" ones never. Greedy decoding; tokens per second at one batch size on one machine.</p>'
+        '<p class="small">Share of right answers by task, with the 95 % interval. Facts tagged "seen" were asked for '
+        'in conversion prompts, "unseen" ones never. Greedy decoding; tokens per second at one batch size.</p>'
     )
 
 
@@ -149,7 +154,9 @@ def _curve(x: Sequence[float], y: Sequence[float]) -> str:
     ticks = []
     for share in (0.0, 0.5, 1.0):
         px, py = place(right * share, top * share)
-        ticks.append(f'<line x1="{_LEFT}" x2="{_WIDTH - 10}" y1="{py:.1f}" y2="{py:.1f}" stroke="currentColor" opacity=".15"/>')
+        ticks.append(
+            f'<line x1="{_LEFT}" x2="{_WIDTH - 10}" y1="{py:.1f}" y2="{py:.1f}" stroke="currentColor" opacity=".15"/>'
+        )
         ticks.append(f'<text x="{_LEFT - 8}" y="{py + 4:.1f}" text-anchor="end">{top * share:.2f}</text>')
         anchor = {0.0: "start", 1.0: "end"}.get(share, "middle")
         ticks.append(f'<text x="{px:.1f}" y="{_HEIGHT - 8}" text-anchor="{anchor}">{right * share:,.0f}</text>')

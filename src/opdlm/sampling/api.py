@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from opdlm.config import GenerationSettings
+from opdlm.config import GenerationSettings, settings_from
 from opdlm.core.types import Rollout
 from opdlm.errors import ContextLengthError, UsageError
 from opdlm.models.adapt import BlockDiffusionModel
@@ -78,7 +78,7 @@ class DiffusionLM:
         prompts = _rows(input_ids, attention_mask)
         if streamer is not None and len(prompts) != 1:
             raise UsageError("a streamer shows one row; give one prompt, or leave the streamer out")
-        chosen = GenerationSettings(**{**self.defaults.model_dump(), **settings})
+        chosen = settings_from(GenerationSettings, {**self.defaults.model_dump(), **settings})
         check_context(prompts, chosen.max_new_tokens, self.model.max_length, self.model.geometry.block_size)
         observer = None if streamer is None else _drafts(streamer, len(prompts[0]), chosen.max_new_tokens)
         engine = Engine(self.model, self.tokens, chosen, batch_size, observer)

@@ -1,0 +1,35 @@
+"""Convert an autoregressive model into a block-diffusion one, from Python.
+
+    python examples/convert.py MODEL PROMPTS OUTPUT
+
+MODEL: folder or hub name. PROMPTS: a .jsonl, .json, .parquet or .txt file. OUTPUT: a new folder; the result is in
+OUTPUT/model. Killed? `opdlm.distill.api.resume(OUTPUT)` goes on from the newest checkpoint as if nothing had happened.
+"""
+
+import sys
+from typing import Any
+
+import opdlm
+
+
+def show(line: dict[str, Any]) -> None:
+    print(f"rollout {line['rollout']}/{line['rollouts']}   loss {line['loss']:.4f}")
+
+
+def main() -> None:
+    model, prompts, output = sys.argv[1:4]
+    folder = opdlm.convert(
+        model,
+        prompts,
+        output,
+        recipe="paper-small",  # its settings are the defaults; those below replace them
+        rollouts=100,
+        prompts_per_rollout=32,
+        response_length={"start": 64, "end": 256, "rollouts": 20},
+        on_step=show,
+    )
+    print(f"converted: {folder}")
+
+
+if __name__ == "__main__":
+    main()

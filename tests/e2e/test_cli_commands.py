@@ -1,0 +1,240 @@
+"""The way of a user: doctor, convert, stop, resume, generate, eval, demo."""
+
+import io
+import json
+import tomllib
+
+import pytest
+from rich.console import Console
+
+from cli_support import SMALL, call, fingerprint
+from opdlm.cli.views import ConversionView
+from opdlm.cli.watch import MASK_SIGN, DraftView
+from opdlm.config import ConvertSettings
+from opdlm.sampling.api import load
+
+
+@pytest.fixture(scope="module")
+def run(arlm, prompts, tmp_path_factory):
+    """A finished run."""
+    output = tmp_path_factory.mktemp("runs") / "run"
+    assert call("convert", arlm, "--prompts", prompts, "--output", output, *SMALL) == 0
+    return output
+
+
+def test_convert_reports_and_leaves_a_model(arlm, prompts, tmp_path, capsys):
+    """Without it the user would not know whether the check passed, how it went, and what to type next."""
+    output = tmp_path / "run"
+    assert call("convert", "--profile", "--prompts", prompts, arlm, "--output", output, *SMALL) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    for expected in ("identity check passed", "rollout 2/2", "tokens/forward", "rollout  ", f"opdlm generate {output}"):
+        assert expected in shown.out
+    assert (output / "model" / "model.safetensors").is_file()
+    assert len((output / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_flag_replaces_one_value_of_a_recipe_group(arlm, prompts, tmp_path):
+    """Without it `--optimiser.learning-rate` would reset the rest of the optimiser, or defaults win."""
+    recipe = tmp_path / "own.toml"
+    recipe.write_text(
+        "prompts_per_rollout = 8\nrows_per_update = 2\nrollouts = 1\nblock_size = 8\ntop_k = 5\n"
+        "optimiser = { learning_rate = 1e-4, clip_norm = 0.5 }\n"
+        'response_length = { start = 6, end = 6, rollouts = 3, shape = "linear" }\n'
+    )
+    words = ("convert", arlm, "--prompts", prompts, "--output", tmp_path / "run", "--recipe", recipe)
+    assert call(*words, "--optimiser.learning-rate", "2e-4", "--response-length.end", "7", "--top-k", "none") == 0
+    found = ConvertSettings(**tomllib.loads((tmp_path / "run" / "config.toml").read_text()))
+    assert (found.optimiser.learning_rate, found.optimiser.clip_norm) == (2e-4, 0.5)
+    assert found.response_length.model_dump() == {"start": 6, "end": 7, "rollouts": 3, "shape": "linear"}
+    assert (found.block_size, found.rows_per_update, found.top_k) == (8, 2, None)
+
+
+def test_lora_is_short_for_lora_rank(arlm, prompts, tmp_path):
+    """Without it the short flag could be accepted and do nothing."""
+    pytest.importorskip("peft")
+    output = tmp_path / "run"
+    assert call("convert", arlm, "--prompts", prompts, "--output", output, *SMALL, "--lora", "2") == 0
+    assert tomllib.loads((output / "config.toml").read_text())["lora_rank"] == 2
+
+
+@pytest.mark.parametrize("resume", [("--resume", "--output"), ("--resume",)], ids=["flag", "folder"])
+def test_stop_and_resume(resume, arlm, prompts, run, tmp_path, capsys, monkeypatch):
+    """Without it Ctrl-C would cost the run, or leave the user without the command that continues it."""
+    output = tmp_path / "run"
+
+    def stop_after_the_first(view, line):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConversionView, "step", stop_after_the_first)
+        assert call("convert", arlm, "--prompts", prompts, "--output", output, *SMALL) == 130
+    shown = capsys.readouterr()
+    assert f"opdlm convert --resume --output {output}" in shown.out
+    assert "rollout-000001" in shown.out
+    assert "Traceback" not in shown.err
+    assert call("convert", *resume, output) == 0
+    assert "continuing from" in capsys.readouterr().out
+    ours, uninterrupted = fingerprint(output / "model"), fingerprint(run / "model")
+    assert ours["model.safetensors"] == uninterrupted["model.safetensors"]
+
+
+def test_stop_before_anything_was_written(arlm, prompts, tmp_path, capsys, monkeypatch):
+    """Without it the user would be told to resume from nothing."""
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("opdlm.distill.api.load_arlm", stop)
+    assert call("convert", arlm, "--prompts", prompts, "--output", tmp_path / "run", *SMALL) == 130
+    assert "nothing was written" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_generate_as_text_and_json(run, capsys, monkeypatch):
+    """Without it the two outputs could tell of different responses, or the counts of another run."""
+    flags = ("--max-new-tokens", "9", "--decoding", "static")
+    assert call("generate", run, "two words", *flags) == 0
+    text = capsys.readouterr().out
+    assert call("generate", run / "model", "two words", "--json", *flags) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert numbers.keys() == {"text", "tokens", "forwards", "tokens_per_forward", "seconds"}
+    assert text == numbers["text"] + "\n"
+    assert 1 <= numbers["tokens"] <= 9
+    assert numbers["forwards"] >= numbers["tokens"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("two words\n"))
+    assert call("generate", run, "-", *flags) == 0
+    assert capsys.readouterr().out == text
+
+
+def test_generate_defaults_to_the_packages_student(run, capsys, monkeypatch):
+    """Without it a first try would need a model."""
+    monkeypatch.setattr("opdlm.playground.weights.student_path", lambda: run / "model")
+    assert call("generate", "two words", "--max-new-tokens", "4") == 0
+    assert capsys.readouterr().out
+
+
+def test_watch_prints_drafts_where_there_is_no_terminal(run, capsys):
+    """Without it a log file would be full of control codes, or the drafts not end in the text."""
+    flags = ("--max-new-tokens", "9", "--decoding", "static")
+    assert call("generate", run, "two words", "--watch", *flags) == 0
+    drafts = [line[6:] for line in capsys.readouterr().out.rstrip("\n").split("\n")]
+    assert call("generate", run, "two words", "--json", *flags) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert len(drafts) == numbers["forwards"] + 1
+    assert MASK_SIGN in drafts[0]
+    assert MASK_SIGN not in drafts[-1]
+    assert drafts[-1].startswith(numbers["text"].replace("\n", "⏎"))
+
+
+def test_watch_on_a_terminal(run):
+    """Without it nobody would see which tokens are new, or how many a forward makes."""
+    screen = io.StringIO()
+    model = load(run)
+    view = DraftView(Console(file=screen, force_terminal=True, width=80), model.tokenizer, model.tokens.mask_token_id)
+    ids = model.tokenizer("one", add_special_tokens=False)["input_ids"]
+    output = model.generate([ids], streamer=view, max_new_tokens=6, decoding="static")
+    shown = screen.getvalue()
+    forwards = int(output.rollout.forwards[0])
+    assert "\x1b[1;32m" in shown  # what was just fixed
+    assert "\x1b[2m" in shown  # masks and counts
+    assert f"round {forwards}, " in shown
+    assert f"{output.tokens_per_forward:.2f} tokens per forward" in shown
+
+
+def test_eval_on_a_file(arlm, run, tmp_path, capsys):
+    """Without it the table and the numbers could disagree, or a family be left out."""
+    problems = tmp_path / "problems.jsonl"
+    rows = [
+        {"prompt": "one", "answer": "1", "family": "maths"},
+        {"prompt": "two", "answer": "x", "family": "edit"},
+        {"prompt": "add", "answer": "f", "family": "code", "calls": [["f(1)", "2"]]},
+        {"prompt": "red", "answer": "red", "family": "recall", "tag": "seen"},
+    ]
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = (
+        "eval",
+        run,
+        "--against",
+        arlm,
+        "--problems",
+        problems,
+        "--decoding",
+        "static",
+        "--decoding",
+        "dynamic:0.5",
+    )
+    assert call(*words, "--max-new-tokens", "8", "--json", tmp_path / "out.json") == 0
+    shown = capsys.readouterr().out
+    for expected in ("teacher", "student, static", "student, dynamic:0.5", "maths", "recall seen", "tokens/s"):
+        assert expected in shown
+    numbers = json.loads((tmp_path / "out.json").read_text())
+    assert [student["decoding"] for student in numbers["students"]] == ["static", "dynamic:0.5"]
+    assert numbers["teacher"]["total"]["n"] == 4
+    assert numbers["students"][0]["tokens_per_forward"] > 0
+
+
+def test_doctor(arlm, capsys):
+    """Without it costs and obstacles would be found out by an expensive try."""
+    before = fingerprint(arlm)
+    assert call("doctor", arlm, "--json", "--lora-rank", "1") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["convertible"] is True
+    assert found["mask_token"]["plan"] == "an unused row of the embedding"
+    assert found["memory"]["training_bytes"] == 20 * found["parameters"]
+    assert found["memory"]["lora_bytes"] < found["memory"]["training_bytes"]
+    assert found["speed"]["tokens_per_second"] > 0
+    assert found["command"].startswith(f"opdlm convert {arlm} --prompts PROMPTS.jsonl")
+    assert call("doctor", arlm, "--no-speed") == 0
+    assert "not measured" in capsys.readouterr().out
+    assert fingerprint(arlm) == before
+
+
+RECIPE = """
+prompts_per_rollout = 4
+rows_per_update = 4
+rollouts = 3
+save_every_rollouts = 1
+response_length = { start = 8, end = 8, rollouts = 0, shape = "linear" }
+"""
+
+
+def test_demo(arlm, tmp_path, capsys, monkeypatch):
+    """Without it the first command that people type could be broken."""
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    monkeypatch.setattr("opdlm.playground.weights.arlm_path", lambda: arlm)
+    output = tmp_path / "demo"
+    words = ("demo", "--recipe", tmp_path / "tiny.toml", "--output", output, "--per-family", "2")
+
+    def stop(view, line):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConversionView, "step", stop)
+        assert call(*words) == 130
+    assert f"opdlm demo --resume --output {output}" in capsys.readouterr().out
+    assert call(*words, "--resume") == 0
+    shown = capsys.readouterr().out
+    for expected in (
+        "identity check passed",
+        "after rollout 3",
+        "student, dynamic:0.9",
+        "recall unseen",
+        "report.html",
+    ):
+        assert expected in shown
+    numbers = json.loads((output / "evaluation.json").read_text())
+    assert numbers["conversion"]["tokens_trained"] > 0
+    page = (output / "report.html").read_text()
+    for expected in ("<svg", "student, dynamic:0.9", "recall unseen", 'title="round 0"'):
+        assert expected in page
+    assert "http" not in page  # nothing from outside
+    assert "<script" not in page
+
+
+def test_demo_needs_a_number_of_rollouts(arlm, tmp_path, capsys):
+    """Without it the number of prompts would be unknown, and the demo end in a TypeError."""
+    (tmp_path / "open.toml").write_text("prompts_per_rollout = 8\n")
+    words = ("demo", "--model", arlm, "--recipe", tmp_path / "open.toml", "--output", tmp_path / "demo")
+    assert call(*words) == 2
+    assert "does not set `rollouts`" in capsys.readouterr().err

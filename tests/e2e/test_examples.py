@@ -1,0 +1,51 @@
+"""The examples of the Python API run; tests/parity/test_one_file.py runs the third."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import opdlm
+from opdlm.config import GenerationSettings
+from opdlm.distill.api import resolve
+from opdlm.models.checkpoint import save_checkpoint
+from rollouts import fresh_student
+from support import tiny_tokenizer
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "examples" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Else the first lines that a user copies would fail."""
+    folder = tmp_path / "model"
+    settings = GenerationSettings(max_new_tokens=8)
+    save_checkpoint(fresh_student(), tiny_tokenizer(mask=True), folder, generation=settings, provenance={})
+    monkeypatch.setattr("sys.argv", ["generate.py", str(folder), "2+2="])
+    example("generate").main()
+    printed = capsys.readouterr().out
+    assert "tokens a forward" in printed
+    assert "____" in printed
+    assert "(the end)" in printed
+
+
+def test_convert(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Else the example would use settings that do not exist. The run itself is too long for a test."""
+
+    def pretend(model: str, prompts: str, output: str, *, on_step: Any, **settings: Any) -> Path:
+        assert resolve(model=model, prompts=prompts, output=output, **settings).rollouts == 100
+        on_step({"rollout": 1, "rollouts": 100, "loss": 0.5})
+        return Path(output) / "model"
+
+    monkeypatch.setattr(opdlm, "convert", pretend, raising=False)
+    monkeypatch.setattr("sys.argv", ["convert.py", "arlm", "prompts.jsonl", "run"])
+    example("convert").main()
+    assert "rollout 1/100   loss 0.5000" in capsys.readouterr().out

@@ -1,0 +1,141 @@
+"""The folder of a run: whole files, or none."""
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from opdlm.config import ConvertSettings
+from opdlm.distill.run_folder import RunFolder
+from opdlm.errors import CheckpointError, OutputExistsError, StorageError
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder.create(tmp_path / "run", ConvertSettings(model="m", block_size=8))
+
+
+def save_model(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "weights").write_text("w")
+
+
+def save(run: RunFolder, rollouts: int, keep: int = 2) -> Path:
+    return run.save_state(rollouts, {"rollouts": rollouts, "x": torch.ones(2)}, save_model, keep)
+
+
+def test_settings_come_back(run: RunFolder) -> None:
+    """Else a resumed run would go on with other settings."""
+    assert RunFolder.open(run.path).settings() == ConvertSettings(model="m", block_size=8)
+
+
+def test_a_used_folder_is_refused(run: RunFolder, tmp_path: Path) -> None:
+    """Else a second run would overwrite the first; and resuming an empty folder would start a new one silently."""
+    with pytest.raises(OutputExistsError, match="--resume"):
+        RunFolder.create(run.path, ConvertSettings())
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputExistsError):
+        RunFolder.create(tmp_path / "file", ConvertSettings())
+    with pytest.raises(CheckpointError, match="no run to resume"):
+        RunFolder.open(tmp_path / "nothing")
+
+
+def test_the_newest_checkpoints_are_kept(run: RunFolder) -> None:
+    """Else the disk would fill up, or the newest checkpoint would be the one deleted (9 sorts behind 10 as text)."""
+    assert run.latest() is None
+    for rollouts in (8, 9, 10, 11):
+        save(run, rollouts)
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["rollout-000010", "rollout-000011"]
+    latest = run.latest()
+    assert latest is not None
+    assert run.load_state(latest)["rollouts"] == 11
+
+
+@pytest.mark.parametrize("where", ["model", "state", "state as torch says it"])
+def test_a_full_disk_leaves_earlier_checkpoints(run: RunFolder, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a run that fills the disk would lose what it has, or resume from half a checkpoint."""
+    first = save(run, 1, keep=1)
+    before = {p.name: p.read_bytes() for p in first.iterdir()}
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def failing(*args: object) -> None:
+        if where == "model":
+            (run.checkpoints / "unfinished-rollout-000002").mkdir()
+        else:
+            Path(str(args[1])).write_text("half")
+        raise RuntimeError("PytorchStreamWriter failed writing file") if "torch" in where else full
+
+    if where == "model":
+        with pytest.raises(StorageError, match="free some room"):
+            run.save_state(2, {}, failing, 1)
+    else:
+        monkeypatch.setattr(torch, "save", failing)
+        with pytest.raises(StorageError, match="free some room"):
+            save(run, 2, keep=1)
+    assert [p.name for p in run.checkpoints.iterdir()] == ["rollout-000001"]
+    assert {p.name: p.read_bytes() for p in first.iterdir()} == before
+    assert run.latest() == first
+
+
+def test_a_full_disk_while_logging_is_named(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the run would end in a traceback."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(StorageError, match="No space left"):
+        run.log({"rollout": 1})
+
+
+def test_half_a_checkpoint_is_cleared_away(run: RunFolder) -> None:
+    """Else what a killed run left would be taken for a checkpoint."""
+    save(run, 1)
+    save_model(run.checkpoints / "unfinished-rollout-000002")
+    again = RunFolder.open(run.path)
+    assert [p.name for p in again.checkpoints.iterdir()] == ["rollout-000001"]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a pickle", b"PK\x03\x04 truncated"])
+def test_a_damaged_state_is_named(run: RunFolder, content: bytes) -> None:
+    """Else resuming from a truncated file would end in a traceback of pickle."""
+    checkpoint = save(run, 1)
+    (checkpoint / "training_state.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged"):
+        run.load_state(checkpoint)
+
+
+def metrics(run: RunFolder) -> list[int]:
+    return [json.loads(line)["rollout"] for line in run.metrics.read_text().splitlines()]
+
+
+def test_metrics_go_back_to_the_checkpoint(run: RunFolder) -> None:
+    """Else rollouts that a resumed run does again would be in the metrics, and in every figure, twice."""
+    for rollout in range(1, 6):
+        run.log({"rollout": rollout})
+    run.forget_after(3)
+    assert metrics(run) == [1, 2, 3]
+    run.log({"rollout": 4})
+    assert metrics(run) == [1, 2, 3, 4]
+
+
+def test_metrics_of_a_killed_run_are_mended(run: RunFolder) -> None:
+    """Else a line cut in the middle would stop the resumed run, and a lost one would leave a hole in the totals."""
+    run.log({"rollout": 1})
+    with run.metrics.open("a") as file:
+        file.write('{"rollout": 2, "lo')
+    run.forget_after(2, {"rollout": 2})
+    assert metrics(run) == [1, 2]
+    run.forget_after(2, {"rollout": 2})
+    assert metrics(run) == [1, 2]
+    run.forget_after(0)
+    assert metrics(run) == []
+
+
+def test_metrics_that_were_never_written(run: RunFolder) -> None:
+    """Else a run killed before its first line could not be resumed."""
+    run.forget_after(0)
+    run.log({"rollout": 1})
+    assert metrics(run) == [1]
