@@ -141,6 +141,22 @@ def test_identity_check_finds_a_model_that_ignores_masks() -> None:
         identity_check(model)
 
 
+def test_identity_check_finds_a_model_that_stays_causal() -> None:
+    """Else an architecture that adds its own causal mask to ours would pass every comparison with the original."""
+    model = BlockDiffusionModel(tiny_model(), GEOMETRY, MASK)
+
+    def also_causal(_module: object, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        mask, position = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        if mask is None or position is None:
+            return args, kwargs
+        keys = torch.arange(mask.shape[-1]) if kwargs.get("past_key_values") is not None else position[:, None, None, :]
+        return args, kwargs | {"attention_mask": mask & (position[:, None, :, None] >= keys)}
+
+    model.model.base_model.register_forward_pre_hook(also_causal, with_kwargs=True)
+    with pytest.raises(IdentityCheckError, match="ignores its attention mask"):
+        identity_check(model)
+
+
 def test_identity_check_finds_a_model_that_ignores_positions() -> None:
     """Else noised blocks, which stand behind the clean text, would get the positions of their columns."""
     model = BlockDiffusionModel(tiny_model(), GEOMETRY, MASK)

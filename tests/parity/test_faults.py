@@ -33,7 +33,7 @@ def states_of(rollout: Rollout, selection: str = "all", size: int = 4, **options
 def loss_of(model: BlockDiffusionModel, rollout: Rollout, states: StateBatch) -> tuple[LossSum, list[torch.Tensor]]:
     """The loss against another random model, and its gradients."""
     teacher = Teacher(student(seed=3))
-    loss = divergence_loss(model, states, teacher, teacher.targets(rollout), forward_kl)
+    loss = divergence_loss(model, teacher, forward_kl, states, rollout, teacher.targets(rollout))
     return loss, list(torch.autograd.grad(loss.total, list(model.parameters()), allow_unused=True))
 
 
@@ -68,7 +68,7 @@ def test_nothing_is_edited_in_place() -> None:
             model.train()
         teacher = Teacher(student(seed=3))
         targets = teacher.targets(rollout)
-        loss = divergence_loss(model, states, teacher, targets, forward_kl)
+        loss = divergence_loss(model, teacher, forward_kl, states, rollout, targets)
         teacher.targets(rollout)
         Teacher(model).targets(rollout)  # with an adapter, student and teacher are the same module
         gradients.append(torch.autograd.grad(loss.total, [p for p in model.parameters() if p.requires_grad]))

@@ -63,7 +63,7 @@ def test_its_loss_and_gradient_are_the_librarys(size: int) -> None:
     for row in range(len(rollout.length)):
         alone = rollout.rows(torch.tensor([row]))
         states = select_states(alone, pupil.geometry, "one_per_block", MASK, torch.tensor([row]))
-        found = divergence_loss(pupil, states, teacher, teacher.targets(alone), forward_kl)
+        found = divergence_loss(pupil, teacher, forward_kl, states, alone, teacher.targets(alone))
         text = one_file.Text(alone.input_ids[0], alone.commit_round[0], *map(int, (alone.prompt_length, alone.length)))
         chosen = chosen_rounds(states, text.rounds, size)
         expected, count = one_file.divergence(pupil.model, arlm(), text, chosen, MASK, size)

@@ -143,7 +143,7 @@ def test_the_converted_arlm_has_no_loss() -> None:
     rollout, _ = written(model)
     states = states_of(rollout, model.geometry, "one_per_block")
     teacher = Teacher(model)
-    loss = losses.divergence_loss(model, states, teacher, teacher.targets(rollout), forward_kl)
+    loss = losses.divergence_loss(model, teacher, forward_kl, states, rollout, teacher.targets(rollout))
     assert loss.count == (rollout.length - rollout.prompt_length).sum()
     assert abs(float(loss.total.detach())) < 1e-4
 
@@ -177,15 +177,15 @@ def step(
     teacher = teacher or Teacher(student(seed=3))
     function = losses.log_divergence(chosen)
 
-    def loss(states: StateBatch, texts: Rollout, targets: TeacherTargets) -> LossSum:
+    def loss(states: StateBatch, texts: Rollout, targets: TeacherTargets | None) -> LossSum:
         if method == "sft":
-            return losses.cross_entropy_loss(model, states, texts)
-        return losses.divergence_loss(model, states, teacher, targets, function)
+            return losses.cross_entropy_loss(model, states, texts, targets)
+        return losses.divergence_loss(model, teacher, function, states, texts, targets)
 
     updater = Recorded(model)
     selection = "random_mask" if method == "sft" else chosen.states
-    recipe = Recipe(lambda prompts, seeds: (rollout, 0), selection, loss)
-    counts = training_step([[1]] * rows, range(rows), model, teacher, recipe, updater, chosen, MASK)
+    recipe = Recipe(lambda prompts, seeds: (rollout, 0), selection, method == "sft", teacher.targets, loss)
+    counts = training_step([[1]] * rows, range(rows), model, recipe, updater, chosen)
     assert len(updater.gradients) == 1
     return updater.gradients[0], counts
 
@@ -219,7 +219,7 @@ def test_normalisations_are_what_they_say() -> None:
     for row in range(5):
         mine = states.row == row
         part = replace(states, **{n: getattr(states, n)[mine] for n in ("row", "predictor", "position", "weight")})
-        loss = losses.divergence_loss(model, part, teacher, teacher.targets(rollout), forward_kl)
+        loss = losses.divergence_loss(model, teacher, forward_kl, part, rollout, teacher.targets(rollout))
         totals.append(float(loss.total.detach()))
         counts.append(int(loss.count))
     assert len(set(counts)) > 1

@@ -110,6 +110,17 @@ def test_a_contradictory_generation_config_is_kept(tmp_path: Path) -> None:
     assert (loaded.temperature, loaded.do_sample, loaded.eos_token_id) == (0.6, False, [2, 7])
 
 
+def test_stop_tokens_of_the_tokenizer_are_in_the_generation_config(tmp_path: Path) -> None:
+    """Else the folder's own code, which sees no tokenizer, would write on where opdlm stops."""
+    model = tiny_model()
+    model.generation_config.eos_token_id = 9
+    adapted = BlockDiffusionModel(model, Geometry(4), MASK)
+    save_checkpoint(adapted, tiny_tokenizer(mask=True), tmp_path / "model", generation=GENERATION, provenance={})
+    content = json.loads((tmp_path / "model" / "generation_config.json").read_text())
+    assert content["eos_token_id"] == [2, 9]
+    assert content["pad_token_id"] == 0
+
+
 def test_the_folder_is_described(folder: Path) -> None:
     """Else a reader of the folder would not know its block size, its origin or what was measured."""
     config = json.loads((folder / "config.json").read_text())
@@ -150,6 +161,24 @@ def test_an_earlier_checkpoint_is_replaced_only_by_a_complete_one(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     second = saved(tmp_path / "model", seed=2)
     assert_same_weights(load_checkpoint(tmp_path / "model")[0].model, second.model)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_failed_rename_brings_the_earlier_checkpoint_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the last step of saving could lose what it was about to replace."""
+    first = saved(tmp_path / "model")
+    rename = Path.rename
+
+    def fails_for_the_new_one(path: Path, target: Path) -> Path:
+        if path.name.endswith(".partial"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fails_for_the_new_one)
+        with pytest.raises(StorageError, match="Input/output error"):
+            saved(tmp_path / "model", seed=1)
+    assert_same_weights(load_checkpoint(tmp_path / "model")[0].model, first.model)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

@@ -135,7 +135,7 @@ def test_random_masks_are_unbiased(supervise_end: bool) -> None:
     """
     size, rows = 3, 3000
     text = scripted([("ppppp000", 8)], stopped=True).rows(torch.zeros(rows, dtype=torch.int64))
-    states = chosen(text, "random_mask", supervise_end=supervise_end)
+    states = chosen(text, "random_mask", supervise_end=supervise_end, bound_weight=True)
     exact = sum(
         size / m / sum(1 for _ in combinations(range(size), m)) / size
         for m in range(1, size + 1)
@@ -154,7 +154,7 @@ def test_random_masks_have_uniform_counts_and_leave_the_prompt() -> None:
     """Else few or many masks would be preferred, a block could have none, or the prompt could be masked."""
     rows = 1200
     text = scripted([("pppppp0000000.", 12)]).rows(torch.zeros(rows, dtype=torch.int64))  # ends within block 2
-    states = chosen(text, "random_mask")
+    states = chosen(text, "random_mask", bound_weight=True)
     for start, count in ((4, 2), (8, 4)):
         block = (states.position >= start) & (states.position < start + 4)
         masks = torch.bincount(states.row[block], minlength=rows)

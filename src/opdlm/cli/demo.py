@@ -151,7 +151,8 @@ class _Sampler:
 
         self.trainer, self.tokenizer = trainer, AutoTokenizer.from_pretrained(self.settings.model)
         self.view.note(f"question: {self.problem.prompt}   (right: {self.problem.answer})")
-        self._show("before")
+        resumed = trainer.run is not None and trainer.run.latest() is not None
+        self._show("so far" if resumed else "before")
 
     def step(self, line: dict[str, Any]) -> None:
         """Every now and then: what it answers now."""

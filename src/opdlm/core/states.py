@@ -22,6 +22,7 @@ def select_states(
     mask_token_id: int,
     seed: torch.Tensor,
     supervise_end: bool = True,
+    bound_weight: bool = False,
 ) -> StateBatch:
     """Choose states of every row's blocks and pack them behind the clean text.
 
@@ -35,12 +36,14 @@ def select_states(
         mask_token_id: what stands at masked positions.
         seed: [B] int64; decides every random choice of the row.
         supervise_end: whether the stop token itself is in the loss.
+        bound_weight: weigh each position by n/m of its block, n tokens of which m are masked: with "random_mask" the sum
+            of cross-entropies is then an unbiased estimate of the masked-diffusion bound. Otherwise all weights are 1.
     """
     masked = _masked(rollout, geometry.block_size, selection, seed)
     columns = torch.arange(rollout.input_ids.shape[1], device=masked.device)
     last = rollout.length - (rollout.stopped & (not supervise_end)).long()
     supervised = masked & (columns < last[:, None])[:, None]
-    weight = _inverse_share(masked, rollout, geometry.block_size) if selection == "random_mask" else None
+    weight = _inverse_share(masked, rollout, geometry.block_size) if bound_weight else None
     return _pack(rollout, geometry, mask_token_id, masked, supervised, weight)
 
 

@@ -68,6 +68,7 @@ class Rollout(_Tensors):
 
     def rows(self, index: torch.Tensor) -> "Rollout":
         """The rows `index` [b], trimmed to the longest of them."""
+        index = index.to(self.length.device)
         picked = {f.name: getattr(self, f.name)[index] for f in fields(self)}
         width = int(picked["end"].max())
         for name in ("input_ids", "commit_round"):

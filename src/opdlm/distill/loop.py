@@ -67,11 +67,9 @@ class Trainer:
                     [self.prompts[i] for i in chosen],
                     seeds,
                     self.student,
-                    self.teacher,
                     self.recipe(index, chosen),
                     updater,
                     settings,
-                    self.tokens.mask_token_id,
                 )
             line = self._metrics(index, counts, updater, line)
             done = index + 1 == rollouts
@@ -131,16 +129,13 @@ class Trainer:
             write = partial(self._by_teacher, **common)
         else:
             write = partial(self._by_student, **common)
-        random_masks = warm or method != "opd"
-        return Recipe(write, "random_mask" if random_masks else settings.states, self._loss(method))
-
-    def _loss(self, method: str):
+        selection = "random_mask" if warm or method != "opd" else settings.states
         if method == "sft":
-            return lambda states, texts, targets: losses.cross_entropy_loss(self.student, states, texts)
+            loss = partial(losses.cross_entropy_loss, self.student)
+            return Recipe(write, selection, bound_weight=True, targets=lambda text: None, loss=loss)
         function = losses.log_divergence(self.settings)
-        return lambda states, texts, targets: losses.divergence_loss(
-            self.student, states, self.teacher, targets, function
-        )
+        loss = partial(losses.divergence_loss, self.student, self.teacher, function)
+        return Recipe(write, selection, bound_weight=False, targets=self.teacher.targets, loss=loss)
 
     def _by_student(self, prompts, seeds, **common):
         return rollout.written_by_student(self.student, prompts=prompts, seeds=seeds, **common)

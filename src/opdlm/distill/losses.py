@@ -33,12 +33,14 @@ def log_divergence(settings: DistillSettings) -> div.LogDivergence:
 
 def divergence_loss(
     student: BlockDiffusionModel,
-    states: StateBatch,
     teacher: Teacher,
-    targets: TeacherTargets,
     function: div.LogDivergence,
+    states: StateBatch,
+    text: Rollout,
+    targets: TeacherTargets | None,
 ) -> LossSum:
     """Sum of the divergences from the teacher's targets over all supervised positions."""
+    assert targets is not None
 
     def row_losses(hidden: torch.Tensor, part: slice) -> torch.Tensor:
         expected = teacher.logits(targets, states.row[part], states.position[part]).log_softmax(-1)
@@ -47,9 +49,11 @@ def divergence_loss(
     return _sum_over_positions(student, states, row_losses)
 
 
-def cross_entropy_loss(student: BlockDiffusionModel, states: StateBatch, rollout: Rollout) -> LossSum:
+def cross_entropy_loss(
+    student: BlockDiffusionModel, states: StateBatch, text: Rollout, targets: TeacherTargets | None
+) -> LossSum:
     """Weighted cross-entropy of the text's own tokens: the masked-diffusion objective (`sft`)."""
-    tokens = rollout.input_ids[states.row, states.position]
+    tokens = text.input_ids[states.row, states.position]
 
     def row_losses(hidden: torch.Tensor, part: slice) -> torch.Tensor:
         return cross_entropy(student.logits(hidden), tokens[part], reduction="none")
@@ -61,8 +65,7 @@ def _sum_over_positions(student: BlockDiffusionModel, states: StateBatch, row_lo
     attention = Attention.within(student.geometry, states.position_ids, states.copy)
     hidden = student.hidden(states.input_ids, attention)[states.row, states.predictor]
     rows = max(1, CHUNK_FLOATS // student.head_parameters()[0].shape[0])
-    count = torch.tensor(float(len(states.row)), device=hidden.device)
-    return div.chunked_sum(hidden, states.weight, count, row_losses, student.head_parameters(), rows)
+    return div.chunked_sum(hidden, states.weight, states.weight.sum(), row_losses, student.head_parameters(), rows)
 
 
 def per_row_mean(states: StateBatch, rows: int) -> StateBatch:

@@ -3,7 +3,7 @@
 prompts -> rollout -> states -> teacher's targets -> divergence -> update
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -13,12 +13,12 @@ from opdlm.config import DistillSettings
 from opdlm.core.states import Selection, select_states
 from opdlm.core.types import LossSum, Rollout, StateBatch, TeacherTargets
 from opdlm.distill.losses import per_row_mean
-from opdlm.distill.teacher import Teacher
 from opdlm.distill.update import Updater
 from opdlm.models.adapt import BlockDiffusionModel
 
 Writer = Callable[[Sequence[Sequence[int]], Sequence[int]], tuple[Rollout, int]]
-Loss = Callable[[StateBatch, Rollout, TeacherTargets], LossSum]
+Targets = Callable[[Rollout], TeacherTargets | None]
+Loss = Callable[[StateBatch, Rollout, TeacherTargets | None], LossSum]
 
 
 @dataclass
@@ -40,13 +40,31 @@ class StepCounts:
     stopped_rows: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def add(self, text: Rollout, states: StateBatch, targets: TeacherTargets | None) -> None:
+        """Count one micro-batch."""
+        self.tokens_trained += int((text.length - text.prompt_length).sum())
+        self.positions_supervised += len(states.row)
+        self.rollout_forwards += int(text.forwards.sum())
+        self.stopped_rows += int(text.stopped.sum())
+        self.teacher_query_tokens += text.input_ids.numel() if targets is not None else 0
+        self.student_query_tokens += states.input_ids.numel()
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """How this step's text is written, which of its states are trained on, and by which loss."""
+    """How this step's text is written, which of its states are trained on, and by which loss.
+
+    Attributes:
+        write: prompts and seeds -> rollout, and the query tokens that it cost (0: nobody wrote, the text was given).
+        selection: which states. bound_weight: whether they are weighted as the masked-diffusion bound asks.
+        targets: the teacher's targets of a text, or None where the loss needs none.
+        loss: states, text and targets -> sum.
+    """
 
     write: Writer
     selection: Selection
+    bound_weight: bool
+    targets: Targets
     loss: Loss
 
 
@@ -54,60 +72,56 @@ def training_step(
     prompts: Sequence[Sequence[int]],
     seeds: Sequence[int],
     student: BlockDiffusionModel,
-    teacher: Teacher,
     recipe: Recipe,
     updater: Updater,
     settings: DistillSettings,
-    mask_token_id: int,
 ) -> StepCounts:
     """Write responses to the prompts, then update the student once for every `rows_per_update` of them."""
     counts, clock = StepCounts(), _Clock()
     rollout, counts.rollout_query_tokens = recipe.write(prompts, seeds)
     clock.lap("rollout")
-    seed = torch.tensor(seeds, device=rollout.input_ids.device)
 
-    for rows in _chunks(len(prompts), settings.rows_per_update):
-        batch = []
-        for part in _chunks(len(rows), settings.rows_per_micro_batch or len(rows)):
-            index = rows[part].to(seed.device)
-            texts = rollout.rows(index)
-            states = select_states(
-                texts, student.geometry, recipe.selection, mask_token_id, seed[index], settings.supervise_end
-            )
-            batch.append(
-                (texts, per_row_mean(states, len(index)) if settings.normalisation == "per_row_mean" else states)
-            )
-        positions = sum(len(states.row) for _, states in batch)
-        # One division, by the count over the whole update: micro-batches cannot change the result.
-        divisor = len(rows) if settings.normalisation == "per_row_mean" else max(1, positions)
+    for rows in torch.arange(len(prompts)).split(settings.rows_per_update):
+        texts = [rollout.rows(part) for part in rows.split(settings.rows_per_micro_batch or len(rows))]
+        seed = torch.tensor([seeds[row] for row in rows], device=student.device).split([len(t.length) for t in texts])
+        states = [states_of(*pair, student, recipe, settings) for pair in zip(texts, seed, strict=True)]
+        # One division, by the weight of the whole update: micro-batches cannot change the result.
+        divisor = max(1.0, sum(float(batch.weight.sum()) for batch in states))
         clock.lap("states")
-        total = 0.0
-        for texts, states in batch:
-            targets = teacher.targets(texts)
+        loss = 0.0
+        for text, batch in zip(texts, states, strict=True):
+            targets = recipe.targets(text)
             clock.lap("teacher")
             student.train()  # activations are recomputed, if that is set up; dropout stays off
-            loss = recipe.loss(states, texts, targets)
-            (loss.total / divisor).backward()
+            divergence = recipe.loss(batch, text, targets)
+            (divergence.total / divisor).backward()
             student.eval()
-            total += float(loss.total.detach())
-            counts.teacher_query_tokens += texts.input_ids.numel()
-            counts.student_query_tokens += states.input_ids.numel()
+            loss += float(divergence.total.detach()) / divisor
+            counts.add(text, batch, targets)
             clock.lap("student")
-        counts.gradient_norms.append(updater.update(total / divisor, rows.tolist()))
-        counts.losses.append(total / divisor)
-        counts.positions_supervised += positions
+        counts.gradient_norms.append(updater.update(loss, rows.tolist()))
+        counts.losses.append(loss)
         clock.lap("optimiser")
 
-    tokens = int((rollout.length - rollout.prompt_length).sum())
-    counts.tokens_trained = counts.tokens_rolled_out = tokens
-    counts.rollout_forwards = int(rollout.forwards.sum())
-    counts.stopped_rows = int(rollout.stopped.sum())
+    counts.tokens_rolled_out = counts.tokens_trained if counts.rollout_query_tokens else 0
     counts.seconds = clock.seconds
     return counts
 
 
-def _chunks(count: int, size: int) -> Iterator[torch.Tensor]:
-    yield from torch.arange(count).split(size)
+def states_of(
+    text: Rollout, seed: torch.Tensor, student: BlockDiffusionModel, recipe: Recipe, settings: DistillSettings
+) -> StateBatch:
+    """The states of one micro-batch, with the weights of their positions."""
+    states = select_states(
+        text,
+        student.geometry,
+        recipe.selection,
+        student.mask_token_id,
+        seed,
+        settings.supervise_end,
+        recipe.bound_weight,
+    )
+    return per_row_mean(states, len(seed)) if settings.normalisation == "per_row_mean" else states
 
 
 class _Clock:
