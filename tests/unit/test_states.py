@@ -164,6 +164,9 @@ def test_random_masks_have_uniform_counts_and_leave_the_prompt() -> None:
         torch.testing.assert_close(states.weight[block], count / masks[states.row[block]].float())
     assert int(states.position.min()) == 6
     assert int(states.position.max()) == 11
+    plain = chosen(text, "random_mask")
+    assert torch.equal(plain.position, states.position)
+    assert (plain.weight == 1).all(), "the divergences weigh all masked tokens alike"
 
 
 def test_inputs_are_left_alone() -> None:

@@ -36,8 +36,8 @@ def select_states(
         mask_token_id: what stands at masked positions.
         seed: [B] int64; decides every random choice of the row.
         supervise_end: whether the stop token itself is in the loss.
-        bound_weight: weigh each position by n/m of its block, n tokens of which m are masked: with "random_mask" the sum
-            of cross-entropies is then an unbiased estimate of the masked-diffusion bound. Otherwise all weights are 1.
+        bound_weight: weigh each position by n/m of its block, n tokens of which m are masked: with "random_mask" the
+            sum of cross-entropies is then an unbiased estimate of the masked-diffusion bound. Otherwise all are 1.
     """
     masked = _masked(rollout, geometry.block_size, selection, seed)
     columns = torch.arange(rollout.input_ids.shape[1], device=masked.device)

@@ -43,7 +43,7 @@ class RunFolder:
             if prompts is not None:
                 lines = (json.dumps({"prompt": prompt}, ensure_ascii=False) + "\n" for prompt in prompts)
                 run.prompts.write_text("".join(lines), encoding="utf-8")
-                settings = settings.model_copy(update={"prompts": str(run.prompts), "prompts_column": None})
+                settings = settings.model_copy(update={"prompts": str(run.prompts.resolve()), "prompts_column": None})
             run.config.write_text(tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True)))
         except OSError as error:
             shutil.rmtree(path, ignore_errors=True)  # it was new or empty

@@ -82,6 +82,7 @@ def training_step(
     clock.lap("rollout")
 
     for rows in torch.arange(len(prompts)).split(settings.rows_per_update):
+        rows = rows[rollout.length[rows].cpu().argsort()]  # micro-batches of similar length hold little padding
         texts = [rollout.rows(part) for part in rows.split(settings.rows_per_micro_batch or len(rows))]
         seed = torch.tensor([seeds[row] for row in rows], device=student.device).split([len(t.length) for t in texts])
         states = [states_of(*pair, student, recipe, settings) for pair in zip(texts, seed, strict=True)]

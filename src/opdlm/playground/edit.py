@@ -22,7 +22,7 @@ def _sort_words(rng: random.Random) -> tuple[str, str]:
 
 
 def _sort_numbers(rng: random.Random) -> tuple[str, str]:
-    numbers = rng.sample(range(1, 100), rng.randint(3, 5))
+    numbers = rng.sample(range(1, 100), rng.randint(3, 4))
     down = rng.random() < 0.5
     lead = "from largest to smallest" if down else "from smallest to largest"
     return f"Sort these numbers {lead}: {','.join(map(str, numbers))}", ",".join(
@@ -31,7 +31,7 @@ def _sort_numbers(rng: random.Random) -> tuple[str, str]:
 
 
 def _reverse(rng: random.Random) -> tuple[str, str]:
-    words = rng.sample(WORDS, rng.randint(3, 7))
+    words = rng.sample(WORDS, rng.randint(3, 6))
     lead = rng.choice(("Reverse this list", "Write these words in reverse order"))
     return f"{lead}: {' '.join(words)}", " ".join(reversed(words))
 
