@@ -149,6 +149,9 @@ class OptimiserSettings(Settings):
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
+    pull_to_original: float = Field(
+        default=0.0, ge=0, description="decoupled decay towards the ARLM's weights, in place of zero (L2-SP)"
+    )
     clip_norm: float = Field(default=1.0, gt=0, description="largest gradient norm")
 
 
@@ -209,6 +212,8 @@ class DistillSettings(Settings):
     def _consistent(self) -> "DistillSettings":
         if self.method != "opd" and self.states not in ("random_mask", "one_per_block"):
             raise ValueError(f"method {self.method!r} trains on random masks; leave `states` out")
+        if self.lora_rank is not None and self.optimiser.pull_to_original:
+            raise ValueError("an adapter has no original weights; use optimiser.weight_decay, not pull_to_original")
         if self.rows_per_update > self.prompts_per_rollout:
             raise ValueError("rows_per_update is larger than prompts_per_rollout; lower it")
         return self

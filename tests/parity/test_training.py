@@ -325,3 +325,21 @@ def test_the_tokens_named_stop_are_the_ones_that_stop() -> None:
     ends = rollout.input_ids.gather(1, rollout.length[:, None] - 1)[:, 0]
     assert torch.equal(torch.isin(ends, torch.tensor(TOKENS.stop_token_ids)), rollout.stopped)
     assert 0 < rollout.stopped.sum() < 5
+
+
+def test_the_pull_takes_back_what_training_does_not_need() -> None:
+    """Else weights with no gradient but noise would wander off, and with them what the ARLM knew.
+
+    One update with zero gradients: AdamW stands still, and the distance to the original shrinks by rate * pull.
+    """
+    model = fresh_student()
+    parameters = list(model.parameters())
+    originals = [p.detach() + 1.0 for p in parameters]
+    settings = OptimiserSettings(learning_rate=1e-2, warmup_updates=0, pull_to_original=5.0)
+    updater = Updater(parameters, settings, 1, originals)
+    for p in parameters:
+        p.grad = torch.zeros_like(p)
+    before = [p.detach().clone() for p in parameters]
+    updater.update(0.0, [0])
+    for p, start, original in zip(parameters, before, originals, strict=True):
+        torch.testing.assert_close(original - p.detach(), (original - start) * 0.95, atol=1e-5, rtol=1e-4)

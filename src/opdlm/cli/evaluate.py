@@ -13,7 +13,10 @@ from opdlm.cli.terminal import make_console, quiet_libraries
 from opdlm.errors import CheckpointError, PromptsError, StorageError, UsageError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from opdlm.evals.grading import Problem
+    from opdlm.sampling.api import DiffusionLM
 
 DECODINGS = ("static", "dynamic:0.9", "dynamic:0.8", "dynamic:0.7")
 _FAMILIES = ("maths", "recall", "edit", "code")
@@ -24,6 +27,9 @@ once for each --decoding. Without names the models that ship with the package ar
 package's own tasks. A problems file has a JSON object a line: "prompt", "answer", "family" (maths: the number behind
 "####"; recall: a word of the first sentence; edit: the first line; code: "answer" names a function, "calls" lists pairs
 of a call and its expected repr).
+
+With --prompts instead, both continue texts, and the table says how many bits per byte ARLM needs for what was written:
+for text that has no right answer.
 """
 _EXAMPLES = (
     "opdlm eval run --against Qwen/Qwen3-0.6B --problems gsm8k.jsonl --max-new-tokens 512",
@@ -49,6 +55,11 @@ def parser() -> Parser:
     made.add_argument("model", nargs="?", help="folder or hub name of a converted model; left out: the package's own")
     made.add_argument("--against", metavar="ARLM", help="the original; left out: the one that ships with the package")
     made.add_argument("--problems", metavar="FILE", help=".jsonl with prompt, answer and family")
+    made.add_argument("--prompts", metavar="FILE", help="texts to continue, as for convert: bits per byte, no accuracy")
+    made.add_argument("--prompts-column", metavar="NAME", help="with --prompts: column of the texts")
+    made.add_argument("--prompt-limit", type=int, default=100, metavar="N", help="with --prompts: how many (100)")
+    made.add_argument("--prompt-tokens", type=int, metavar="N", help="with --prompts: only the first N tokens of each")
+    made.add_argument("--temperature", type=float, default=1.0, help="with --prompts (default: 1)")
     made.add_argument(
         "--decoding", action="append", metavar="KIND", help=f"repeat for several (default: {', '.join(DECODINGS)})"
     )
@@ -70,6 +81,8 @@ def run(arguments: Namespace) -> int:
     decodings = tuple(dict.fromkeys(arguments.decoding or DECODINGS))
     for decoding in decodings:
         greedy(decoding, arguments.max_new_tokens)  # a wrong one is an error before any model is loaded
+    if arguments.prompts:
+        return _run_likelihood(arguments, decodings)
     problems = load_problems(arguments.problems) if arguments.problems else _playground(arguments.per_family)
     quiet_libraries()
     from opdlm.playground.weights import arlm_path, student_path
@@ -92,21 +105,41 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
-def evaluate_models(
-    student_name: str,
-    arlm_name: str,
-    problems: "Sequence[Problem]",
-    decodings: Sequence[str],
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    device: str,
-) -> Comparison:
-    """Loads both models and compares them, with a line of progress on a terminal.
+def _run_likelihood(arguments: Namespace, decodings: Sequence[str]) -> int:
+    """Texts continued by both, scored by the original."""
+    from opdlm.cli.likelihood import likelihood_table, likelihoods, likelihoods_to_json
+    from opdlm.distill.data import load_prompts
 
-    Raises:
-        CheckpointError: the two do not share a vocabulary, so one is not made from the other.
-    """
+    quiet_libraries()
+    if not (arguments.model and arguments.against):
+        raise UsageError("--prompts needs MODEL and --against ARLM; name both")
+    texts = load_prompts(arguments.prompts, arguments.prompts_column, arguments.prompt_limit)
+    from opdlm.models.tokens import encode_prompt
+    from opdlm.sampling.api import check_context
+
+    student, arlm = load_pair(arguments.model, arguments.against, arguments.device)
+    prompts = [encode_prompt(student.tokenizer, text)[: arguments.prompt_tokens] for text in texts]
+    geometry = student.model.geometry
+    check_context(prompts, arguments.max_new_tokens, student.model.max_length, geometry.block_size)
+    rows = likelihoods(
+        student,
+        arlm,
+        prompts,
+        decodings,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        batch_size=arguments.batch_size,
+    )
+    title = f"{len(prompts)} texts continued at temperature {arguments.temperature:g}, scored by the original"
+    make_console().print(likelihood_table(rows, title))
+    if arguments.json:
+        about = {name: getattr(arguments, name) for name in ("model", "against", "prompts", "temperature")}
+        write_json(Path(arguments.json), {**about, **likelihoods_to_json(rows)})
+    return 0
+
+
+def load_pair(student_name: str, arlm_name: str, device: str) -> "tuple[DiffusionLM, PreTrainedModel]":
+    """A converted model and its original. Raises CheckpointError if one is not made from the other."""
     from opdlm.models.checkpoint import load_arlm
     from opdlm.models.devices import pick_device
     from opdlm.sampling.api import load
@@ -118,6 +151,21 @@ def evaluate_models(
         raise CheckpointError(
             f"{student_name} and {arlm_name} have different vocabularies; name the model that the first was made from"
         )
+    return student, arlm
+
+
+def evaluate_models(
+    student_name: str,
+    arlm_name: str,
+    problems: "Sequence[Problem]",
+    decodings: Sequence[str],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    device: str,
+) -> Comparison:
+    """Loads both models and compares them, with a line of progress on a terminal; errors as in `load_pair`."""
+    student, arlm = load_pair(student_name, arlm_name, device)
     console = make_console(stderr=True)
     with console.status("answering") as status:
 

@@ -57,7 +57,10 @@ class Trainer:
         """Run all rollouts, from the last checkpoint of `run` on if it has one. Returns the last line of metrics."""
         settings = self.settings
         rollouts = self.rollouts
-        updater = Updater(list(self.student.model.parameters()), settings.optimiser, self.planned_updates)
+        originals = list(self.teacher.model.model.parameters())
+        updater = Updater(list(self.student.model.parameters()), settings.optimiser, self.planned_updates, originals)
+        if (run := self.run) is not None:
+            updater.where_is_safe = lambda: str(run.latest() or "none yet")
         first, line = self._restore(updater)
         for index in range(first, rollouts):
             chosen = self.prompts_of(index)

@@ -11,9 +11,23 @@ from opdlm.errors import NonFiniteLossError
 
 
 class Updater:
-    """AdamW over the parameters that train. `updates` is the planned number of updates: it shapes the decay."""
+    """AdamW over the parameters that train, with an optional pull back to where they started.
 
-    def __init__(self, parameters: Sequence[torch.nn.Parameter], settings: OptimiserSettings, updates: int) -> None:
+    Adam gives a weight whose gradient is noise steps as large as any other's, so weights that the conversion does not
+    need wander off, and with them facts that no prompt asks for. The pull (L2-SP, arXiv 1802.01483) is a weight decay
+    towards the original weights in place of zero: each update takes back `rate * pull_to_original` of the distance.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[torch.nn.Parameter],
+        settings: OptimiserSettings,
+        updates: int,
+        originals: Sequence[torch.Tensor] = (),
+    ) -> None:
+        """`updates`: the planned number, which shapes the rate's decay. `originals`: for the pull, one a parameter."""
+        pairs = zip(parameters, originals, strict=True) if settings.pull_to_original else ()
+        self.originals = [original for p, original in pairs if p.requires_grad]
         self.parameters = [p for p in parameters if p.requires_grad]
         self.settings, self.planned, self.done = settings, updates, 0
         self.where_is_safe: Callable[[], str] = lambda: "no checkpoint yet"
@@ -46,6 +60,9 @@ class Updater:
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate
         self.optimiser.step()
+        if self.originals:
+            with torch.no_grad():
+                torch._foreach_lerp_(self.parameters, self.originals, self.rate * self.settings.pull_to_original)
         torch.clear_autocast_cache()  # else autocast would go on with its bfloat16 copies of the weights as they were
         self.optimiser.zero_grad()
         self.done += 1
