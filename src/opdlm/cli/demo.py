@@ -44,6 +44,7 @@ def parser() -> Parser:
     made.add_argument("--model", help="another autoregressive model, made with the same tokenizer and chat template")
     made.add_argument("--per-family", type=int, default=100, metavar="N", help="questions of each task (default: 100)")
     made.add_argument("--resume", action="store_true", help="continue a demo that was stopped")
+    made.add_argument("--picture", metavar="FILE", help="save what was printed as an .svg picture")
     return made
 
 
@@ -69,8 +70,8 @@ def _story(arguments: Namespace, output: Path) -> None:
     began = time.perf_counter()
     settings = _settings(arguments, output)
     problems = evaluation_set(max(2, arguments.per_family // (_QUICK if arguments.quick else 1)))
-    view = ConversionView(make_console())
-    view.note(f"teacher: {settings.model}\n")
+    view = ConversionView(make_console(record=arguments.picture is not None))
+    view.note(f"teacher: {arguments.model or 'the small model that ships with opdlm'}\n")
     sampler = _Sampler(problems[0], view, settings)
     with view:
         model = _convert(settings, output if arguments.resume else None, view, sampler)
@@ -95,6 +96,8 @@ def _story(arguments: Namespace, output: Path) -> None:
         f"{duration(total['seconds'])} of training, {duration(seconds)} in all"
     )
     view.note(f'the report is {report}, the model {model}. Next:\n  opdlm generate {model} "What is 7 + 8?" --watch')
+    if arguments.picture is not None:
+        view.console.save_svg(arguments.picture, title="opdlm demo")
 
 
 def _settings(arguments: Namespace, output: Path) -> ConvertSettings:

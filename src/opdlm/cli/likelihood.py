@@ -83,7 +83,7 @@ def _likelihood(
         (rollout.input_ids[row, : length - int(stopped)].tolist(), begin)
         for row, (begin, length, stopped) in enumerate(ends)
     ]
-    texts = [student.tokenizer.decode(ids[begin:], skip_special_tokens=True) for ids, begin in sequences]
+    texts = student.tokenizer.batch_decode([ids[begin:] for ids, begin in sequences], skip_special_tokens=True)
     tokens = int((rollout.length - rollout.prompt_length).sum())
     bits = bits_per_byte(arlm, sequences, texts)
     return Likelihood(name, decoding, bits, tokens / int(rollout.forwards.sum()), tokens)

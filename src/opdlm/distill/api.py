@@ -180,7 +180,9 @@ def _save(
     model = student
     if settings.lora_rank is not None:
         model = BlockDiffusionModel(adapter.merged(student.model), student.geometry, student.mask_token_id)
-    provenance: dict[str, Any] = {"base_model": settings.model, "method": settings.method}
+    local = Path(settings.model)  # a path means nothing on another machine: the card gives the folder's name
+    base = local.name if local.exists() else settings.model
+    provenance: dict[str, Any] = {"base_model": base, "method": settings.method}
     if folder.metrics.exists() and (lines := folder.metrics.read_text().splitlines()):
         provenance["response tokens trained"] = json.loads(lines[-1])["total"]["tokens_trained"]
     decoding = GenerationSettings(decoding=settings.rollout_decoding)

@@ -80,11 +80,12 @@ def training_step(
     counts, clock = StepCounts(), _Clock()
     rollout, counts.rollout_query_tokens = recipe.write(prompts, seeds)
     clock.lap("rollout")
+    all_seeds = torch.tensor(seeds, device=rollout.input_ids.device)
 
     for rows in torch.arange(len(prompts)).split(settings.rows_per_update):
         rows = rows[rollout.length[rows].cpu().argsort()]  # micro-batches of similar length hold little padding
         texts = [rollout.rows(part) for part in rows.split(settings.rows_per_micro_batch or len(rows))]
-        seed = torch.tensor([seeds[row] for row in rows], device=student.device).split([len(t.length) for t in texts])
+        seed = all_seeds[rows.to(all_seeds.device)].split([len(text.length) for text in texts])
         states = [states_of(*pair, student, recipe, settings) for pair in zip(texts, seed, strict=True)]
         # One division, by the weight of the whole update: micro-batches cannot change the result.
         divisor = max(1.0, sum(float(batch.weight.sum()) for batch in states))

@@ -62,7 +62,8 @@ class Updater:
         self.optimiser.step()
         if self.originals:
             with torch.no_grad():
-                torch._foreach_lerp_(self.parameters, self.originals, self.rate * self.settings.pull_to_original)
+                for parameter, original in zip(self.parameters, self.originals, strict=True):
+                    parameter.lerp_(original, self.rate * self.settings.pull_to_original)
         torch.clear_autocast_cache()  # else autocast would go on with its bfloat16 copies of the weights as they were
         self.optimiser.zero_grad()
         self.done += 1
