@@ -9,7 +9,7 @@ _PLAIN_WIDTH = 140  # lines of a log file
 
 
 def make_console(stderr: bool = False, record: bool = False) -> Console:
-    """rich's console; wide where the output is no terminal, so that tables are not squeezed. `record`: for a picture."""
+    """rich's console; wide where the output is no terminal, so that tables fit. `record`: for a picture."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else _PLAIN_WIDTH, record=record)
 
