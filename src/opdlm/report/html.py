@@ -111,7 +111,7 @@ def _retention(evaluation: dict[str, Any]) -> str:
 
 def _row(name: str, report: dict[str, Any], names: Sequence[str], retained: float | None) -> str:
     by_name = {_name(row): row for row in report["rows"]}
-    cells = [f"{by_name[n]['accuracy']:.1%}<br><span class=\"small\">{_interval(by_name[n])}</span>" for n in names]
+    cells = [f'{by_name[n]["accuracy"]:.1%}<br><span class="small">{_interval(by_name[n])}</span>' for n in names]
     cells += [f"{report['accuracy']:.1%}", "" if retained is None else f"{retained:.1%}"]
     cells += [f"{report['tokens_per_forward']:.2f}", f"{report['tokens_per_second']:,.0f}"]
     return f"<tr><td>{escape(name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>\n"
