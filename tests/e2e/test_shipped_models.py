@@ -1,0 +1,55 @@
+"""The models that ship with the package are what the documentation says, and work at once."""
+
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from opdlm.evals.runner import ar_writer, evaluate
+from opdlm.models.checkpoint import load_arlm
+from opdlm.playground.families import evaluation_set
+from opdlm.playground.weights import arlm_path, student_path
+from opdlm.sampling.api import load
+
+PER_FAMILY = 24
+
+
+@pytest.mark.parametrize("folder", [arlm_path(), student_path()], ids=["arlm", "student"])
+def test_weights_are_the_published_ones(folder: Path) -> None:
+    """Else a changed file would go unnoticed, or the package would grow beyond what was promised (6 MB a model)."""
+    digest, name = (folder / "SHA256SUMS").read_text().split()
+    weights = folder / name
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == digest
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 6e6
+
+
+def test_the_student_carries_the_current_code() -> None:
+    """Else the shipped checkpoint would decode with code that no test sees."""
+    current = files("opdlm.models").joinpath("remote_code.py").read_text(encoding="utf-8")
+    assert (student_path() / "modeling_opdlm.py").read_text(encoding="utf-8") == current
+
+
+def test_the_arlm_knows_its_tasks() -> None:
+    """Else every number of the demo would be relative to a teacher that cannot do the tasks."""
+    model, tokenizer = load_arlm(arlm_path())
+    writer = ar_writer(model, tokenizer, max_new_tokens=64, batch_size=32)
+    report = evaluate("teacher", writer, evaluation_set(PER_FAMILY))
+    assert all(row.accuracy >= 0.9 for row in report.families)
+    assert report.accuracy >= 0.95
+
+
+def test_the_student_answers_and_saves_forwards() -> None:
+    """Else `opdlm generate` would disappoint right after the install."""
+    student = load(student_path())
+    problems = [p for p in evaluation_set(PER_FAMILY) if p.family in ("maths", "code")]
+    prompts = [
+        student.tokenizer.apply_chat_template(
+            [{"role": "user", "content": p.prompt}], add_generation_prompt=True, return_dict=False
+        )
+        for p in problems
+    ]
+    output = student.generate(prompts, max_new_tokens=64)
+    right = [text == p.response for text, p in zip(student.decode(output), problems, strict=True)]
+    assert sum(right) / len(right) >= 0.9
+    assert output.tokens_per_forward > 1.3
