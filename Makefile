@@ -1,10 +1,11 @@
 # The only commands: demo, test, check, fmt, bench. Each sets itself up.
 #   VENV=dir           where the environment stands        PYTHON=python3.13   which Python makes it
-#   CONSTRAINTS=file   other pinned versions               PYTEST_ARGS="-k x"  passed on to pytest
+#   CONSTRAINTS=file   other pinned versions               PYTEST_ARGS="-k x", DEMO_ARGS="--quick"  passed on
 VENV ?= .venv
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 PYTEST_ARGS ?=
+DEMO_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -19,7 +20,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/opdlm demo
+	$(BIN)/opdlm demo $(DEMO_ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
