@@ -126,7 +126,7 @@ class GenerationSettings(Settings):
     top_p: float = Field(
         default=1.0, gt=0, le=1, description="sample among the smallest set with this much probability"
     )
-    seed: int = Field(default=0, ge=0, description="row i of a batch draws from seed + i")
+    seed: int = Field(default=0, ge=0, lt=2**62, description="row i of a batch draws from seed + i")
 
 
 class LengthRamp(Settings):
@@ -138,6 +138,12 @@ class LengthRamp(Settings):
     shape: Literal["cosine", "linear"] = Field(
         default="cosine", description="the launchers use cosine, the paper says linear"
     )
+
+    @model_validator(mode="after")
+    def _grows(self) -> "LengthRamp":
+        if self.start > self.end:
+            raise ValueError(f"the ramp starts at {self.start} tokens, above its end {self.end}; lower start too")
+        return self
 
 
 class OptimiserSettings(Settings):
@@ -202,7 +208,7 @@ class DistillSettings(Settings):
         default=None, ge=1, description="train an adapter of this rank instead of all weights"
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on a GPU")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31, description="decides the order of prompts and every random choice")
 
     # keeping
     save_every_rollouts: int = Field(default=10, ge=1, description="rollouts between checkpoints")
@@ -211,7 +217,7 @@ class DistillSettings(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> "DistillSettings":
         if self.method != "opd" and self.states not in ("random_mask", "one_per_block"):
-            raise ValueError(f"method {self.method!r} trains on random masks; leave `states` out")
+            raise ValueError(f"method {self.method!r} trains on random masks; set states to random_mask")
         if self.lora_rank is not None and self.optimiser.pull_to_original:
             raise ValueError("an adapter has no original weights; use optimiser.weight_decay, not pull_to_original")
         if self.rows_per_update > self.prompts_per_rollout:
@@ -231,6 +237,12 @@ class ConvertSettings(DistillSettings):
     output: str = Field(default="", description="folder of the run; must be new or empty")
     recipe: str | None = Field(default=None, description="name of a recipe, or a .toml file, that gives the defaults")
     device: str = Field(default="auto", description="cpu, cuda, mps, or auto")
+
+    @model_validator(mode="after")
+    def _responses_are_used(self) -> "ConvertSettings":
+        if self.responses_column is not None and (self.method != "sft" or not self.prompts):
+            raise ValueError("responses_column is for method sft with a prompts file; leave it out, or set both")
+        return self
 
 
 _Chosen = TypeVar("_Chosen", bound=Settings)

@@ -71,6 +71,7 @@ def run(arguments: Namespace) -> int:
 def examine(arguments: Namespace, settings: DistillSettings) -> dict[str, Any]:
     """All findings. Raises the error that a conversion would raise."""
     from opdlm.core.types import Geometry
+    from opdlm.distill.data import check_lengths
     from opdlm.models.adapt import BlockDiffusionModel, identity_check
     from opdlm.models.checkpoint import load_arlm
     from opdlm.models.devices import pick_device
@@ -80,6 +81,7 @@ def examine(arguments: Namespace, settings: DistillSettings) -> dict[str, Any]:
     arlm, tokenizer = load_arlm(arguments.model, device=device)
     vocabulary, mask = len(tokenizer), _plan_mask(arlm, tokenizer)
     model = BlockDiffusionModel(arlm, Geometry(settings.block_size), mask["id"])
+    check_lengths([[0] * _PROMPT], _RESPONSE, model.max_length, settings.block_size)
     difference = identity_check(model)
     memory = _memory(model, arguments.lora_rank)
     free = _free_bytes(device)
@@ -170,7 +172,7 @@ def _measure(model: "BlockDiffusionModel", tokens: Any, settings: DistillSetting
 
     original = copy.deepcopy(model.model).requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
-    prompts = torch.randint(0, model.mask_token_id, (_ROWS, _PROMPT), generator=generator).tolist()
+    prompts = torch.randint(0, max(1, model.mask_token_id), (_ROWS, _PROMPT), generator=generator).tolist()
     small = {"prompts_per_rollout": _ROWS, "rows_per_update": _ROWS, "rollouts": 2}
     ramp = LengthRamp(start=_RESPONSE, end=_RESPONSE, rollouts=0, shape="linear")
     line = Trainer(

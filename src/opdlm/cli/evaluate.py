@@ -75,8 +75,9 @@ def parser() -> Parser:
 
 def run(arguments: Namespace) -> int:
     """Evaluates, prints the table, writes the numbers."""
-    for name in ("per_family", "batch_size", "max_new_tokens"):
-        if getattr(arguments, name) < 1:
+    for name in ("per_family", "batch_size", "max_new_tokens", "prompt_limit", "prompt_tokens"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1; give a larger one")
     decodings = tuple(dict.fromkeys(arguments.decoding or DECODINGS))
     for decoding in decodings:
@@ -100,7 +101,12 @@ def run(arguments: Namespace) -> int:
     )
     make_console().print(table(comparison, f"{len(problems)} problems, batches of {arguments.batch_size}"))
     if arguments.json:
-        about = {"model": student_name, "against": arlm_name, "batch_size": arguments.batch_size}
+        own = "the package's own"  # its path means nothing elsewhere
+        about = {
+            "model": arguments.model or own,
+            "against": arguments.against or own,
+            "batch_size": arguments.batch_size,
+        }
         write_json(Path(arguments.json), {**about, **comparison.to_json()})
     return 0
 
@@ -188,7 +194,11 @@ def load_problems(source: str) -> list[FileProblem]:
     path = Path(source)
     if not path.is_file():
         raise PromptsError(f"problems file {source} does not exist; check the path")
-    lines = [(number, line) for number, line in enumerate(path.read_text("utf-8").splitlines(), 1) if line.strip()]
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise PromptsError(f"{source} is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from error
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise PromptsError(f"{source} holds no problems; give a file with at least one")
     return [_problem(line, f"{source}, line {number}") for number, line in lines]

@@ -54,7 +54,11 @@ def run(arguments: Namespace) -> int:
     ids = encode_prompt(model.tokenizer, prompt)
     view = DraftView(make_console(), model.tokenizer, model.tokens.mask_token_id) if arguments.watch else None
     began = time.perf_counter()
-    output = model.generate([ids], streamer=view, **settings)
+    try:
+        output = model.generate([ids], streamer=view, **settings)
+    finally:
+        if view is not None:
+            view.end()  # gives the cursor back, also after an error
     seconds = time.perf_counter() - began
     if view is not None:
         return 0
@@ -71,7 +75,7 @@ def _model_and_prompt(arguments: Namespace) -> tuple[str | None, str]:
     name, prompt = arguments.model, arguments.prompt
     if prompt is None:
         name, prompt = None, name
-    if prompt is None or (name is None and (Path(prompt) / "config.json").is_file()):
+    if prompt is None or (name is None and Path(prompt).is_dir()):
         raise UsageError(f'no prompt given; write one behind the model: opdlm generate {prompt or "MODEL"} "..."')
     return name, sys.stdin.read().strip() if prompt == "-" else prompt
 

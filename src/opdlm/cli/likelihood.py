@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from opdlm.cli.comparison import greedy
+from opdlm.config import GenerationSettings, settings_from
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,7 +75,8 @@ def _likelihood(
     from opdlm.evals.bits import bits_per_byte
     from opdlm.sampling.engine import Engine
 
-    settings = greedy(decoding, max_new_tokens).model_copy(update={"temperature": temperature})
+    given = {"decoding": decoding, "max_new_tokens": max_new_tokens, "temperature": temperature}
+    settings = settings_from(GenerationSettings, given)
     rollout = Engine(model, student.tokens, settings, batch_size).generate(prompts)
     ends = zip(rollout.prompt_length.tolist(), rollout.length.tolist(), rollout.stopped.tolist(), strict=True)
     # The stop token has no byte, so it is not scored.

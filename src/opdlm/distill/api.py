@@ -11,9 +11,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from opdlm.config import ConvertSettings, GenerationSettings, settings_from
+from opdlm.core.schedules import response_length
 from opdlm.core.types import Geometry
 from opdlm.distill import adapter
-from opdlm.distill.data import Prompt, check_lengths, load_prompts, load_responses
+from opdlm.distill.data import Prompt, as_prompt, check_lengths, load_prompts, load_responses
 from opdlm.distill.loop import Evaluate, OnStep, Trainer
 from opdlm.distill.run_folder import RunFolder
 from opdlm.distill.teacher import Teacher
@@ -29,7 +30,7 @@ OnStart = Callable[[Trainer, float], None]
 
 
 def convert(
-    model: str,
+    model: str | Path,
     prompts: str | Sequence[Prompt] = "",
     output: str | Path = "",
     *,
@@ -55,7 +56,7 @@ def convert(
         OpdlmError: anything that the user can mend; nothing is left half-written.
     """
     given = prompts if isinstance(prompts, str) else ""
-    chosen = resolve(model=model, prompts=given, output=str(output), **settings)
+    chosen = resolve(model=str(model), prompts=given, output=str(output), **settings)
     return run(chosen, prompts if given == "" else None, on_start=on_start, on_step=on_step, evaluate=evaluate)
 
 
@@ -100,9 +101,10 @@ def run(
     if resuming is None:
         RunFolder.check_free(Path(settings.output))
     check_convertible(load_config(settings.model))
-    texts = (
-        load_prompts(settings.prompts, settings.prompts_column, settings.prompt_limit) if prompts is None else prompts
-    )
+    if prompts is None:
+        texts = load_prompts(settings.prompts, settings.prompts_column, settings.prompt_limit)
+    else:
+        texts = [as_prompt(text, i, "the list of prompts") for i, text in enumerate(prompts[: settings.prompt_limit])]
     if not texts:
         raise PromptsError("there are no prompts; name a file or a data set with --prompts")
 
@@ -114,7 +116,9 @@ def run(
     student = BlockDiffusionModel(
         arlm, Geometry(settings.block_size, settings.prediction, settings.context), mask_token_id
     )
-    check_lengths(ids, settings.response_length.end, student.max_length, settings.block_size)
+    ramp = settings.response_length
+    longest = response_length(ramp.rollouts, ramp.start, ramp.end, ramp.rollouts, ramp.shape, settings.block_size)
+    check_lengths(ids, longest, student.max_length, settings.block_size)
     difference = identity_check(student)
 
     responses = _given_responses(settings, tokenizer, tokens)

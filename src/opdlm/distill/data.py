@@ -34,7 +34,7 @@ def load_prompts(source: str, column: str | None = None, limit: int | None = Non
                 f"name one of its columns with --prompts-column: {', '.join(rows[0])}"
             )
     picked = rows[:limit]
-    return [_as_prompt(row.get(column) if isinstance(row, dict) else row, i, source) for i, row in enumerate(picked)]
+    return [as_prompt(row.get(column) if isinstance(row, dict) else row, i, source) for i, row in enumerate(picked)]
 
 
 def load_responses(source: str, column: str, limit: int | None = None) -> list[str]:
@@ -108,7 +108,8 @@ def _load_hub(name: str) -> list[Any]:
         ) from error
 
 
-def _as_prompt(value: Any, index: int, source: str) -> Prompt:
+def as_prompt(value: Any, index: int, source: str) -> Prompt:
+    """A string or a list of messages; anything else raises PromptsError."""
     if isinstance(value, str) and value.strip():
         return value
     if (

@@ -64,7 +64,7 @@ class Trainer:
         first, line = self._restore(updater)
         for index in range(first, rollouts):
             chosen = self.prompts_of(index)
-            seeds = [settings.seed * 2**40 + index * settings.prompts_per_rollout + i for i in range(len(chosen))]
+            seeds = [settings.seed * 2**32 + index * settings.prompts_per_rollout + i for i in range(len(chosen))]
             with self.precision():
                 counts = training_step(
                     [self.prompts[i] for i in chosen],
@@ -81,6 +81,8 @@ class Trainer:
                 if settings.lora_rank is not None:
                     state["adapter"] = adapter_state(self.student.model)
                 self.run.save_state(index + 1, state, self.save_model, settings.keep_checkpoints)
+                if counts.sample is not None:
+                    self.run.keep_sample(index + 1, counts.sample)
                 if self.evaluate is not None:
                     line["evaluation"] = self.evaluate(self.student)
             if self.run is not None:

@@ -12,6 +12,7 @@ import tomli_w
 import torch
 
 from opdlm.config import ConvertSettings, settings_from
+from opdlm.core.types import Rollout
 from opdlm.distill.data import Prompt
 from opdlm.errors import CheckpointError, OutputExistsError, StorageError
 
@@ -68,7 +69,11 @@ class RunFolder:
 
     def settings(self) -> ConvertSettings:
         """The settings that the run was started with."""
-        return settings_from(ConvertSettings, tomllib.loads(self.config.read_text()))
+        try:
+            values = tomllib.loads(self.config.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{self.config} is damaged ({error}); correct it, or start a new run") from error
+        return settings_from(ConvertSettings, values)
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
@@ -78,6 +83,24 @@ class RunFolder:
         except OSError as error:
             raise StorageError(
                 f"cannot write {self.metrics} ({error.strerror}); free some room, then use --resume"
+            ) from error
+
+    def keep_sample(self, rollouts_done: int, sample: Rollout) -> None:
+        """Some rows of a rollout as rollouts/rollout-N.json: ids of prompt and response, and the commit rounds."""
+        lengths = zip(sample.prompt_length.tolist(), sample.length.tolist(), strict=True)
+        rows = [
+            {
+                "prompt_ids": sample.input_ids[row, :begin].tolist(),
+                "response_ids": sample.input_ids[row, begin:end].tolist(),
+                "commit_round": sample.commit_round[row, begin:end].tolist(),
+            }
+            for row, (begin, end) in enumerate(lengths)
+        ]
+        try:
+            (self.rollouts / f"rollout-{rollouts_done:06d}.json").write_text(json.dumps(rows))
+        except OSError as error:
+            raise StorageError(
+                f"cannot write to {self.rollouts} ({error.strerror}); free some room, then use --resume"
             ) from error
 
     def forget_after(self, rollouts_done: int, last_line: dict[str, Any] | None = None) -> None:

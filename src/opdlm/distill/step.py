@@ -16,6 +16,7 @@ from opdlm.distill.losses import per_row_mean
 from opdlm.distill.update import Updater
 from opdlm.models.adapt import BlockDiffusionModel
 
+SAMPLES = 4  # rows of a rollout that are kept to be looked at
 Writer = Callable[[Sequence[Sequence[int]], Sequence[int]], tuple[Rollout, int]]
 Targets = Callable[[Rollout], TeacherTargets | None]
 Loss = Callable[[StateBatch, Rollout, TeacherTargets | None], LossSum]
@@ -39,6 +40,7 @@ class StepCounts:
     student_query_tokens: int = 0
     stopped_rows: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    sample: Rollout | None = None
 
     def add(self, text: Rollout, states: StateBatch, targets: TeacherTargets | None) -> None:
         """Count one micro-batch."""
@@ -107,6 +109,7 @@ def training_step(
 
     counts.tokens_rolled_out = counts.tokens_trained if counts.rollout_query_tokens else 0
     counts.seconds = clock.seconds
+    counts.sample = rollout.rows(torch.arange(min(len(prompts), SAMPLES)))
     return counts
 
 

@@ -69,4 +69,4 @@ def _nats(model: PreTrainedModel, batch: Sequence[tuple[list[int], int]]) -> flo
     wanted = targets[:, 1:] != _IGNORE
     logits_MV = logits[:, :-1][wanted.to(model.device)].float()
     losses = cross_entropy(logits_MV, targets[:, 1:][wanted].to(model.device), reduction="none")
-    return float(losses.double().sum())
+    return float(losses.cpu().double().sum())

@@ -26,10 +26,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(FOLDER)
 model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
-inputs = tokenizer("...", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))
+messages = [{{"role": "user", "content": "..."}}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+output = model.generate(inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=64)
+print(tokenizer.decode(output[0]))
 ```
 
+A tokenizer without a chat template takes plain text: `tokenizer("...", return_tensors="pt")`.
 With opdlm installed: `opdlm generate FOLDER "..." --watch`.
 """
 
@@ -49,7 +52,7 @@ def model_card(model: BlockDiffusionModel, generation: GenerationSettings, prove
         "default decoding": f"{generation.decoding.kind} ({decoding})",
     }
     return _CARD.format(
-        base_line=f"base_model: {base}\n" if base else "",
+        base_line=f"base_model: {base}\n" if base and "/" in base else "",  # metadata: hub names only
         title=f"{base} as a block-diffusion model" if base else "Block-diffusion model",
         block_size=geometry.block_size,
         version=__version__,

@@ -23,5 +23,5 @@ def load_recipe(name: str) -> dict[str, Any]:
         raise ConfigError(f"there is no recipe {name!r}; {hint}")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {name} is not valid TOML ({error}); correct it") from error

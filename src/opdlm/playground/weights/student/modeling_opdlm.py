@@ -221,8 +221,9 @@ class _Decoder:
             confidence, token = log_probability.max(-1)
             return token, confidence.exp()
         probability = _filtered(logits / temperature, self.settings.get("top_k", 0), self.settings.get("top_p", 1.0))
-        cumulative = probability.double().cumsum(-1)
-        draw = _uniform(self.seed[:, None], position, self.round[:, None]) * cumulative[..., -1]
+        chance = _uniform(self.seed[:, None], position, self.round[:, None])
+        cumulative = probability.to(chance.dtype).cumsum(-1)
+        draw = chance * cumulative[..., -1]
         token = torch.searchsorted(cumulative, draw[..., None], right=True).clamp(max=logits.shape[-1] - 1)
         return token[..., 0], log_probability.gather(-1, token)[..., 0].exp()
 
@@ -274,7 +275,10 @@ def _parsed(decoding: str | dict[str, Any]) -> tuple[str, float]:
         kind, _, amount = decoding.partition(":")
     if kind not in ("dynamic", "static", "sequential"):
         raise ValueError(f"unknown decoding {kind!r}; choose dynamic, static or sequential")
-    return kind, float(amount or (0.9 if kind == "dynamic" else 1))
+    number = float((0.9 if kind == "dynamic" else 1) if amount in (None, "") else amount)
+    if not (0 <= number <= 1 if kind == "dynamic" else number >= 1):
+        raise ValueError(f"decoding {decoding!r}: a threshold lies between 0 and 1, tokens a round are at least 1")
+    return kind, number
 
 
 def _as_list(ids: int | list[int] | None) -> list[int]:
@@ -296,10 +300,12 @@ def _filtered(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
 
 
 def _uniform(seed: torch.Tensor, *counters: torch.Tensor) -> torch.Tensor:
-    """float64 in [0, 1), a pure function of int64 tensors: the finaliser of SplitMix64."""
+    """float64 (on MPS float32) in [0, 1), a pure function of int64 tensors: the finaliser of SplitMix64."""
     state = _mix(seed)
     for counter in counters:
         state = _mix(state ^ counter)
+    if state.device.type == "mps":  # it has no float64
+        return _shifted(state, 40).float() * 2.0**-24
     return _shifted(state, 11).double() * 2.0**-53
 
 
