@@ -10,8 +10,7 @@
     │   ├── MaskTokenError
     │   ├── CheckpointError
     │   ├── OutputExistsError     (FileExistsError)
-    │   ├── MissingExtraError     (ImportError)
-    │   └── PortInUseError        (OSError)
+    │   └── MissingExtraError     (ImportError)
     ├── StorageError              (OSError)        the machine ran out of room
     ├── IdentityCheckError        (RuntimeError)   the adapted model is not the original
     └── NonFiniteLossError        (ArithmeticError) exit code 1
@@ -66,10 +65,6 @@ class OutputExistsError(UsageError, FileExistsError):
 
 class MissingExtraError(UsageError, ImportError):
     """An optional package is not installed; the message gives the extra, such as `pip install 'opdlm[serve]'`."""
-
-
-class PortInUseError(UsageError, OSError):
-    """Another program listens on the port; choose another with --port."""
 
 
 class StorageError(OpdlmError, OSError):

@@ -104,8 +104,23 @@ def exact_match(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, per
     return {family: round(sum(hits) / len(hits), 4) for family, hits in right.items()}
 
 
-def main() -> None:
-    """Train, log and save."""
+def new_optimiser(model: Qwen3ForCausalLM, learning_rate: float) -> torch.optim.AdamW:
+    """AdamW; matrices decay, norms do not."""
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    plain = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
+
+
+def save_whole(state: dict, path: Path) -> None:
+    """A file that is complete or not there."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    temporary.rename(path)
+
+
+def arguments() -> argparse.Namespace:
+    """The command's flags."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoint, log and final model")
     parser.add_argument("--steps", type=int, default=9000)
@@ -113,16 +128,17 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    """Train, log and save."""
+    args = arguments()
     args.output.mkdir(parents=True, exist_ok=True)
     sample = itertools.chain.from_iterable(itertools.islice(GENERATORS[f](args.seed, "train"), 5000) for f in FAMILIES)
     tokenizer = train_tokenizer(text for problem in sample for text in (problem.prompt, problem.response))
     model = new_model(args.seed)
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    plain = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.98))
+    optimiser = new_optimiser(model, args.learning_rate)
     warmup = 200
 
     def rate(step: int) -> float:
@@ -166,9 +182,7 @@ def main() -> None:
             with (args.output / "training_log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
             state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}
-            temporary = checkpoint.with_suffix(".tmp")
-            torch.save({**state, "scheduler": scheduler.state_dict(), "tokens": tokens}, temporary)
-            temporary.rename(checkpoint)
+            save_whole({**state, "scheduler": scheduler.state_dict(), "tokens": tokens}, checkpoint)
             model.save_pretrained(args.output / "model")
             tokenizer.save_pretrained(args.output / "model")
 
