@@ -328,7 +328,7 @@ def test_the_tokens_named_stop_are_the_ones_that_stop() -> None:
 
 
 def test_the_pull_takes_back_what_training_does_not_need() -> None:
-    """Else weights with no gradient but noise would wander off, and with them what the ARLM knew.
+    """Else the setting would do nothing, or pull towards zero as a plain weight decay does.
 
     One update with zero gradients: AdamW stands still, and the distance to the original shrinks by rate * pull.
     """

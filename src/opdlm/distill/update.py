@@ -13,9 +13,8 @@ from opdlm.errors import NonFiniteLossError
 class Updater:
     """AdamW over the parameters that train, with an optional pull back to where they started.
 
-    Adam gives a weight whose gradient is noise steps as large as any other's, so weights that the conversion does not
-    need wander off, and with them facts that no prompt asks for. The pull (L2-SP, arXiv 1802.01483) is a weight decay
-    towards the original weights in place of zero: each update takes back `rate * pull_to_original` of the distance.
+    The pull (L2-SP, arXiv 1802.01483) is a weight decay towards the original weights in place of zero: each update
+    takes back `rate * pull_to_original` of the distance. It kept more of what no prompt asks for (docs/log.md).
     """
 
     def __init__(
