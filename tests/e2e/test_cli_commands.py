@@ -28,10 +28,16 @@ def test_convert_reports_and_leaves_a_model(arlm, prompts, tmp_path, capsys):
     assert call("convert", "--profile", "--prompts", prompts, arlm, "--output", output, *SMALL) == 0
     shown = capsys.readouterr()
     assert shown.err == ""
-    for expected in ("identity check passed", "rollout 2/2", "tokens/forward", "rollout  ", f"opdlm generate {output}"):
+    for expected in ("identity check passed", "rollout 2/2", "tokens/forward", f"opdlm generate {output}"):
         assert expected in shown.out
+    for part in ("rollout", "states", "teacher", "student", "optimiser", "saving", "rest", "all"):
+        assert f"\n  {part:10} " in shown.out
     assert (output / "model" / "model.safetensors").is_file()
-    assert len((output / "metrics.jsonl").read_text().splitlines()) == 2
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 2
+    parts = sum(sum(line["seconds"].values()) for line in lines)
+    assert lines[-1]["total"]["seconds"] == pytest.approx(parts, abs=0.01), "the parts, the rest among them, are all"
+    assert all(line["seconds"]["rest"] >= 0 for line in lines)
 
 
 def test_a_flag_replaces_one_value_of_a_recipe_group(arlm, prompts, tmp_path):
@@ -98,7 +104,8 @@ def test_generate_as_text_and_json(run, capsys, monkeypatch):
     text = capsys.readouterr().out
     assert call("generate", run / "model", "two words", "--json", *flags) == 0
     numbers = json.loads(capsys.readouterr().out)
-    assert numbers.keys() == {"text", "tokens", "forwards", "tokens_per_forward", "seconds"}
+    counts = {"text", "tokens", "forwards", "tokens_per_forward", "seconds"}
+    assert numbers.keys() == counts | {"token_ids", "commit_rounds", "confidences"}
     assert text == numbers["text"] + "\n"
     assert 1 <= numbers["tokens"] <= 9
     assert numbers["forwards"] >= numbers["tokens"]

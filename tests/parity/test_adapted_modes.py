@@ -150,7 +150,8 @@ def test_identity_check_finds_a_model_that_stays_causal() -> None:
         if mask is None or position is None:
             return args, kwargs
         keys = torch.arange(mask.shape[-1]) if kwargs.get("past_key_values") is not None else position[:, None, None, :]
-        return args, kwargs | {"attention_mask": mask & (position[:, None, :, None] >= keys)}
+        later = position[:, None, :, None] < keys
+        return args, kwargs | {"attention_mask": mask.masked_fill(later, torch.finfo(mask.dtype).min)}
 
     model.model.base_model.register_forward_pre_hook(also_causal, with_kwargs=True)
     with pytest.raises(IdentityCheckError, match="ignores its attention mask"):

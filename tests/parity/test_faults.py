@@ -57,9 +57,10 @@ def test_nothing_is_edited_in_place() -> None:
     model = fresh_student()
     rollout, _ = written(model)
     states = states_of(rollout)
-    tensors = [getattr(record, f.name) for record in (rollout, states) for f in fields(record)]
+    values = [getattr(record, f.name) for record in (rollout, states) for f in fields(record)]
+    tensors = [value for value in values if value is not None]
     kept = [tensor.clone() for tensor in tensors]
-    attention = Attention.within(model.geometry, states.position_ids, states.copy)
+    attention = Attention.within(model.geometry, states.position_ids, states.copy, states.text)
     mask = attention.dense().clone()
     gradients = []
     for recompute in (False, True):
@@ -201,18 +202,22 @@ def test_the_teacher_reads_each_row_once(monkeypatch: pytest.MonkeyPatch) -> Non
         work = trainer(model, random_prompts((1, 3, 4, 6)), states=selection, rollouts=1)
         work.on_step = lines.append
         inner, calls = work.teacher.model, []
-        causal = BlockDiffusionModel.causal_hidden
+        alone, sharing = inner.causal_hidden, inner.hidden
 
-        def count(self: BlockDiffusionModel, ids: torch.Tensor) -> torch.Tensor:
+        def count(ids: torch.Tensor, attention: Attention | None = None) -> torch.Tensor:
             calls.append(ids)  # noqa: B023
-            return causal(self, ids)  # noqa: B023
+            if attention is None:
+                return alone(ids)  # noqa: B023
+            assert attention.geometry == Geometry(1, context="causal")
+            return sharing(ids, attention)  # noqa: B023
 
         with monkeypatch.context() as patched:
-            patched.setattr(BlockDiffusionModel, "causal_hidden", count)
-            patched.setattr(inner, "hidden", None)
+            patched.setattr(inner, "causal_hidden", count)
+            patched.setattr(inner, "hidden", count)
             work.train()
-        assert [len(ids) for ids in calls] == [2, 2], "each row in one pass"
-        assert all(ids.shape[1] <= 20 for ids in calls), "prompt and response, not doubled: at most 6 + 12, in blocks"
+        assert len(calls) == 2, "each row in one pass: two updates of two rows"
+        assert all(len(ids) <= 2 for ids in calls)
+        assert all(ids.shape[1] <= 18 for ids in calls), "prompt and response, not doubled: at most 6 + 12"
         seen.append(tuple(ids.numel() for ids in calls))
         parameters = sum(p.numel() for p in inner.parameters()) - inner.model.get_input_embeddings().weight.numel()
         assert lines[0]["flops"]["teacher"] == 2 * parameters * sum(seen[-1])
@@ -225,13 +230,13 @@ def test_the_head_sees_masked_rows_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     rollout, _ = written(model)
     states = states_of(rollout)
     rows: list[int] = []
-    logits = BlockDiffusionModel.logits
+    logits_of = BlockDiffusionModel.logits_of
 
-    def count(self: BlockDiffusionModel, hidden: torch.Tensor) -> torch.Tensor:
-        rows.append(hidden.shape[:-1].numel())
-        return logits(self, hidden)
+    def count(self: BlockDiffusionModel, outputs: torch.Tensor) -> torch.Tensor:
+        rows.append(outputs.shape[:-1].numel())
+        return logits_of(self, outputs)
 
-    monkeypatch.setattr(BlockDiffusionModel, "logits", count)
+    monkeypatch.setattr(BlockDiffusionModel, "logits_of", count)
     loss_of(model, rollout, states)
     masked = len(states.row)
     assert sum(rows) == 2 * masked, "student and teacher, at supervised positions"

@@ -1,5 +1,6 @@
 """Training sees what decoding visits; its loss and gradient do not depend on how the work is cut."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,11 +18,10 @@ from opdlm.distill.adapter import adapter_off, add_adapter, merged
 from opdlm.distill.step import Recipe, StepCounts, training_step
 from opdlm.distill.teacher import Teacher
 from opdlm.distill.update import Updater
-from opdlm.errors import NonFiniteLossError
 from opdlm.models.adapt import BlockDiffusionModel
 from opdlm.models.parts import input_embedding
 from rollouts import TOKENS, fresh_student, random_prompts, student, written
-from support import MASK, assert_close
+from support import MASK, assert_close, tiny_model
 
 every_geometry = pytest.mark.parametrize(
     "geometry",
@@ -37,23 +37,23 @@ def states_of(rollout: Rollout, geometry: Geometry, selection: str, **options: o
 
 def student_logits(model: BlockDiffusionModel, states: StateBatch) -> torch.Tensor:
     """[M, V] of the packed training rows."""
-    attention = Attention.within(model.geometry, states.position_ids, states.copy)
-    return model.logits(model.hidden(states.input_ids, attention)[states.row, states.predictor])
+    attention = Attention.within(model.geometry, states.position_ids, states.copy, states.text)
+    return model.logits(model.hidden(states.input_ids, attention)[states.line, states.predictor])
 
 
 def rounds_of(rollout: Rollout, states: StateBatch, size: int) -> list[int]:
     """[M] the round of the state that each supervised position belongs to: the first round of what is masked there."""
     rounds: dict[tuple[int, int, int], int] = {}
     masked = (states.input_ids == MASK) & (states.copy > 0)
-    for row, column in masked.nonzero().tolist():
-        position = int(states.position_ids[row, column])
-        state = row, int(states.copy[row, column]), position // size
+    for line, column in masked.nonzero().tolist():
+        row, position = int(states.text[line, column]), int(states.position_ids[line, column])
+        state = row, int(states.copy[line, column]), position // size
         rounds[state] = min(rounds.get(state, 99), int(rollout.commit_round[row, position]))
     found = []
-    for row, predictor, position in zip(
-        *(t.tolist() for t in (states.row, states.predictor, states.position)), strict=True
+    for row, line, predictor, position in zip(
+        *(t.tolist() for t in (states.row, states.line, states.predictor, states.position)), strict=True
     ):
-        copies = [int(states.copy[row, predictor])]
+        copies = [int(states.copy[line, predictor])]
         if copies == [0]:  # a shifted block's first token is predicted by the clean text: in every state of the block
             copies = [c for c in range(1, 9) if (row, c, position // size) in rounds]
         found.append(rounds[row, copies[0], position // size])
@@ -66,13 +66,13 @@ def test_a_packed_row_is_what_the_sampler_saw(geometry: Geometry) -> None:
     """Else training would see states, or a view of them, that decoding never meets (the published code's geometry).
 
     Prompts of 1, 3, 4, 6 and 9 tokens, every visited state of every block, logits against logits; then the same for the
-    states that `one_per_block` and `one_per_rollout` choose.
+    states that `one_per_block` and `one_per_rollout` choose. A text alone in its line, and two or more in each.
     """
     model = student(geometry.block_size, geometry.prediction, geometry.context)
     rollout, visits = written(model)
     assert (rollout.prompt_length % geometry.block_size != 0).any()
-    for selection in ("all", "one_per_block", "one_per_rollout"):
-        states = states_of(rollout, geometry, selection)
+    for selection, capacity in (("all", 0), ("all", 200), ("one_per_block", 100), ("one_per_rollout", 100)):
+        states = states_of(rollout, geometry, selection, capacity=capacity)
         logits = student_logits(model, states)
         rounds = rounds_of(rollout, states, geometry.block_size)
         for index, round_ in enumerate(rounds):
@@ -93,11 +93,13 @@ def test_a_packed_row_is_what_the_sampler_saw(geometry: Geometry) -> None:
 def test_no_gradient_to_later_blocks_or_other_copies(geometry: Geometry) -> None:
     """Else a state would read its own answer. By gradient: a leak of any size is a nonzero one.
 
-    The other way round too: every masked position uses its whole own block, the tokens to its right included.
+    The other way round too: every masked position uses its whole own block, the tokens to its right included. Texts
+    share lines here, and see nothing of each other either.
     """
     model, size = student(geometry.block_size, geometry.prediction, geometry.context), geometry.block_size
     rollout, _ = written(model)
-    states = states_of(rollout, geometry, "all")
+    states = states_of(rollout, geometry, "all", capacity=200)
+    assert 1 < len(states.input_ids) < len(rollout.length)
     embedded: list[torch.Tensor] = []
 
     def keep(_module: torch.nn.Module, _inputs: object, output: torch.Tensor) -> None:
@@ -108,19 +110,19 @@ def test_no_gradient_to_later_blocks_or_other_copies(geometry: Geometry) -> None
     handle.remove()
     direction = torch.randn(logits.shape[-1], generator=torch.Generator().manual_seed(0))
     for index in range(0, len(logits), max(1, len(logits) // 12)):
-        row, column = int(states.row[index]), int(states.predictor[index])
+        line, column = int(states.line[index]), int(states.predictor[index])
         (gradient,) = torch.autograd.grad(logits[index, :MASK] @ direction[:MASK], embedded[0], retain_graph=True)
         touched = (gradient != 0).any(-1)
-        position, copy = states.position_ids[row], states.copy[row]
+        position, copy = states.position_ids[line], states.copy[line]
         own = position // size == position[column] // size
         if copy[column] == 0:  # the clean predictor of a shifted block's first token
             last = int(states.position[index])
             allowed = (copy == 0) & (position < last)
         else:
             allowed = ((copy == copy[column]) & own) | ((copy == 0) & (position < position[column] // size * size))
-        assert torch.equal(touched[row], allowed)
-        touched[row] = False
-        assert not touched.any(), "rows of the batch see each other"
+        assert torch.equal(touched[line], allowed & (states.text[line] == states.row[index]))
+        touched[line] = False
+        assert not touched.any(), "lines of the batch see each other"
 
 
 def test_the_teacher_says_what_the_arlm_says() -> None:
@@ -146,6 +148,75 @@ def test_the_converted_arlm_has_no_loss() -> None:
     loss = losses.divergence_loss(model, teacher, forward_kl, states, rollout, teacher.targets(rollout))
     assert loss.count == (rollout.length - rollout.prompt_length).sum()
     assert abs(float(loss.total.detach())) < 1e-4
+
+
+# --- texts that share lines ---------------------------------------------------------------------------------------
+
+
+def predicting(model: BlockDiffusionModel, states: StateBatch) -> torch.Tensor:
+    """[M, D] hidden states at the predicting positions."""
+    attention = Attention.within(model.geometry, states.position_ids, states.copy, states.text)
+    return model.hidden(states.input_ids, attention)[states.line, states.predictor]
+
+
+@pytest.mark.parametrize("selection", ["all", "one_per_block"])
+@pytest.mark.parametrize("capacity", [0, 150, math.inf])
+def test_a_line_of_texts_is_each_text_alone(selection: str, capacity: float) -> None:
+    """Else a text would be trained, and taught, differently with others beside it: values, loss and gradient."""
+    model, teacher = fresh_student(), Teacher(student(seed=3))
+    rollout, _ = written(model)
+    together = states_of(rollout, model.geometry, selection, capacity=capacity)
+    assert capacity == 0 or len(together.input_ids) < 5
+    loss = losses.divergence_loss(model, teacher, forward_kl, together, rollout, teacher.targets(rollout))
+    loss.total.backward()
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    total, hidden = 0.0, predicting(model, together).detach()
+    for row in range(5):
+        alone = rollout.rows(torch.tensor([row]))
+        states = select_states(alone, model.geometry, selection, MASK, torch.tensor([row]))  # type: ignore[arg-type]
+        assert len(states.input_ids) == 1
+        assert_close(hidden[together.row == row], predicting(model, states).detach())
+        one = losses.divergence_loss(model, teacher, forward_kl, states, alone, teacher.targets(alone))
+        one.total.backward()
+        total += float(one.total.detach())
+    assert float(loss.total.detach()) == pytest.approx(total, rel=1e-5)
+    assert_same_gradients(gradients, [p.grad for p in model.parameters() if p.grad is not None])
+
+
+def test_the_teacher_reads_texts_that_share_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its targets would depend on who shares a line, or hold padding; its cost is what it computed."""
+    model = student()
+    rollout, _ = written(model)
+    teacher = Teacher(model)
+    apart = [teacher.targets(rollout.rows(torch.tensor([row]))) for row in range(5)]
+    for capacity in (0, 60, math.inf):
+        monkeypatch.setattr(BlockDiffusionModel, "line_capacity", capacity)
+        targets = teacher.targets(rollout)
+        assert len(targets.hidden) == (rollout.length - rollout.prompt_length).sum()
+        assert_close(targets.hidden, torch.cat([one.hidden for one in apart]))
+        tokens = int(rollout.length.sum())
+        assert tokens <= targets.query_tokens <= 5 * int(rollout.length.max())
+        assert capacity != math.inf or targets.query_tokens == tokens
+
+
+def test_lines_hold_less_padding_than_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else nothing would be won: tokens computed, against rows that are padded to the longest; no padding at all where
+    one line may hold everything.
+    """
+    model = student()
+    rollout, _ = written(model, random_prompts((40, 3, 4, 6, 9)))
+    _, counts = step(model, rollout, states="one_per_block")
+    rows = [states_of(rollout.rows(torch.tensor([row])), model.geometry, "one_per_block") for row in range(5)]
+    needed = sum(states.input_ids.numel() for states in rows)
+    padded = 5 * max(states.input_ids.numel() for states in rows)
+    assert needed < counts.student_query_tokens < 0.8 * padded
+    assert counts.teacher_query_tokens < 0.8 * 5 * int(rollout.length.max())
+    assert BlockDiffusionModel(tiny_model(attention="flex_attention"), model.geometry, MASK).line_capacity == math.inf
+    monkeypatch.setattr(BlockDiffusionModel, "line_capacity", math.inf)
+    _, counts = step(model, rollout, states="one_per_block")
+    assert counts.student_query_tokens == needed
+    assert counts.teacher_query_tokens == int(rollout.length.sum())
 
 
 # --- the step -----------------------------------------------------------------------------------------------------
@@ -216,9 +287,10 @@ def test_normalisations_are_what_they_say() -> None:
     rollout, _ = written(model)
     states = states_of(rollout, model.geometry, "one_per_block")
     totals, counts = [], []
+    per_position = ("row", "line", "predictor", "position", "weight")
     for row in range(5):
         mine = states.row == row
-        part = replace(states, **{n: getattr(states, n)[mine] for n in ("row", "predictor", "position", "weight")})
+        part = replace(states, **{name: getattr(states, name)[mine] for name in per_position})
         loss = losses.divergence_loss(model, teacher, forward_kl, part, rollout, teacher.targets(rollout))
         totals.append(float(loss.total.detach()))
         counts.append(int(loss.count))
@@ -276,7 +348,7 @@ def test_an_adapter_has_the_arlm_inside() -> None:
     for name, p in model.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(1))
-    assert (model.causal_hidden(rollout.input_ids) - plain).abs().max() > 0.01
+    assert (Teacher(model).targets(rollout).hidden - plain).abs().max() > 0.01
     teacher = Teacher(model, partial(adapter_off, model.model))
     assert torch.equal(teacher.targets(rollout).hidden, plain)
     gradients, _ = step(model, rollout, teacher)
@@ -289,57 +361,9 @@ def test_an_adapter_has_the_arlm_inside() -> None:
     assert_close(folded.base_model(rollout.input_ids).last_hidden_state, model.causal_hidden(rollout.input_ids))
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
-    """Else one bad row would turn all weights into NaN."""
-    model = fresh_student()
-    updater = Updater(list(model.parameters()), OptimiserSettings(), 1)
-    before = [p.clone() for p in model.parameters()]
-    for loss, gradient in ((float("nan"), 1.0), (1.0, float("inf"))):
-        for p in updater.parameters:
-            p.grad = torch.full_like(p, gradient)
-        with pytest.raises(NonFiniteLossError, match=r"rows \[4, 5\]"):
-            updater.update(loss, [4, 5])
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    assert updater.done == 0
-
-
-def test_an_update_is_seen_at_once_in_mixed_precision() -> None:
-    """Else autocast, which keeps low-precision copies of the weights, would use those of the rollout's first update."""
-    model = fresh_student()
-    ids = torch.tensor(random_prompts((8,)))
-    updater = Updater(list(model.parameters()), OptimiserSettings(learning_rate=0.1, warmup_updates=0), 1)
-    with torch.autocast("cpu", torch.bfloat16):
-        before = model.causal_hidden(ids)
-        before.float().pow(2).sum().backward()
-        updater.update(1.0, [0])
-        after = model.causal_hidden(ids)
-    with torch.autocast("cpu", torch.bfloat16):
-        expected = model.causal_hidden(ids)
-    assert (after - before).abs().max() > 0.1
-    assert torch.equal(after, expected)
-
-
 def test_the_tokens_named_stop_are_the_ones_that_stop() -> None:
     """Else the rollouts of this file would all end at the cap, and ends would never be tested."""
     rollout, _ = written(student())
     ends = rollout.input_ids.gather(1, rollout.length[:, None] - 1)[:, 0]
     assert torch.equal(torch.isin(ends, torch.tensor(TOKENS.stop_token_ids)), rollout.stopped)
     assert 0 < rollout.stopped.sum() < 5
-
-
-def test_the_pull_takes_back_what_training_does_not_need() -> None:
-    """Else the setting would do nothing, or pull towards zero as a plain weight decay does.
-
-    One update with zero gradients: AdamW stands still, and the distance to the original shrinks by rate * pull.
-    """
-    model = fresh_student()
-    parameters = list(model.parameters())
-    originals = [p.detach() + 1.0 for p in parameters]
-    settings = OptimiserSettings(learning_rate=1e-2, warmup_updates=0, pull_to_original=5.0)
-    updater = Updater(parameters, settings, 1, originals)
-    for p in parameters:
-        p.grad = torch.zeros_like(p)
-    before = [p.detach().clone() for p in parameters]
-    updater.update(0.0, [0])
-    for p, start, original in zip(parameters, before, originals, strict=True):
-        torch.testing.assert_close(original - p.detach(), (original - start) * 0.95, atol=1e-5, rtol=1e-4)

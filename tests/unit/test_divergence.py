@@ -121,13 +121,13 @@ def loss_and_gradients(
     teacher, _ = random_pair()
     hidden = torch.tanh(embedding[:ROWS])  # a tied head gets a gradient from both sides
 
-    def row_losses(piece: torch.Tensor, part: slice) -> torch.Tensor:
-        return div.forward_kl(teacher[part], (piece @ used.T).float().log_softmax(-1))
+    def row_losses(outputs: torch.Tensor, part: slice) -> torch.Tensor:
+        return div.forward_kl(teacher[part], outputs.float().log_softmax(-1))
 
     if chunk is None:
-        total = (row_losses(hidden, slice(None)) * weight).sum()
+        total = (row_losses(hidden @ used.T, slice(None)) * weight).sum()
     else:
-        total = div.chunked_sum(hidden, weight, torch.tensor(3.0), row_losses, [used], chunk).total
+        total = div.chunked_sum(hidden, weight, torch.tensor(3.0), [used], row_losses, chunk).total
     (total / 7).backward()
     return total.detach(), [p.grad for p in ([embedding] if tied else [embedding, head])]  # type: ignore[misc]
 
@@ -159,17 +159,16 @@ def test_chunked_without_gradients_or_rows() -> None:
     embedding, head, weight = parts()
     teacher, _ = random_pair()
 
-    def row_losses(piece: torch.Tensor, part: slice) -> torch.Tensor:
-        return div.forward_kl(teacher[part], (piece @ head.T).log_softmax(-1))
+    def row_losses(outputs: torch.Tensor, part: slice) -> torch.Tensor:
+        return div.forward_kl(teacher[part], outputs.log_softmax(-1))
 
     with torch.no_grad():
-        quiet = div.chunked_sum(embedding[:ROWS], weight, torch.tensor(7.0), row_losses, [head], 2)
+        quiet = div.chunked_sum(embedding[:ROWS], weight, torch.tensor(7.0), [head], row_losses, 2)
     assert not quiet.total.requires_grad
     assert quiet.count == 7
-    frozen = head.detach().requires_grad_(False)
-    head = frozen
-    div.chunked_sum(embedding[:ROWS], weight, torch.tensor(7.0), row_losses, [frozen], 2).total.backward()
+    frozen = head.detach()
+    div.chunked_sum(embedding[:ROWS], weight, torch.tensor(7.0), [frozen], row_losses, 2).total.backward()
     assert embedding.grad is not None
-    nothing = div.chunked_sum(embedding[:0], weight[:0], torch.tensor(0.0), row_losses, [frozen], 2)
+    nothing = div.chunked_sum(embedding[:0], weight[:0], torch.tensor(0.0), [frozen], row_losses, 2)
     nothing.total.backward()
     assert nothing.total == 0

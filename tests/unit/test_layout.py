@@ -19,6 +19,7 @@ def drawn(mask: torch.Tensor) -> list[str]:
 # Clean tokens 0 to 4; copy 1 of block 1 (positions 2, 3), copy 2 of block 1, copy 1 of block 2 (position 4); padding.
 POSITION = [0, 1, 2, 3, 4, 2, 3, 2, 3, 4, 0]
 COPY = [0, 0, 0, 0, 0, 1, 1, 2, 2, 1, -1]
+TEXT = [7, 7, 7, 7, 7, 7, 7, 8, 8, 8, -1]
 
 
 def test_the_mask_is_drawn_right() -> None:
@@ -57,10 +58,31 @@ def test_flex_is_dense_with_padding_and_cached_keys() -> None:
                 torch.arange(6)[None],
                 torch.tensor([[0, 0, 0, 1, -1, -1]]),
             )
-            for one in (within, cached):
+            shared = Attention.within(within.geometry, within.query_position, within.query_copy, torch.tensor([TEXT]))
+            for one in (within, cached, shared):
                 dense = one.dense(window)
                 flex = create_mask(one.flex(window).mask_mod, 1, None, *dense.shape[1:], device="cpu")
                 assert torch.equal(flex[:, 0], dense)
+
+
+def test_texts_of_a_line_do_not_see_each_other() -> None:
+    """Else a text would read another one at the same positions. Two texts in turn, and padding at equal positions."""
+    position, copy = [0, 0, 1, 1, 2, 2, 2, 2, 0, 0], [0, 0, 0, 0, 0, 0, 1, 1, -1, -1]
+    text = torch.tensor([[0, 1, 0, 1, 0, 1, 0, 1, -9, -10]])
+    attended = attention(position, copy)
+    mask = Attention.within(attended.geometry, attended.query_position, attended.query_copy, text).dense()
+    assert drawn(mask) == [
+        "x.x.......",
+        ".x.x......",
+        "x.x.......",
+        ".x.x......",
+        "x.x.x.....",
+        ".x.x.x....",
+        "x.x...x...",
+        ".x.x...x..",
+        "........x.",
+        ".........x",
+    ]
 
 
 def test_padding_is_seen_by_nobody_and_sees_only_itself() -> None:

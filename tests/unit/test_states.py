@@ -23,7 +23,8 @@ def chosen(rollout: Rollout, selection: str, seed: int = 0, **options: object) -
 def noised_blocks(states: StateBatch, row: int = 0) -> dict[tuple[int, int], list[int]]:
     """(copy, first position) -> the block's ids."""
     found: dict[tuple[int, int], list[int]] = {}
-    columns = zip(states.copy[row].tolist(), states.position_ids[row].tolist(), states.input_ids[row], strict=True)
+    mine = states.text == row
+    columns = zip(states.copy[mine].tolist(), states.position_ids[mine].tolist(), states.input_ids[mine], strict=True)
     for copy, position, token in columns:
         if copy > 0:
             found.setdefault((copy, position // 4 * 4), []).append(int(token))
@@ -111,19 +112,21 @@ def test_shifted_predictors_stand_one_to_the_left() -> None:
     assert torch.equal(states.copy[0, states.predictor], expected)
 
 
-def test_rows_of_different_lengths_are_padded() -> None:
-    """Else a short row would differ from the same row alone, or padding would be supervised."""
+def test_texts_of_different_lengths_share_lines() -> None:
+    """Else a short row would differ from the same row alone, lines would be padded, or padding would be supervised."""
     rows = [("ppppp101201.", 11), ("p012", 4), ("pppppppp0...", 9)]
     together = chosen(scripted(rows), "one_per_block", seed=5)
+    assert len(together.input_ids) == 2, "8 + 8 tokens | 8 + 4 and 0 + 4 tokens"
     for row, one in enumerate(rows):
         alone = chosen(scripted([one]), "one_per_block", seed=5 + row)
-        here = together.copy[row] >= 0
-        assert torch.equal(together.input_ids[row, here], alone.input_ids[0])
-        assert torch.equal(together.position_ids[row, here], alone.position_ids[0])
-        mine = together.row == row
-        assert torch.equal(together.predictor[mine], alone.predictor)
+        here, mine = together.text == row, together.row == row
+        for name in ("input_ids", "position_ids", "copy"):
+            assert torch.equal(getattr(together, name)[here], getattr(alone, name)[0])
         assert torch.equal(together.position[mine], alone.position)
-    assert not (together.copy[together.row, together.predictor] < 0).any()
+        start = here.nonzero()[0, 1]
+        assert torch.equal(together.predictor[mine] - start, alone.predictor)
+    assert torch.equal(together.text[together.line, together.predictor], together.row)
+    assert torch.equal(together.text < 0, together.copy < 0)
 
 
 @pytest.mark.parametrize("supervise_end", [True, False])

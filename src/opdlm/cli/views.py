@@ -86,7 +86,7 @@ class ConversionView:
         )
 
     def profile(self) -> list[str]:
-        """Seconds by part, with shares; the longest first."""
+        """Seconds by part, with shares, the longest first; `rest` is what the loop spent in no part."""
         total = sum(self.seconds.values())
         parts = sorted(self.seconds.items(), key=lambda item: -item[1])
         lines = [f"  {part:10} {value:9.2f} s  {value / max(total, 1e-9):6.1%}" for part, value in parts]

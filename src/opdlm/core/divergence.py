@@ -6,8 +6,10 @@ a function (teacher [M, V], student [M, V]) -> [M] of log-probabilities in float
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
+from torch.nn.functional import linear
 
 from opdlm.core.types import LossSum
 
@@ -18,12 +20,13 @@ LogDivergence = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 def forward_kl(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
     """KL(teacher || student): the paper's loss."""
-    return (teacher.exp() * (teacher - student)).sum(-1)
+    # In place, and with the sign outside: two [M, V] tensors less, here and in the backward pass.
+    return -(student - teacher).mul_(teacher.exp()).sum(-1)
 
 
 def reverse_kl(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
     """KL(student || teacher)."""
-    return (student.exp() * (student - teacher)).sum(-1)
+    return forward_kl(student, teacher)
 
 
 def mixed_kl(teacher: torch.Tensor, student: torch.Tensor, reverse_weight: float = 0.5) -> torch.Tensor:
@@ -60,52 +63,68 @@ def chunked_sum(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     count: torch.Tensor,
+    head: Sequence[torch.Tensor],
     row_losses: Callable[[torch.Tensor, slice], torch.Tensor],
-    parameters: Sequence[torch.Tensor],
     chunk_rows: int = 1024,
 ) -> LossSum:
     """Sum of `weight * row_losses` over all rows, a chunk at a time: no [M, V] tensor outlives its chunk.
 
-    The backward pass of a chunk runs right after its forward pass; only the gradients of `hidden` and `parameters`
-    are kept (the idea of Liger Kernel's fused linear losses, arXiv 2410.10989).
+    The backward pass of a chunk runs right after its forward pass; only the gradients of `hidden` and `head` are kept
+    (the idea of Liger Kernel's fused linear losses, arXiv 2410.10989). The head's is summed in float32, in one buffer.
+    The backward pass of the result runs once.
 
     Args:
         hidden: [M, D] the student's hidden states at the predicting positions.
         weight: [M] float32 factor of each row.
         count: [] what the caller will divide by.
-        row_losses: (hidden [m, D], its slice of the M rows) -> [m] float32; applies the LM head and the divergence.
-        parameters: tensors inside `row_losses` that need a gradient (the LM head's).
+        head: the LM head's matrix [V, D] and, if it has one, its bias [V].
+        row_losses: (the head's outputs [m, V], their slice of the M rows) -> [m] float32.
         chunk_rows: m; memory is about 4 * m * V floats.
     """
-    needing = [p for p in parameters if p.requires_grad]
-    total = _ChunkedSum.apply(hidden, weight, row_losses, chunk_rows, torch.is_grad_enabled(), *needing)
+    total = _ChunkedSum.apply(hidden, weight, row_losses, chunk_rows, torch.is_grad_enabled(), *head)
     return LossSum(total, count)
 
 
 class _ChunkedSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, row_losses, chunk_rows, want_gradient, *parameters):
+    def forward(ctx, hidden, weight, row_losses, chunk_rows, want_gradient, *head):
         total = hidden.new_zeros((), dtype=torch.float32)
         hidden_gradient = torch.zeros_like(hidden)
-        gradients = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
+        gradients = [torch.zeros_like(p, dtype=torch.float32) if p.requires_grad else None for p in head]
+
+        def outputs(piece: torch.Tensor) -> torch.Tensor:
+            made = linear(piece, *(p.detach() for p in head))
+            if want_gradient:
+                made.register_hook(partial(_add_head_gradient, gradients, piece.detach()))
+            return made
+
         for begin in range(0, hidden.shape[0], chunk_rows):
             part = slice(begin, min(begin + chunk_rows, hidden.shape[0]))
             with torch.set_grad_enabled(want_gradient):
                 piece = hidden[part].detach().requires_grad_(want_gradient)
-                loss = (row_losses(piece, part) * weight[part]).sum()
+                loss = (row_losses(outputs(piece), part) * weight[part]).sum()
             total += loss.detach()
             if want_gradient:
-                found = torch.autograd.grad(loss, [piece, *parameters])
-                hidden_gradient[part] = found[0]
-                for gradient, addition in zip(gradients, found[1:], strict=True):
-                    gradient += addition
-        ctx.save_for_backward(hidden_gradient, *gradients)
-        ctx.dtypes = [p.dtype for p in parameters]
+                (hidden_gradient[part],) = torch.autograd.grad(loss, piece)
+        # Not save_for_backward: the buffers themselves become the gradients, no copy of [V, D] is made.
+        ctx.gradients, ctx.dtypes = [hidden_gradient, *gradients], [hidden.dtype, *(p.dtype for p in head)]
         return total
 
     @staticmethod
     def backward(ctx, *grad_outputs):
         (scale,) = grad_outputs
-        hidden_gradient, *gradients = ctx.saved_tensors
-        scaled = [(g * scale).to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
-        return hidden_gradient * scale, None, None, None, None, *scaled
+        gradients, ctx.gradients = ctx.gradients, None
+        scaled = [g if g is None else g.mul_(scale).to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
+        return scaled[0], None, None, None, None, *scaled[1:]
+
+
+def _add_head_gradient(gradients: Sequence[torch.Tensor | None], hidden: torch.Tensor, outputs: torch.Tensor) -> None:
+    """Adds to the gradients of the head's matrix and bias what a chunk gives; `outputs`: [m, V] its gradient."""
+    matrix, *bias = gradients
+    if matrix is not None and matrix.dtype == outputs.dtype:
+        matrix.addmm_(outputs.T, hidden)  # no [V, D] tensor besides the sum
+    elif matrix is not None:
+        matrix += outputs.T @ hidden.to(outputs.dtype)
+    for gradient in bias:
+        if gradient is not None:
+            gradient += outputs.sum(0)

@@ -2,7 +2,8 @@
 
 Shape letters: B rows, Q queries, K keys. A token is described by its position id and its copy: 0 is the clean stream
 (finished text), 1, 2, ... are noised copies of single blocks, -1 is padding or an empty cache slot. The mask of block
-diffusion (BD3-LM, arXiv 2503.09573, figure 3: M_BD, M_OBC, M_BC) follows from these two numbers:
+diffusion (BD3-LM, arXiv 2503.09573, figure 3: M_BD, M_OBC, M_BC) follows from these two numbers, among the tokens of
+one text:
 
     clean  -> clean    block(k) <= block(q), or k <= q with a causal context    (M_BC)
     noised -> clean    block(k) <  block(q)                                     (M_OBC)
@@ -11,6 +12,7 @@ diffusion (BD3-LM, arXiv 2503.09573, figure 3: M_BD, M_OBC, M_BC) follows from t
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
@@ -28,6 +30,8 @@ class Attention:
         geometry: block size and context.
         query_position, query_copy: [B, Q] int64.
         key_position, key_copy: [B, K] int64.
+        query_text, key_text: [B, Q] and [B, K] int64 where texts share a row: they never see each other. None: one
+            text a row.
     """
 
     geometry: Geometry
@@ -35,11 +39,15 @@ class Attention:
     query_copy: torch.Tensor
     key_position: torch.Tensor
     key_copy: torch.Tensor
+    query_text: torch.Tensor | None = None
+    key_text: torch.Tensor | None = None
 
     @classmethod
-    def within(cls, geometry: Geometry, position: torch.Tensor, copy: torch.Tensor) -> "Attention":
+    def within(
+        cls, geometry: Geometry, position: torch.Tensor, copy: torch.Tensor, text: torch.Tensor | None = None
+    ) -> "Attention":
         """Self-attention without a cache: the keys are the queries."""
-        return cls(geometry, position, copy, position, copy)
+        return cls(geometry, position, copy, position, copy, text, text)
 
     def dense(self, window: int | None = None) -> torch.Tensor:
         """[B, Q, K] bool, True where the query sees the key.
@@ -47,53 +55,41 @@ class Attention:
         `window`: sliding-window layers see only keys with q - k < window, as in transformers.
         A padding query sees itself alone, so that no softmax runs over nothing.
         """
-        q_pos, k_pos = self.query_position[:, :, None], self.key_position[:, None, :]
-        q_copy, k_copy = self.query_copy[:, :, None], self.key_copy[:, None, :]
-        return _visible(self.geometry, q_pos, q_copy, k_pos, k_copy, window)
+        return self._visible((slice(None), slice(None), None), (slice(None), None), window)
 
     def flex(self, window: int | None = None) -> BlockMask:
         """The same predicate as a FlexAttention block mask; nothing of size Q x K is kept."""
         rows, queries = self.query_position.shape
 
         def predicate(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-            return _visible(
-                self.geometry,
-                self.query_position[b, q],
-                self.query_copy[b, q],
-                self.key_position[b, k],
-                self.key_copy[b, k],
-                window,
-            )
+            return self._visible((b, q), (b, k), window)
 
         keys = self.key_position.shape[1]
         return create_block_mask(predicate, rows, None, queries, keys, device=str(self.query_position.device))
 
-
-def _visible(
-    geometry: Geometry,
-    q_pos: torch.Tensor,
-    q_copy: torch.Tensor,
-    k_pos: torch.Tensor,
-    k_copy: torch.Tensor,
-    window: int | None,
-) -> torch.Tensor:
-    q_block, k_block = q_pos // geometry.block_size, k_pos // geometry.block_size
-    earlier = (k_pos <= q_pos) if geometry.context == "causal" else (k_block <= q_block)
-    from_clean = (q_copy == CLEAN) & earlier
-    from_noised = (q_copy > CLEAN) & (k_block < q_block)
-    to_clean = (k_copy == CLEAN) & (from_clean | from_noised)
-    to_noised = (k_copy > CLEAN) & (k_copy == q_copy) & (k_block == q_block)
-    visible = to_clean | to_noised
-    if window is not None:
-        visible = visible & (q_pos - k_pos < window)
-    padding = (q_copy == PADDING) & (k_copy == PADDING) & (q_pos == k_pos)
-    return visible | padding
+    def _visible(self, q: tuple[Any, ...], k: tuple[Any, ...], window: int | None) -> torch.Tensor:
+        """Whether the queries `query_position[q]` see the keys `key_position[k]`."""
+        q_pos, q_copy = self.query_position[q], self.query_copy[q]
+        k_pos, k_copy = self.key_position[k], self.key_copy[k]
+        q_block, k_block = q_pos // self.geometry.block_size, k_pos // self.geometry.block_size
+        earlier = (k_pos <= q_pos) if self.geometry.context == "causal" else (k_block <= q_block)
+        from_clean = (q_copy == CLEAN) & earlier
+        from_noised = (q_copy > CLEAN) & (k_block < q_block)
+        to_clean = (k_copy == CLEAN) & (from_clean | from_noised)
+        to_noised = (k_copy > CLEAN) & (k_copy == q_copy) & (k_block == q_block)
+        visible = to_clean | to_noised
+        if window is not None:
+            visible = visible & (q_pos - k_pos < window)
+        visible = visible | ((q_copy == PADDING) & (k_copy == PADDING) & (q_pos == k_pos))
+        if self.query_text is not None and self.key_text is not None:
+            visible = visible & (self.query_text[q] == self.key_text[k])
+        return visible
 
 
-def causal(position: torch.Tensor, valid: torch.Tensor) -> Attention:
-    """The ARLM's own attention over clean tokens: blocks of one token. `position`, `valid`: [B, T]."""
+def causal(position: torch.Tensor, valid: torch.Tensor, text: torch.Tensor | None = None) -> Attention:
+    """The ARLM's own attention over clean tokens: blocks of one token. `position`, `valid`, `text`: [B, T]."""
     copy = torch.where(valid, CLEAN, PADDING)
-    return Attention.within(Geometry(1, context="causal"), position, copy)
+    return Attention.within(Geometry(1, context="causal"), position, copy, text)
 
 
 def block_start(position: torch.Tensor, block_size: int) -> torch.Tensor:

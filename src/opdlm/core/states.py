@@ -1,14 +1,16 @@
 """From a rollout to the states that the student is trained on: which tokens are masked, and the packed rows.
 
-Shape letters: B rows, T columns of the rollout, C noised copies, S block size, Q columns of a packed row, M supervised
-positions. The state of a block at round r is what the decoder saw then: the tokens with commit_round >= r masked.
+Shape letters: B rows, T columns of the rollout, C noised copies, S block size, L lines, Q columns of a line,
+M supervised positions. The state of a block at round r is what the decoder saw then: the tokens with
+commit_round >= r masked.
 """
 
 from typing import Literal
 
 import torch
 
-from opdlm.core.layout import PADDING
+from opdlm.core.layout import CLEAN, PADDING
+from opdlm.core.lines import share_lines
 from opdlm.core.noise import uniform
 from opdlm.core.types import NEVER, Geometry, Rollout, StateBatch
 
@@ -23,8 +25,9 @@ def select_states(
     seed: torch.Tensor,
     supervise_end: bool = True,
     bound_weight: bool = False,
+    capacity: float = 0,
 ) -> StateBatch:
-    """Choose states of every row's blocks and pack them behind the clean text.
+    """Choose states of every row's blocks, pack them behind the clean text, and let texts share lines.
 
     Args:
         rollout: B rows.
@@ -38,13 +41,14 @@ def select_states(
         supervise_end: whether the stop token itself is in the loss.
         bound_weight: weigh each position by n/m of its block, n tokens of which m are masked: with "random_mask" the
             sum of cross-entropies is then an unbiased estimate of the masked-diffusion bound. Otherwise all are 1.
+        capacity: most tokens of a line (`share_lines`); default: as many as the longest text.
     """
     masked = _masked(rollout, geometry.block_size, selection, seed)
     columns = torch.arange(rollout.input_ids.shape[1], device=masked.device)
     last = rollout.length - (rollout.stopped & (not supervise_end)).long()
     supervised = masked & (columns < last[:, None])[:, None]
     weight = _inverse_share(masked, rollout, geometry.block_size) if bound_weight else None
-    return _pack(rollout, geometry, mask_token_id, masked, supervised, weight)
+    return _pack(rollout, geometry, mask_token_id, masked, supervised, weight, capacity)
 
 
 def _blocks(rollout: Rollout, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,40 +115,45 @@ def _pack(
     masked: torch.Tensor,
     supervised: torch.Tensor,
     weight: torch.Tensor | None,
+    capacity: float,
 ) -> StateBatch:
-    rows, copies, width = masked.shape
-    size, device = geometry.block_size, masked.device
-    columns = torch.arange(width, device=device)
+    """The tokens that are needed, text after text, in lines; `masked`, `supervised`, `weight`: [B, C, T]."""
+    present = _present(rollout, geometry.block_size, supervised)
+    rank = (present.flatten(1).cumsum(1) - 1).view_as(present)  # of each token in its text
+    lines = share_lines(rank[:, -1, -1] + 1, capacity)
+    token = text, copy, position = present.nonzero(as_tuple=True)
+    place = lines.place(text, rank[token])
+    noised = (copy > CLEAN) & masked[text, copy - 1, position]
+    ids = rollout.input_ids[text, position].masked_fill(noised, mask_token_id)
 
-    # A noised block is present where it has something to learn; the clean text up to the last block that sees it.
-    blocks = columns // size
-    learnt = torch.zeros(rows, copies, int(blocks.max()) + 1, dtype=torch.bool, device=device)
-    learnt = learnt.scatter_reduce(2, blocks.expand_as(supervised), supervised, "amax")
-    noised = learnt[:, :, blocks] & (columns < rollout.end[:, None])[:, None]
-    clean = columns < (rollout.end - size)[:, None]
-    present = torch.cat([clean[:, None], noised], 1).flatten(1)
-
-    ids = rollout.input_ids[:, None].expand(rows, copies, width)
-    ids = torch.cat([rollout.input_ids[:, None], ids.masked_fill(masked, mask_token_id)], 1).flatten(1)
-    position = columns.expand(rows, 1 + copies, width).flatten(1)
-    copy = torch.arange(1 + copies, device=device)[:, None].expand(rows, -1, width).flatten(1)
-
-    # Shift what is present to the left, in order, and cut the row behind the longest.
-    order = (~present).int().argsort(dim=-1, stable=True)[:, : max(1, int(present.sum(-1).max()))]
-    place = torch.zeros_like(position).scatter_(1, order, torch.arange(order.shape[1], device=device).expand_as(order))
-    kept = present.gather(1, order)
-
-    row, where, target = supervised.nonzero(as_tuple=True)  # where: copy - 1
-    source = (where + 1) * width + target
+    row, of_copy, target = supervised.nonzero(as_tuple=True)
+    predictor = row, of_copy + 1, target
     if geometry.prediction == "shifted":
-        first = target % size == 0  # its predecessor is the last token of the clean block before
-        source = torch.where(first, target - 1, source - 1)
+        first = target % geometry.block_size == 0  # predicted by the last token of the clean block before
+        predictor = row, (of_copy + 1).masked_fill(first, CLEAN), target - 1
     return StateBatch(
-        input_ids=ids.gather(1, order).masked_fill(~kept, mask_token_id),
-        position_ids=position.gather(1, order).masked_fill(~kept, 0),
-        copy=copy.gather(1, order).masked_fill(~kept, PADDING),
+        input_ids=lines.laid(ids, place, mask_token_id),
+        position_ids=lines.laid(position, place, 0),
+        copy=lines.laid(copy, place, PADDING),
+        text=lines.text_ids(text, place),
         row=row,
-        predictor=place[row, source],
+        line=lines.line[row],
+        predictor=lines.start[row] + rank[predictor],
         position=target,
-        weight=torch.ones(row.shape, device=device) if weight is None else weight.expand_as(supervised)[supervised],
+        weight=torch.ones(row.shape, device=row.device) if weight is None else weight.expand_as(masked)[supervised],
     )
+
+
+def _present(rollout: Rollout, block_size: int, supervised: torch.Tensor) -> torch.Tensor:
+    """[B, 1 + C, T] bool: the tokens of the clean text (first) and of each copy that the student has to compute.
+
+    A noised block is there where it has something to learn; the clean text up to the last block, which nobody sees.
+    """
+    rows, copies, width = supervised.shape
+    columns = torch.arange(width, device=supervised.device)
+    block = columns // block_size
+    learnt = supervised.new_zeros(rows, copies, -(-width // block_size))
+    learnt = learnt.scatter_reduce(2, block.expand_as(supervised), supervised, "amax")
+    noised = learnt[:, :, block] & (columns < rollout.end[:, None])[:, None]
+    clean = columns < (rollout.end - block_size)[:, None]
+    return torch.cat([clean[:, None], noised], 1)

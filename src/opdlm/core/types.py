@@ -55,7 +55,9 @@ class Rollout(_Tensors):
         commit_round: [B, T] int16. Round within its block in which the token was fixed, from 0; -1 in the prompt;
             NEVER where the decoder left a mask and in the padding.
         stopped: [B] bool, the response ends with a stop token (False: cut at the cap).
-        forwards: [B] int64, model forwards in which the row took part after its prompt (prefill not counted).
+        forwards: [B] int64, rounds of the row: forwards in which it took part, but for one over prompts alone.
+        confidence: [B, T] float32, the model's own probability for each token when it was fixed; 0 where it fixed none.
+            None where no decoder wrote the text.
     """
 
     input_ids: torch.Tensor
@@ -65,27 +67,31 @@ class Rollout(_Tensors):
     commit_round: torch.Tensor
     stopped: torch.Tensor
     forwards: torch.Tensor
+    confidence: torch.Tensor | None = None
 
     def rows(self, index: torch.Tensor) -> "Rollout":
         """The rows `index` [b], trimmed to the longest of them."""
         index = index.to(self.length.device)
-        picked = {f.name: getattr(self, f.name)[index] for f in fields(self)}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        picked = {name: value[index] for name, value in values.items() if value is not None}
         width = int(picked["end"].max())
-        for name in ("input_ids", "commit_round"):
-            picked[name] = picked[name][:, :width]
-        return Rollout(**picked)
+        return Rollout(**{name: value[:, :width] if value.dim() == 2 else value for name, value in picked.items()})
 
 
 @dataclass(frozen=True)
 class StateBatch(_Tensors):
     """Packed rows for the student: [clean prompt + response | noised blocks], and what is to be predicted.
 
+    Each row of the rollout is one text; texts that fit together share a line.
+
     Attributes:
-        input_ids: [B, Q] int64; masked positions hold the mask token.
-        position_ids: [B, Q] int64; a noised token reuses the position id of the token that it stands for.
-        copy: [B, Q] int64; 0 the clean stream, 1, 2, ... the noised copies, -1 padding. Copies never see each other.
-        row: [M] int64, batch row of each supervised position.
-        predictor: [M] int64, column in `input_ids` whose output predicts it.
+        input_ids: [L, Q] int64, L lines; masked positions hold the mask token.
+        position_ids: [L, Q] int64; a noised token reuses the position id of the token that it stands for.
+        copy: [L, Q] int64; 0 the clean stream, 1, 2, ... the noised copies, -1 padding. Copies never see each other.
+        text: [L, Q] int64, rollout row of each token, below 0 in the padding. Texts never see each other.
+        row: [M] int64, rollout row of each supervised position.
+        line: [M] int64, its line.
+        predictor: [M] int64, column in that line whose output predicts it.
         position: [M] int64, its position id: the column in the rollout, and the teacher's target.
         weight: [M] float32, factor of its loss (1 but for the weighted cross-entropy of `sft`).
     """
@@ -93,7 +99,9 @@ class StateBatch(_Tensors):
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     copy: torch.Tensor
+    text: torch.Tensor
     row: torch.Tensor
+    line: torch.Tensor
     predictor: torch.Tensor
     position: torch.Tensor
     weight: torch.Tensor
@@ -104,10 +112,15 @@ class TeacherTargets(_Tensors):
     """What the teacher says of each response position of a rollout: computed once, used for every state and update.
 
     Attributes:
-        hidden: [B, T, D] the teacher's final hidden states of the causal pass; entry i-1 gives the target of token i.
+        hidden: [N, D] the teacher's final hidden states of the causal pass, without padding; entry
+            `offset[row] + position` gives the target of token `position` of that row.
+        offset: [B] int64.
+        query_tokens: tokens that the teacher computed for them, padding included.
     """
 
     hidden: torch.Tensor
+    offset: torch.Tensor
+    query_tokens: int
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,12 @@
 import random
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -63,6 +65,7 @@ class Trainer:
             updater.where_is_safe = lambda: str(run.latest() or "none yet")
         first, line = self._restore(updater)
         for index in range(first, rollouts):
+            began = perf_counter()
             chosen = self.prompts_of(index)
             seeds = [settings.seed * 2**32 + index * settings.prompts_per_rollout + i for i in range(len(chosen))]
             with self.precision():
@@ -77,18 +80,25 @@ class Trainer:
             line = self._metrics(index, counts, updater, line)
             done = index + 1 == rollouts
             if self.run is not None and (done or (index + 1) % settings.save_every_rollouts == 0):
-                state = {"updater": updater.state(), "rollouts": index + 1, "line": line}
-                if settings.lora_rank is not None:
-                    state["adapter"] = adapter_state(self.student.model)
-                self.run.save_state(index + 1, state, self.save_model, settings.keep_checkpoints)
-                if counts.sample is not None:
-                    self.run.keep_sample(index + 1, counts.sample)
+                with timed(line["seconds"], "saving"):
+                    self._save(self.run, counts, updater, line)
                 if self.evaluate is not None:
-                    line["evaluation"] = self.evaluate(self.student)
+                    with timed(line["seconds"], "evaluation"):
+                        line["evaluation"] = self.evaluate(self.student)
+            _close(line, perf_counter() - began - sum(counts.seconds.values()))
             if self.run is not None:
                 self.run.log(line)
             self.on_step(line)
         return line
+
+    def _save(self, run: RunFolder, counts: StepCounts, updater: Updater, line: dict[str, Any]) -> None:
+        """A checkpoint with this line of metrics, and some of the rollout's rows."""
+        state = {"updater": updater.state(), "rollouts": line["rollout"], "line": line}
+        if self.settings.lora_rank is not None:
+            state["adapter"] = adapter_state(self.student.model)
+        run.save_state(line["rollout"], state, self.save_model, self.settings.keep_checkpoints)
+        if counts.sample is not None:
+            run.keep_sample(line["rollout"], counts.sample)
 
     def precision(self) -> torch.autocast:
         """bfloat16 matrix products over float32 weights, for rollouts, teacher and student alike; or plain float32."""
@@ -113,9 +123,8 @@ class Trainer:
         per_rollout = self.settings.prompts_per_rollout
         per_epoch = -(-len(self.prompts) // per_rollout)
         epoch, place = divmod(index, per_epoch)
-        order = list(range(len(self.prompts)))
-        random.Random(f"{self.settings.seed}-{epoch}").shuffle(order)
-        return order[place * per_rollout : (place + 1) * per_rollout]
+        order = _order(len(self.prompts), self.settings.seed, epoch)
+        return list(order[place * per_rollout : (place + 1) * per_rollout])
 
     def recipe(self, index: int, chosen: Sequence[int]) -> Recipe:
         """Who writes, which states, which loss: `settings.method`, or the warm start before it."""
@@ -200,6 +209,29 @@ class Trainer:
         updater.restore(state["updater"])
         self.run.forget_after(state["rollouts"], state["line"])
         return state["rollouts"], state["line"]
+
+
+@lru_cache(maxsize=1)
+def _order(prompts: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """All prompts in the order of one epoch; kept, for shuffling many thousands takes as long as a small update."""
+    order = list(range(prompts))
+    random.Random(f"{seed}-{epoch}").shuffle(order)
+    return tuple(order)
+
+
+@contextmanager
+def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    """Writes the wall time of the context to `seconds[part]`."""
+    began = perf_counter()
+    yield
+    seconds[part] = round(perf_counter() - began, 4)
+
+
+def _close(line: dict[str, Any], outside: float) -> None:
+    """Adds the wall seconds `outside` of the training step; `rest` are those in no part, as for the metrics."""
+    seconds, total = line["seconds"], line["total"]
+    seconds["rest"] = round(outside - seconds.get("saving", 0.0) - seconds.get("evaluation", 0.0), 4)
+    total["seconds"] = round(total["seconds"] + outside, 3)
 
 
 def trained_parameters(model: PreTrainedModel) -> int:

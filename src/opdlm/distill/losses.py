@@ -13,8 +13,11 @@ from opdlm.core.types import LossSum, Rollout, StateBatch, TeacherTargets
 from opdlm.distill.teacher import Teacher
 from opdlm.models.adapt import BlockDiffusionModel
 
-CHUNK_FLOATS = 2**25
-"""Logits of one chunk, in floats (128 MiB of float32): rows of a chunk = CHUNK_FLOATS / vocabulary."""
+CHUNK_FLOATS = 2**24
+"""Logits of one chunk, in floats (64 MiB of float32): rows of a chunk = CHUNK_FLOATS / vocabulary.
+
+With 151,936 tokens, 110 rows: on one core as fast as 220 and 14 % faster than 32 or 440; 256 MiB at its peak.
+"""
 
 
 def log_divergence(settings: DistillSettings) -> div.LogDivergence:
@@ -42,9 +45,11 @@ def divergence_loss(
     """Sum of the divergences from the teacher's targets over all supervised positions."""
     assert targets is not None
 
-    def row_losses(hidden: torch.Tensor, part: slice) -> torch.Tensor:
+    def row_losses(outputs: torch.Tensor, part: slice) -> torch.Tensor:
+        predicted = student.logits_of(outputs).log_softmax(-1)
+        del outputs  # [m, V]
         expected = teacher.logits(targets, states.row[part], states.position[part]).log_softmax(-1)
-        return function(expected, student.logits(hidden).log_softmax(-1))
+        return function(expected, predicted)
 
     return _sum_over_positions(student, states, row_losses)
 
@@ -55,17 +60,18 @@ def cross_entropy_loss(
     """Weighted cross-entropy of the text's own tokens: the masked-diffusion objective (`sft`)."""
     tokens = text.input_ids[states.row, states.position]
 
-    def row_losses(hidden: torch.Tensor, part: slice) -> torch.Tensor:
-        return cross_entropy(student.logits(hidden), tokens[part], reduction="none")
+    def row_losses(outputs: torch.Tensor, part: slice) -> torch.Tensor:
+        return cross_entropy(student.logits_of(outputs), tokens[part], reduction="none")
 
     return _sum_over_positions(student, states, row_losses)
 
 
 def _sum_over_positions(student: BlockDiffusionModel, states: StateBatch, row_losses) -> LossSum:
-    attention = Attention.within(student.geometry, states.position_ids, states.copy)
-    hidden = student.hidden(states.input_ids, attention)[states.row, states.predictor]
-    rows = max(1, CHUNK_FLOATS // student.head_parameters()[0].shape[0])
-    return div.chunked_sum(hidden, states.weight, states.weight.sum(), row_losses, student.head_parameters(), rows)
+    attention = Attention.within(student.geometry, states.position_ids, states.copy, states.text)
+    hidden = student.hidden(states.input_ids, attention)[states.line, states.predictor]
+    head = student.head_parameters()
+    rows = max(1, CHUNK_FLOATS // head[0].shape[0])
+    return div.chunked_sum(hidden, states.weight, states.weight.sum(), head, row_losses, rows)
 
 
 def per_row_mean(states: StateBatch, rows: int) -> StateBatch:

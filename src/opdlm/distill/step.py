@@ -26,7 +26,8 @@ Loss = Callable[[StateBatch, Rollout, TeacherTargets | None], LossSum]
 class StepCounts:
     """What one step did, in honest numbers.
 
-    Tokens are response tokens (stop token included, padding never); query tokens are all tokens that a model computed.
+    Tokens are response tokens (stop token included, padding never); query tokens are all tokens that a model computed,
+    padding of lines included. `seconds`: wall seconds by part.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -48,7 +49,7 @@ class StepCounts:
         self.positions_supervised += len(states.row)
         self.rollout_forwards += int(text.forwards.sum())
         self.stopped_rows += int(text.stopped.sum())
-        self.teacher_query_tokens += text.input_ids.numel() if targets is not None else 0
+        self.teacher_query_tokens += targets.query_tokens if targets is not None else 0
         self.student_query_tokens += states.input_ids.numel()
 
 
@@ -85,7 +86,8 @@ def training_step(
     all_seeds = torch.tensor(seeds, device=rollout.input_ids.device)
 
     for rows in torch.arange(len(prompts)).split(settings.rows_per_update):
-        rows = rows[rollout.length[rows].cpu().argsort()]  # micro-batches of similar length hold little padding
+        # Micro-batches of similar length hold little padding; while the longest is computed there is no gradient yet.
+        rows = rows[rollout.length[rows].cpu().argsort(descending=True, stable=True)]
         texts = [rollout.rows(part) for part in rows.split(settings.rows_per_micro_batch or len(rows))]
         seed = all_seeds[rows.to(all_seeds.device)].split([len(text.length) for text in texts])
         states = [states_of(*pair, student, recipe, settings) for pair in zip(texts, seed, strict=True)]
@@ -125,6 +127,7 @@ def states_of(
         seed,
         settings.supervise_end,
         recipe.bound_weight,
+        student.line_capacity,
     )
     return per_row_mean(states, len(seed)) if settings.normalisation == "per_row_mean" else states
 

@@ -7,6 +7,9 @@ No model file is copied. A 4D mask given to a decoder of transformers >= 5 reach
 each kind. Keys and values of a cached pass go through `KVCache`, which the decoder takes for any other cache.
 """
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask
@@ -53,6 +56,7 @@ class BlockDiffusionModel(nn.Module):
         self.geometry = geometry
         self.mask_token_id = mask_token_id
         self._windows = sliding_windows(model.config)
+        self._compiled: Callable | None = None
         self.eval()
 
     @property
@@ -77,10 +81,24 @@ class BlockDiffusionModel(nn.Module):
             return rope.get("original_max_position_embeddings") or limit
         return limit
 
+    @property
+    def line_capacity(self) -> float:
+        """Tokens that a line of packed texts should hold: all under FlexAttention, which skips what is masked; with a
+        dense mask, whose cost is the square of the line, only as many as the longest text (0).
+        """
+        return math.inf if self.model.config._attn_implementation == "flex_attention" else 0
+
     def at(self, geometry: Geometry) -> "BlockDiffusionModel":
         """The same decoder (shared, not copied) with another geometry."""
         view = BlockDiffusionModel(self.model, geometry, self.mask_token_id)
         return view.train(self.training)
+
+    def compile_decoding(self) -> None:
+        """Runs cached passes through `torch.compile`, for all lengths: slow the first two times, then faster.
+
+        Takes a C++ compiler on a CPU, Triton on a GPU.
+        """
+        self._compiled = torch.compile(self.model.base_model.forward, dynamic=True)
 
     def checkpoint_activations(self) -> None:
         """Trades time for memory: while training, each layer recomputes its activations in the backward pass."""
@@ -121,7 +139,8 @@ class BlockDiffusionModel(nn.Module):
                 raise RuntimeError("a cached pass needs eval(): gradient checkpointing would drop the cache")
             valid = attention.query_copy != PADDING
             cache.prepare(attention.query_position, valid, attention.key_position.shape[1])
-        output = self.model.base_model(
+        decoder = self.model.base_model if cache is None or self._compiled is None else self._compiled
+        output = decoder(
             input_ids=input_ids,
             attention_mask=self._mask(attention),
             position_ids=attention.query_position,
@@ -139,8 +158,12 @@ class BlockDiffusionModel(nn.Module):
 
         The mask token's entry is NEVER_SAMPLED: no decoder writes it and it carries no probability.
         """
+        return self.logits_of(lm_head(self.model)(hidden))
+
+    def logits_of(self, outputs: torch.Tensor) -> torch.Tensor:
+        """[..., V] outputs of the LM head alone -> the same as `logits`; `outputs` may be overwritten."""
         config = self.model.config
-        logits = lm_head(self.model)(hidden).float()
+        logits = outputs.float()
         if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
             logits = logits * scale
         if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
@@ -151,8 +174,9 @@ class BlockDiffusionModel(nn.Module):
         return logits.index_fill_(-1, torch.tensor(self.mask_token_id, device=logits.device), NEVER_SAMPLED)
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """What `logits` reads; with tied embeddings the embedding matrix is among them."""
-        return list(lm_head(self.model).parameters())
+        """The LM head's matrix [V, D] and its bias [V] if it has one; a tied embedding is this very matrix."""
+        head = lm_head(self.model)
+        return [head.get_parameter(name) for name in ("weight", "bias") if getattr(head, name, None) is not None]
 
     def _mask(self, attention: Attention) -> torch.Tensor | BlockMask | dict[str, torch.Tensor | BlockMask]:
         """One mask for a decoder of one layer kind, else a mask for each kind."""
@@ -160,15 +184,13 @@ class BlockDiffusionModel(nn.Module):
         return next(iter(masks.values())) if len(masks) == 1 else masks
 
     def _one_mask(self, attention: Attention, window: int | None) -> torch.Tensor | BlockMask:
-        """[B, 1, Q, K]: bool for SDPA, added to the scores for eager attention; a BlockMask for FlexAttention."""
-        implementation = self.model.config._attn_implementation
-        if implementation == "flex_attention":
+        """[B, 1, Q, K] added to the scores; a BlockMask for FlexAttention."""
+        if self.model.config._attn_implementation == "flex_attention":
             return attention.flex(window)
         visible = attention.dense(window)[:, None]
-        if implementation == "sdpa":
-            return visible
+        # Not bool: SDPA would make this of it in every layer, and keep each one for the backward pass.
         hidden = torch.finfo(self.dtype).min
-        return torch.zeros_like(visible, dtype=self.dtype).masked_fill(~visible, hidden)
+        return torch.zeros_like(visible, dtype=self.dtype).masked_fill_(~visible, hidden)
 
 
 # --- the identity check -------------------------------------------------------------------------------------------
