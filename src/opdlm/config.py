@@ -48,21 +48,60 @@ class DynamicDecoding(Settings):
     threshold: float = Field(default=0.9, ge=0, le=1, description="probability above which a token is committed")
 
 
-def _decoding_from_text(value: Any) -> Any:
-    """`static`, `static:2`, `sequential`, `dynamic`, `dynamic:0.8` as short forms of the full tables."""
-    if not isinstance(value, str):
-        return value
-    kind, _, argument = value.partition(":")
-    if not argument:
-        return {"kind": kind}
-    return {"kind": kind, ("threshold" if kind == "dynamic" else "tokens_per_round"): argument}
+class FactorDecoding(Settings):
+    """The n most confident tokens, n the largest for which (n + 1)(1 - the n-th confidence) is below the factor."""
+
+    kind: Literal["factor"] = "factor"
+    factor: float = Field(default=1.0, gt=0, description="the larger, the more tokens at once")
+
+
+class EntropyDecoding(Settings):
+    """As many tokens as may be fixed at once without knowing more than the bound about each other."""
+
+    kind: Literal["entropy"] = "entropy"
+    bound: float = Field(default=0.1, ge=0, description="nats; the larger, the more tokens at once")
+    by_confidence: bool = Field(default=False, description="rank the tokens by confidence, not by entropy")
+
+
+class KlassDecoding(Settings):
+    """Every token that is probable and whose distribution has settled, else the single best one."""
+
+    kind: Literal["klass"] = "klass"
+    threshold: float = Field(default=0.9, ge=0, le=1, description="probability above which a token may be committed")
+    drift: float = Field(default=0.01, gt=0, description="nats by which its distribution moved less in each round")
+    history: int = Field(default=2, ge=1, description="rounds for which that must hold")
 
 
 Decoding = Annotated[
-    StaticDecoding | SequentialDecoding | DynamicDecoding,
+    StaticDecoding | SequentialDecoding | DynamicDecoding | FactorDecoding | EntropyDecoding | KlassDecoding,
     Field(discriminator="kind"),
 ]
+
+
+def _decoding_from_text(value: Any) -> Any:
+    """`static:2` as the short form of {"kind": "static", "tokens_per_round": 2}: the number is the kind's first."""
+    if not isinstance(value, str):
+        return value
+    kind, _, argument = value.partition(":")
+    kinds = {choice.model_fields["kind"].default: choice for choice in get_args(get_args(Decoding)[0])}
+    if not argument or kind not in kinds:
+        return {"kind": kind}
+    return {"kind": kind, list(kinds[kind].model_fields)[1]: argument}
+
+
 DecodingField = Annotated[Decoding, BeforeValidator(_decoding_from_text)]
+
+
+def _bias_from_text(value: Any) -> Any:
+    """`17:-5,23:2.5` as the short form of {17: -5.0, 23: 2.5}."""
+    if not isinstance(value, str):
+        return value
+    return {token: bias for token, _, bias in (pair.partition(":") for pair in value.split(",") if pair)}
+
+
+def _strings_from_text(value: Any) -> Any:
+    """One string is a list of one."""
+    return (value,) if isinstance(value, str) else value
 
 
 # --- what is minimised --------------------------------------------------------------------------------------------
@@ -118,13 +157,26 @@ class GenerationSettings(Settings):
     """How text is written: the same settings for rollouts, evaluation and users."""
 
     decoding: DecodingField = Field(
-        default=DynamicDecoding(), description="static[:N], sequential[:N] or dynamic[:THRESHOLD]"
+        default=DynamicDecoding(),
+        description="static[:N], sequential[:N], dynamic[:THRESHOLD], factor[:F], entropy[:NATS] or klass[:THRESHOLD]",
     )
     max_new_tokens: int = Field(default=256, ge=1, description="most tokens written after the prompt")
     temperature: float = Field(default=0.0, ge=0, description="0 takes the most probable token")
     top_k: int = Field(default=0, ge=0, description="sample among the k most probable tokens; 0 is off")
     top_p: float = Field(
         default=1.0, gt=0, le=1, description="sample among the smallest set with this much probability"
+    )
+    min_p: float = Field(
+        default=0.0, ge=0, le=1, description="sample what is at least this share of the most probable; 0 is off"
+    )
+    repetition_penalty: float = Field(
+        default=1.0, gt=0, description="above 1: tokens that the text already has become less likely"
+    )
+    logit_bias: Annotated[dict[int, float], BeforeValidator(_bias_from_text)] = Field(
+        default={}, description="added to the logits of tokens, several divided by commas"
+    )
+    stop_strings: Annotated[tuple[str, ...], BeforeValidator(_strings_from_text)] = Field(
+        default=(), description="the text ends with the token that completes this string"
     )
     seed: int = Field(default=0, ge=0, lt=2**62, description="row i of a batch draws from seed + i")
 

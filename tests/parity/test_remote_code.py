@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import pytest
 import torch
 
 from opdlm.config import GenerationSettings
-from opdlm.core.types import Geometry
+from opdlm.core.types import Geometry, Rollout
 from opdlm.models.adapt import BlockDiffusionModel
 from opdlm.models.checkpoint import load_checkpoint, save_checkpoint
-from opdlm.models.tokens import special_tokens
+from opdlm.models.tokens import SpecialTokens, special_tokens
 from opdlm.sampling.engine import Engine
 from opdlm.sampling.reference import generate_row
 from support import MASK, tiny_model, tiny_tokenizer
@@ -25,6 +26,8 @@ MODELS = {
     "gemma3": Geometry(3, prediction="shifted", context="causal"),
     "gpt_neox": Geometry(1),
 }
+# Two letters each, in so many ways that a random text soon has one; the last is longer than a block.
+STOP_STRINGS = [*map("".join, product("abcdefghijklmnopqrstuvwxyz", "eioVWXYZ0123456789 .,")), "abcabcabcabc"]
 LENGTHS = (1, 4, 5, 11, 16)  # shorter than a block, whole blocks, between
 SETTINGS: list[dict[str, Any]] = [
     {},  # the checkpoint's own defaults
@@ -32,6 +35,19 @@ SETTINGS: list[dict[str, Any]] = [
     {"decoding": "sequential:2", "max_new_tokens": 10},
     {"decoding": "dynamic:0.05", "temperature": 1.0, "max_new_tokens": 12, "seed": 7},
     {"decoding": "dynamic:0.02", "temperature": 0.7, "top_k": 9, "top_p": 0.8, "max_new_tokens": 21, "seed": 1},
+    {"decoding": "factor:2.5", "temperature": 1.0, "min_p": 0.2, "max_new_tokens": 12},
+    {"decoding": "entropy:4", "temperature": 0.0, "repetition_penalty": 1.5, "max_new_tokens": 12},
+    {"decoding": {"kind": "entropy", "bound": 6, "by_confidence": True}, "logit_bias": {"7": 2.5, "40": -4}},
+    {"decoding": {"kind": "klass", "threshold": 0.05, "drift": 0.5, "history": 1}, "temperature": 0.0},
+    {
+        "decoding": {"kind": "klass", "threshold": 0.02, "drift": 1.0},
+        "top_k": 30,
+        "min_p": 0.1,
+        "repetition_penalty": 1.2,
+        "logit_bias": {"41": 1.5},
+    },
+    {"stop_strings": STOP_STRINGS, "max_new_tokens": 30, "decoding": "factor:2"},
+    {"stop_strings": list("eHmt="), "max_new_tokens": 30},
 ]
 DEFAULTS = GenerationSettings.model_validate({"decoding": "dynamic:0.1", "max_new_tokens": 14, "temperature": 1.0})
 
@@ -48,12 +64,13 @@ class NoOpdlm:
 
 sys.meta_path.insert(0, NoOpdlm())
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 outputs = []
 for folder in job["folders"]:
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     batch = {key: torch.tensor(value) for key, value in job["batch"].items()}
+    batch["tokenizer"] = AutoTokenizer.from_pretrained(folder)
     outputs.append([model.generate(**batch, **settings).tolist() for settings in job["settings"]])
 model.save_pretrained(job["again"])
 again = AutoModelForCausalLM.from_pretrained(job["again"], trust_remote_code=True)
@@ -130,28 +147,45 @@ def test_remote_code_writes_what_our_sampler_writes(
     """
     model, tokenizer = load_checkpoint(folders[name])
     tokens = special_tokens(model.model, tokenizer)
-    endings = set()
+    endings, strings = set(), 0
     for settings, outputs in zip(SETTINGS, remote[name], strict=True):
         chosen = GenerationSettings.model_validate({**DEFAULTS.model_dump(), **settings})
-        batched = Engine(model, tokens, chosen).generate(prompts())
+        batched = Engine(model, tokens, chosen, tokenizer=tokenizer).generate(prompts())
+        strings += int((batched.stopped & ~ends_with_stop_token(batched, tokens)).sum())
         for row, prompt in enumerate(prompts()):
             response = batched.input_ids[row, len(prompt) : int(batched.length[row])].tolist()
             slow = generate_row(model, prompt, chosen, tokens, chosen.seed + row)
-            assert slow.input_ids[0, len(prompt) : int(slow.length)].tolist() == response
+            ended_by_string = len(response) < int(slow.length) - len(prompt)  # the slow one knows no stop strings
+            assert ended_by_string <= bool(chosen.stop_strings)
+            assert slow.input_ids[0, len(prompt) : len(prompt) + len(response)].tolist() == response
             padding = [tokens.pad_token_id] * (len(outputs[row]) - max(LENGTHS) - len(response))
-            assert outputs[row] == padded_left()["input_ids"][row] + response + padding
+            assert outputs[row] == padded_left()["input_ids"][row] + response + padding, (settings, row)
             endings.add(bool(batched.stopped[row]))
     assert endings == {True, False}, "rows must end in both ways, or the test says less than it seems to"
+    assert strings >= 2, "and some by a stop string"
+
+
+def ends_with_stop_token(rollout: Rollout, tokens: SpecialTokens) -> torch.Tensor:
+    last = rollout.input_ids.gather(1, rollout.length[:, None] - 1)[:, 0]
+    return torch.isin(last, torch.tensor(tokens.stop_token_ids))
 
 
 def test_unknown_arguments_are_refused(folders: dict[str, Path]) -> None:
-    """Else `num_beams=4` or a misspelt setting would be ignored in silence."""
+    """Else `num_beams=4`, a misspelt setting or stop strings that nothing can find would be ignored in silence."""
     from opdlm.models.remote_code import BlockDiffusionForCausalLM
 
     model = BlockDiffusionForCausalLM.from_pretrained(str(folders["llama"]))
     with pytest.raises(ValueError, match="num_beams"):
         model.generate(torch.tensor([[5]]), num_beams=4)
-    with pytest.raises(ValueError, match="choose dynamic"):
-        model.generate(torch.tensor([[5]]), decoding="dynamo")
+    for settings, message in (
+        ({"decoding": "dynamo"}, "choose dynamic"),
+        ({"decoding": "static:0"}, "tokens_per_round must lie between 1"),
+        ({"decoding": {"kind": "klass", "threshold": 2}}, "threshold must lie between 0 and 1"),
+        ({"stop_strings": "a"}, "tokenizer=tokenizer"),
+        ({"stop_strings": [""], "tokenizer": tiny_tokenizer()}, "may be empty"),
+        ({"logit_bias": {97: 1.0}}, "from 0 to 96"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.generate(torch.tensor([[5]]), **settings)
     with pytest.raises(ValueError, match="at least one token"):
         model.generate(torch.tensor([[5]]), attention_mask=torch.tensor([[0]]))

@@ -1,35 +1,28 @@
 """The fast sampler against the slow one, against itself in other batches, and against transformers."""
 
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
 
 from opdlm.config import GenerationSettings
 from opdlm.core.layout import CLEAN, Attention
-from opdlm.core.types import NEVER, Geometry, Rollout
+from opdlm.core.types import NEVER, Geometry
+from opdlm.errors import UsageError
 from opdlm.models.adapt import BlockDiffusionModel
 from opdlm.models.cache import KVCache
-from opdlm.models.tokens import SpecialTokens
 from opdlm.sampling.api import DiffusionLM
 from opdlm.sampling.engine import Engine
 from opdlm.sampling.reference import generate_row
+from opdlm.sampling.slots import Slots
 from rollouts import TOKENS, arlm, fresh_student, random_prompts, student, written
+from sampling_support import CHOICES, NEVER_STOPS, assert_same_row, forwards_of, settings_of
 from support import MASK, assert_close, tiny_model, tiny_tokenizer
 
 every_prediction = pytest.mark.parametrize("prediction", ["same", "shifted"])
 every_context = pytest.mark.parametrize("context", ["block", "causal"])
-
-
-def assert_same_row(rollout: Rollout, row: int, expected: Rollout) -> None:
-    """Token for token: ids, rounds, lengths and forwards of `row` and of the one row of `expected`."""
-    end = int(expected.end)
-    assert int(rollout.end[row]) == end
-    assert rollout.input_ids[row, :end].tolist() == expected.input_ids[0, :end].tolist()
-    assert rollout.commit_round[row, :end].tolist() == expected.commit_round[0, :end].tolist()
-    for name in ("prompt_length", "length", "stopped", "forwards"):
-        assert getattr(rollout, name)[row] == getattr(expected, name)[0], name
-    assert (rollout.commit_round[row, end:] == NEVER).all()
 
 
 @every_prediction
@@ -41,14 +34,8 @@ def test_the_engine_is_the_reference(size: int, context: str, prediction: str) -
     Four prompts through two slots: rows finish at different times and their slots are filled again.
     """
     model, prompts = student(size, prediction, context), random_prompts((1, 3, 4, 6))
-    for decoding, temperature in (
-        ("static", 0),
-        ("static:2", 1),
-        ("sequential:3", 1),
-        ("dynamic:0.5", 0),
-        ("dynamic", 1),
-    ):
-        settings = GenerationSettings(decoding=decoding, temperature=temperature, max_new_tokens=11, top_p=0.95)  # type: ignore[arg-type]
+    for choice in CHOICES:
+        settings = settings_of(choice, max_new_tokens=11)
         rollout = Engine(model, TOKENS, settings, batch_size=2).generate(prompts, seeds=[7, 5, 3, 1])
         for row, prompt in enumerate(prompts):
             assert_same_row(rollout, row, generate_row(model, prompt, settings, TOKENS, [7, 5, 3, 1][row]))
@@ -59,11 +46,12 @@ def test_the_engine_is_the_reference_with_sliding_windows(name: str) -> None:
     """Else cached keys outside a layer's window would be read, or those inside would not."""
     model = BlockDiffusionModel(tiny_model(name, initializer_range=0.35), Geometry(4), MASK)
     settings = GenerationSettings(temperature=1.0, max_new_tokens=17, decoding="dynamic:0.5")  # type: ignore[arg-type]
-    never = SpecialTokens(MASK, 0, ())
     prompts = random_prompts((9, 2))
-    rollout = Engine(model, never, settings).generate(prompts)
-    for row, prompt in enumerate(prompts):
-        assert_same_row(rollout, row, generate_row(model, prompt, settings, never, row))
+    prompts += [[*prompts[0][:8], 17]]  # and two texts with a prefix in common
+    for chosen in (prompts, prompts[::2]):
+        rollout = Engine(model, NEVER_STOPS, settings).generate(chosen)
+        for row, prompt in enumerate(chosen):
+            assert_same_row(rollout, row, generate_row(model, prompt, settings, NEVER_STOPS, row))
 
 
 def test_the_models_are_not_degenerate() -> None:
@@ -73,16 +61,88 @@ def test_the_models_are_not_degenerate() -> None:
     assert len(rollout.input_ids[response].unique()) > 20
     assert rollout.commit_round[response].unique().tolist() == [0, 1, 2, 3]
     assert 0 < rollout.stopped.sum() < len(rollout.stopped)
+    for choice in CHOICES[3:]:  # the rules that choose how many tokens they fix
+        settings = settings_of(choice, max_new_tokens=40)
+        rounds = Engine(student(), NEVER_STOPS, settings).generate(random_prompts()).commit_round[:, 12:40]
+        at_once = torch.stack([(rounds.unflatten(1, (7, 4)) == r).sum(-1) for r in range(4)])
+        assert {1, 2} <= set(at_once.flatten().tolist()), (choice, "they fix one token, and they fix several")
 
 
-def test_batch_of_one_is_a_batch_of_many() -> None:
-    """Else a response would depend on who else is asking."""
-    model = student()
-    together, _ = written(model, batch_size=5)
-    for batch_size in (1, 2):
-        other, _ = written(model, batch_size=batch_size)
-        for row in range(5):
-            assert_same_row(other, row, together.rows(torch.tensor([row])))
+def prompts_with(beginning: str) -> list[list[int]]:
+    shared = random_prompts((10,), seed=4)[0]
+    if beginning == "a shared prefix":  # two whole blocks and two tokens, then 0 to 9 of their own
+        return [shared, *([*shared, *tail] for tail in random_prompts((1, 3, 4, 6, 9)))]
+    if beginning == "one prompt":
+        return [shared] * 5
+    if beginning == "no whole block":
+        return [[*shared[:3], *tail] for tail in random_prompts((1, 3, 6, 9))]
+    return random_prompts()
+
+
+BEGINNINGS = ("a shared prefix", "one prompt", "no whole block", "nothing")
+
+
+@every_prediction
+@pytest.mark.parametrize("beginning", BEGINNINGS)
+def test_batch_of_one_is_a_batch_of_many(beginning: str, prediction: str) -> None:
+    """Else a response would depend on who else is asking, on its turn, or on how the other prompts begin."""
+    model, prompts = student(4, prediction), prompts_with(beginning)
+    for choice in (CHOICES[4], CHOICES[9]):
+        settings = settings_of(choice, max_new_tokens=14)
+        together = Engine(model, TOKENS, settings, 32).generate(prompts)
+        for batch_size in (1, 2, 3):
+            other = Engine(model, TOKENS, settings, batch_size).generate(prompts)
+            for row in range(len(prompts)):
+                assert_same_row(other, row, together.rows(torch.tensor([row])))
+        for row, prompt in enumerate(prompts):
+            alone = Engine(model, TOKENS, settings).generate([prompt], seeds=[row])
+            assert_same_row(together, row, alone)
+
+
+def test_a_shared_prefix_is_computed_once() -> None:
+    """Else many answers to one prompt, as in an evaluation, would pay for it again and again.
+
+    Two whole blocks are shared; the rest of each prompt rides with its first round.
+    """
+    settings = GenerationSettings(decoding="static", max_new_tokens=1)  # type: ignore[arg-type]
+    model, prompts = fresh_student(), prompts_with("a shared prefix")
+    for batch_size, wide in ((6, [(1, 8), (6, 8 + 4)]), (1, [(1, 8), *[(1, 4 + 4)] * 2, *[(1, 8 + 4)] * 2])):
+        engine = Engine(model, NEVER_STOPS, settings, batch_size)
+        with forwards_of(model) as shapes:
+            engine.generate(prompts)
+        assert [shape for shape in shapes if shape[1] > 4] == wide
+        assert engine.query_tokens == sum(rows * tokens for rows, tokens in shapes)
+    with forwards_of(model) as shapes:
+        Engine(model, NEVER_STOPS, settings).generate(prompts_with("one prompt"))
+    assert shapes[:2] == [(1, 8), (5, 4)]
+
+
+@pytest.mark.parametrize("choice", [CHOICES[4], CHOICES[9]], ids=["dynamic", "klass"])
+def test_dropping_idle_slots_changes_nothing(choice: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the last rows of a batch would continue another row's text, or be computed along with empty ones."""
+    model, prompts = student(), random_prompts((1, 2, 3, 4, 5, 6, 7, 9))
+    compact = Engine(model, TOKENS, settings_of(choice, max_new_tokens=24), 6)
+    rollout = compact.generate(prompts)
+    monkeypatch.setattr(Slots, "_keep", lambda *_: None)
+    full = Engine(model, TOKENS, settings_of(choice, max_new_tokens=24), 6)
+    expected = full.generate(prompts)
+    for row in range(len(prompts)):
+        assert_same_row(rollout, row, expected.rows(torch.tensor([row])))
+    assert compact.query_tokens < full.query_tokens
+
+
+def test_what_is_generated_can_be_trained_on() -> None:
+    """Else the first update on a rollout would fail: autograd saves no inference tensor."""
+    model, prompts = student(), random_prompts()
+    engine = Engine(model, TOKENS, GenerationSettings(max_new_tokens=9, temperature=1.0), 2)
+    rollouts = [engine.generate(prompts), *(row for _, row in engine.finished_rows(prompts))]
+    rollouts += [engine.fill([[7, MASK, 8, 9, MASK], [MASK, 7]])]
+    weight = torch.ones(MASK + 1, 1, requires_grad=True)
+    for rollout in rollouts:
+        assert not any(torch.is_inference(getattr(rollout, field.name)) for field in fields(rollout))
+        assert rollout.confidence is not None
+        looked_up = torch.nn.functional.embedding(rollout.input_ids, weight)[..., 0]
+        (looked_up * rollout.confidence).sum().backward()
 
 
 def test_a_row_depends_on_its_own_seed_alone() -> None:
@@ -165,12 +225,44 @@ def test_a_fused_commit_is_a_separate_one(context: str) -> None:
 
 
 def test_a_fused_commit_costs_no_forward() -> None:
-    """Else each finished block would cost a forward more, as in the published sampler."""
-    model, calls = fresh_student(), []
-    model.model.base_model.register_forward_pre_hook(lambda *_: calls.append(1))
+    """Else each finished block, and each prompt, would cost a forward more, as in the published sampler."""
+    model = fresh_student()
     settings = GenerationSettings(decoding="static", max_new_tokens=16)  # type: ignore[arg-type]
-    rollout = Engine(model, SpecialTokens(MASK, 0, ()), settings).generate(random_prompts((4,)))
-    assert len(calls) == 1 + int(rollout.forwards) == 17, "one for the prompt, then one a token"
+    with forwards_of(model) as shapes:
+        rollout = Engine(model, NEVER_STOPS, settings).generate(random_prompts((4,)))
+    assert len(shapes) == int(rollout.forwards) == 16, "one a token: the prompt and the commits ride along"
+    assert shapes == [(1, 8), *[(1, 4)] * 3] * 4, "a block that rides along is not computed in later rounds"
+
+
+def test_a_prompt_that_comes_later_disturbs_nobody() -> None:
+    """Else rows in the middle of a block would wait for it, be computed again, or see another past."""
+    model, prompts = fresh_student(), random_prompts((4, 7, 10))
+    settings = GenerationSettings(decoding="sequential:2", max_new_tokens=6)  # type: ignore[arg-type]
+    with forwards_of(model) as shapes:
+        rollout = Engine(model, NEVER_STOPS, settings, batch_size=2).generate(prompts)
+    assert rollout.forwards.tolist() == [3, 4, 3]
+    assert shapes[3] == (1, 8), "the latecomer's two blocks, alone"
+    assert [rows for rows, _ in shapes] == [2, 2, 2, 1, 2, 1, 1]
+    for row, prompt in enumerate(prompts):
+        assert_same_row(rollout, row, generate_row(model, prompt, settings, NEVER_STOPS, row))
+
+
+def test_a_mask_token_in_a_prompt_is_given_text() -> None:
+    """Else a prompt that names the mask token would be rewritten, in part, by the batched sampler alone."""
+    prompts = [[7, MASK, 8, 9, 10, MASK, 11], [MASK, 7]]
+    settings = GenerationSettings(max_new_tokens=7)
+    rollout = Engine(student(), NEVER_STOPS, settings).generate(prompts)
+    for row, prompt in enumerate(prompts):
+        assert rollout.input_ids[row, : len(prompt)].tolist() == prompt
+        assert (rollout.commit_round[row, : len(prompt)] == -1).all()
+        assert_same_row(rollout, row, generate_row(student(), prompt, settings, NEVER_STOPS, row))
+
+
+def test_a_bias_on_no_token_is_refused() -> None:
+    """Else a mistyped id would change nothing, in silence."""
+    for token in (-1, MASK + 1):
+        with pytest.raises(UsageError, match=f"from 0 to {MASK}"):
+            Engine(student(), TOKENS, settings_of({"logit_bias": {token: 1.0}}))
 
 
 def test_the_mask_token_is_never_written() -> None:
@@ -205,10 +297,9 @@ def test_rows_come_out_as_they_finish() -> None:
 @pytest.mark.parametrize("max_new_tokens", [1, 2, 5, 8])
 def test_the_length_cap_is_exact(max_new_tokens: int) -> None:
     """Else a response would be longer than asked for, or its record would count what lies behind the cap."""
-    never = SpecialTokens(MASK, 0, ())
     settings = GenerationSettings(max_new_tokens=max_new_tokens, temperature=1.0)
     prompts: Sequence[Sequence[int]] = random_prompts()
-    rollout = Engine(student(), never, settings, 2).generate(prompts)
+    rollout = Engine(student(), NEVER_STOPS, settings, 2).generate(prompts)
     assert (rollout.length - rollout.prompt_length == max_new_tokens).all()
     assert torch.equal(rollout.end, -(-rollout.length // 4) * 4)
     assert not rollout.stopped.any()

@@ -74,6 +74,19 @@ def test_keep_and_grow_do_not_change_what_is_there(model: BlockDiffusionModel) -
     assert_close(step(model, kept[:, 8:], 8, cache), expected)
 
 
+def test_a_shared_prefix_is_written_once(model: BlockDiffusionModel) -> None:
+    """Else rows whose prompts begin alike would not see their beginning, or would lose what stands behind it."""
+    ids, cache = random_ids(3, 12), KVCache(3, 12)
+    ids[:, :8] = ids[0, :8]
+    step(model, ids, 0, cache)
+    whole = cache._layers[0].keys.clone()
+    for layer in cache._layers.values():
+        layer.keys[1:, :, :8], layer.values[1:, :, :8] = 9.0, 9.0
+    cache.spread(8)
+    assert_close(cache._layers[0].keys, whole)
+    assert_close(step(model, ids[:, 8:], 8, cache), step(model, ids, 0, KVCache(3, 12))[:, 8:])
+
+
 def test_misuse_is_refused(model: BlockDiffusionModel) -> None:
     """Else columns behind the end would be lost, or every round would be kept alive by the autograd graph."""
     ids = random_ids(1, 8)

@@ -1,124 +1,239 @@
-"""Candidates and commit rules. V = 8 tokens, the last stands for the mask token."""
+"""Commit rules, against the definitions of their papers written out in loops."""
 
 from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from opdlm.config import GenerationSettings
 from opdlm.core import commit
-from opdlm.core.noise import uniform
+from opdlm.core.propose import Proposals
+from opdlm.sampling.rules import commit_rule, history
 
-LOGITS = torch.tensor([1.2, -0.3, 0.4, 2.0, -1.0, 0.0, 0.9, -1e30])
-ZERO = torch.tensor(0)
-
-
-def draws(count: int = 20000, **filters: float) -> torch.Tensor:
-    """Tokens of `count` seeds from LOGITS."""
-    token, _ = commit.candidates(LOGITS.expand(count, -1), torch.arange(count), ZERO, ZERO, **filters)  # type: ignore[arg-type]
-    return token
-
-
-@pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (0.5, 0, 1.0), (1.0, 3, 1.0), (1.0, 0, 0.6)]
-)
-def test_samples_follow_the_distribution(temperature: float, top_k: int, top_p: float) -> None:
-    """Else rollouts would not be the student's own distribution, and the method would not be on-policy.
-
-    Pearson's chi-square against the softmax, the filter written out by hand.
-    """
-    expected = (LOGITS / temperature).softmax(-1)
-    descending = expected.argsort(descending=True)
-    kept = descending[: top_k or None]
-    if top_p < 1:
-        kept = descending[: 1 + int((expected[descending].cumsum(0) < top_p).sum())]
-    expected = torch.zeros(8).index_copy(0, kept, expected[kept])
-    expected = expected / expected.sum()
-    found = draws(temperature=temperature, top_k=top_k, top_p=top_p).bincount(minlength=8)
-    possible = expected > 0
-    assert not found[~possible].any(), "it drew a token that the filter takes out"
-    chi_square = ((found - 20000 * expected)[possible] ** 2 / (20000 * expected[possible])).sum()
-    degrees = int(possible.sum()) - 1
-    assert chi_square < degrees + 4 * (2 * degrees) ** 0.5
-
-
-def test_confidence_is_the_models_own_probability() -> None:
-    """Else the threshold would mean something else at another temperature, or under a filter."""
-    for filters in ({"temperature": 0.0}, {"temperature": 0.3}, {"temperature": 2.0, "top_k": 2}, {"top_p": 0.5}):
-        settings_ = {"temperature": 1.0} | filters
-        token, confidence = commit.candidates(LOGITS.expand(50, -1), torch.arange(50), ZERO, ZERO, **settings_)  # type: ignore[arg-type]
-        torch.testing.assert_close(confidence, LOGITS.softmax(-1)[token])
-
-
-def test_temperature_zero_is_the_argmax_and_needs_no_seed() -> None:
-    """Else greedy decoding would not be reproducible."""
-    token, _ = commit.candidates(LOGITS.expand(50, -1), torch.arange(50), ZERO, ZERO, temperature=0.0)
-    assert (token == 3).all()
-
-
-def test_the_mask_token_is_never_drawn() -> None:
-    """Else a text could hold a mask that nobody fills."""
-    assert (draws(temperature=50.0) != 7).all()
-    flat = torch.full((2000, 8), -1e30)
-    flat[:, 2] = -500.0  # all but one without any mass
-    token, _ = commit.candidates(flat, torch.arange(2000), ZERO, ZERO, temperature=1.0)
-    assert (token == 2).all()
-
-
-def test_draws_depend_on_seed_position_and_round_alone() -> None:
-    """Else a response would change with the batch or with the block that is computed beside it."""
-    logits = LOGITS.expand(6, 4, -1)
-    seed, position, round_ = torch.arange(6)[:, None], torch.arange(4)[None], torch.full((6, 1), 2)
-    token, _ = commit.candidates(logits, seed, position, round_, temperature=1.0)
-    alone, _ = commit.candidates(LOGITS[None], seed[4], position[0, 3:], round_[0], temperature=1.0)
-    assert token[4, 3] == alone[0]
-    cumulative = LOGITS.softmax(-1).double().cumsum(-1)
-    drawn = uniform(seed, position, round_) * cumulative[-1]
-    assert torch.equal(token, (cumulative <= drawn[..., None]).sum(-1))
-
-
-RULES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+RULES: dict[str, commit.CommitRule] = {
     "static": commit.static,
-    "static:2": lambda c, m: commit.static(c, m, 2),
-    "sequential:3": lambda c, m: commit.sequential(c, m, 3),
-    "dynamic:0.8": lambda c, m: commit.dynamic(c, m, 0.8),
+    "static:2": partial(commit.static, tokens_per_round=2),
+    "sequential:3": partial(commit.sequential, tokens_per_round=3),
+    "dynamic:0.8": partial(commit.dynamic, threshold=0.8),
+    "factor:0.6": partial(commit.factor, factor=0.6),
+    "entropy:2": partial(commit.entropy_bound, bound=2.0),
+    "entropy by confidence": partial(commit.entropy_bound, bound=2.0, by_confidence=True),
+    "klass:0.8": partial(commit.klass, threshold=0.8, drift=0.05, history=2),
 }
+
+
+def proposals(
+    confidence: list[list[float]], log_probability: torch.Tensor | None = None, drift: torch.Tensor | None = None
+) -> Proposals:
+    """Proposals with these confidences [B, S]; what a rule does not look at stays empty."""
+    c = torch.tensor(confidence)
+    return Proposals(
+        token=torch.zeros_like(c, dtype=torch.int64),
+        confidence=c,
+        log_probability=c.new_zeros(*c.shape, 0) if log_probability is None else log_probability,
+        drift=c.new_zeros(*c.shape, 2) if drift is None else drift,
+    )
+
+
+def fixed(committed: torch.Tensor) -> list[set[int]]:
+    return [set(row.nonzero()[:, 0].tolist()) for row in committed]
+
+
+@st.composite
+def rounds(draw: st.DrawFn) -> tuple[Proposals, torch.Tensor]:
+    """Proposals of 3 rows and what is masked. Confidences and drifts are coarse, so that they tie and touch bounds."""
+    size = draw(st.integers(1, 6))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    steps = st.lists(st.integers(0, 32), min_size=size, max_size=size)
+    confidence = [[n / 32 for n in draw(steps)] for _ in range(3)]
+    sharpness = torch.rand(3, size, 1, generator=generator) * 8
+    log_probability = (torch.randn(3, size, 5, generator=generator) * sharpness).log_softmax(-1)
+    drift = torch.tensor([0.0, 0.01, 0.05, 0.2, torch.inf])[torch.randint(0, 5, (3, size, 3), generator=generator)]
+    masked = torch.tensor([draw(st.lists(st.booleans(), min_size=size, max_size=size)) for _ in range(3)])
+    return proposals(confidence, log_probability, drift), masked
+
+
+# --- the papers' definitions: what to fix of the masked positions `open_` of a row ----------------------------------
+
+Row = Callable[[list[int], list[float], list[float], list[list[float]]], set[int]]
+
+
+def best(open_: list[int], confidence: list[float]) -> list[int]:
+    """Most confident first, the left one of equals."""
+    return sorted(open_, key=lambda i: (-confidence[i], i))
+
+
+def factor_by_hand(open_: list[int], confidence: list[float], _entropy: object, _drift: object) -> set[int]:
+    """Fast-dLLM, section 3.3: the largest n with (n + 1)(1 - c_(n)) < f, at least one token."""
+    ranked = best(open_, confidence)
+    good = [n for n in range(1, len(ranked) + 1) if (n + 1) * (1 - confidence[ranked[n - 1]]) < 0.6]
+    return set(ranked[: max([1, *good])])
+
+
+def entropy_by_hand(
+    open_: list[int], confidence: list[float], entropy: list[float], _drift: object, by_confidence: bool = False
+) -> set[int]:
+    """EB-Sampler, equation 8: the largest n whose n least wrong have entropies with sum - max <= bound."""
+    ranked = best(open_, confidence) if by_confidence else sorted(open_, key=lambda i: (entropy[i], i))
+    chosen: set[int] = set()
+    for n in range(1, len(ranked) + 1):
+        first = [entropy[i] for i in ranked[:n]]
+        if sum(first) - max(first) <= 2.0:
+            chosen = set(ranked[:n])
+    return chosen
+
+
+def klass_by_hand(open_: list[int], confidence: list[float], _entropy: object, drift: list[list[float]]) -> set[int]:
+    """KLASS, algorithm 1: confident, and stable for the last 2 rounds; else the most confident."""
+    stable = {i for i in open_ if confidence[i] > 0.8 and drift[i][-1] < 0.05 and drift[i][-2] < 0.05}
+    return stable or set(best(open_, confidence)[:1])
+
+
+BY_HAND: dict[str, Row] = {
+    "factor:0.6": factor_by_hand,
+    "entropy:2": entropy_by_hand,
+    "entropy by confidence": partial(entropy_by_hand, by_confidence=True),
+    "klass:0.8": klass_by_hand,
+    "static:2": lambda open_, confidence, *_: set(best(open_, confidence)[:2]),
+    "sequential:3": lambda open_, *_: set(open_[:3]),
+    "dynamic:0.8": lambda open_, c, *_: {i for i in open_ if c[i] > 0.8} or set(best(open_, c)[:1]),
+}
+
+
+@pytest.mark.parametrize("rule", BY_HAND)
+@settings(max_examples=60, deadline=None)
+@given(drawn=rounds())
+def test_each_rule_is_its_papers_definition(rule: str, drawn: tuple[Proposals, torch.Tensor]) -> None:
+    """Else a number from a paper would fix other tokens here than there."""
+    seen, masked = drawn
+    entropy = seen.entropy().tolist()
+    for row, found in enumerate(fixed(RULES[rule](seen, masked))):
+        open_ = masked[row].nonzero()[:, 0].tolist()
+        expected = BY_HAND[rule](open_, seen.confidence[row].tolist(), entropy[row], seen.drift[row].tolist())
+        assert found == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(drawn=rounds())
+def test_every_rule_makes_progress(drawn: tuple[Proposals, torch.Tensor]) -> None:
+    """Else a row could loop forever, or a rule could overwrite a fixed token.
+
+    What is proposed where nothing is masked counts for nothing: other values there, the same choice.
+    """
+    seen, masked = drawn
+    elsewhere = ~masked
+    other = replace(
+        seen,
+        token=seen.token + 1,
+        confidence=torch.where(elsewhere, 1 - seen.confidence, seen.confidence),
+        log_probability=torch.where(elsewhere[..., None], seen.log_probability.flip(1), seen.log_probability),
+        drift=torch.where(elsewhere[..., None], 0.0, seen.drift),
+    )
+    before = [getattr(seen, field.name).clone() for field in fields(seen)]
+    for rule in RULES.values():
+        committed = rule(seen, masked)
+        assert not (committed & elsewhere).any()
+        assert torch.equal(committed.any(-1), masked.any(-1))
+        assert torch.equal(rule(other, masked), committed)
+    assert torch.equal(masked, ~elsewhere)
+    assert all(torch.equal(getattr(seen, f.name), value) for f, value in zip(fields(seen), before, strict=True))
 
 
 @pytest.mark.parametrize(
     ("rule", "expected"),
-    [("static", "....x."), ("static:2", ".x..x."), ("sequential:3", ".x.xx."), ("dynamic:0.8", ".x..xx")],
+    [
+        ("static", "....x."),
+        ("static:2", ".x..x."),
+        ("sequential:3", ".x.xx."),
+        ("dynamic:0.8", ".x..xx"),
+        ("factor:0.6", ".x..x."),
+        ("klass:0.8", ".x...x"),
+    ],
 )
 def test_what_each_rule_fixes(rule: str, expected: str) -> None:
     """Else a threshold or a count would mean something else than the papers say.
 
-    Column 0 and 2 are fixed already, however confident the model is of them.
+    Column 0 and 2 are fixed already, however confident the model is of them; column 4 has not settled yet.
     """
-    confidence = torch.tensor([[0.99, 0.9, 0.999, 0.3, 0.95, 0.81]])
+    drift = torch.tensor([[0.0, 0.01, 0.0, 0.0, 0.3, 0.02]])[..., None].expand(-1, -1, 2)
+    seen = proposals([[0.99, 0.9, 0.999, 0.3, 0.95, 0.81]], drift=drift)
     masked = torch.tensor([[False, True, False, True, True, True]])
-    found = RULES[rule](confidence, masked)[0].tolist()
+    found = RULES[rule](seen, masked)[0].tolist()
     assert "".join("x" if fixed else "." for fixed in found) == expected
 
 
 def test_dynamic_fixes_the_best_one_below_the_threshold() -> None:
     """Else decoding would never end where the model is unsure; the comparison is strict, as published."""
     masked = torch.ones(1, 3, dtype=torch.bool)
-    assert commit.dynamic(torch.tensor([[0.2, 0.5, 0.4]]), masked, 0.9).tolist() == [[False, True, False]]
-    assert commit.dynamic(torch.tensor([[0.5, 0.5, 0.4]]), masked, 0.5).tolist() == [[True, False, False]]
+    assert commit.dynamic(proposals([[0.2, 0.5, 0.4]]), masked, 0.9).tolist() == [[False, True, False]]
+    assert commit.dynamic(proposals([[0.5, 0.5, 0.4]]), masked, 0.5).tolist() == [[True, False, False]]
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.data())
-def test_every_rule_makes_progress(data: st.DataObject) -> None:
-    """Else a row could loop forever, or a rule could overwrite a fixed token."""
-    size = data.draw(st.integers(1, 6))
-    confidence = torch.tensor([data.draw(st.lists(st.floats(0, 1, width=32), min_size=size, max_size=size))])
-    masked = torch.tensor([data.draw(st.lists(st.booleans(), min_size=size, max_size=size))])
-    for rule in RULES.values():
-        before = confidence.clone(), masked.clone()
-        committed = rule(confidence, masked)
-        assert not (committed & ~masked).any()
-        assert committed.any() == masked.any()
-        assert torch.equal(confidence, before[0])
-        assert torch.equal(masked, before[1])
+def test_factor_prefers_the_surer_of_two_that_seem_hopeless() -> None:
+    """Else rounding, which makes 1 of both doubts, would fix the left one instead of the more confident one."""
+    seen = proposals([[1e-12, 1e-9, 0.0]])
+    assert commit.factor(seen, torch.ones(1, 3, dtype=torch.bool), 2.5).tolist() == [[False, True, False]]
+
+
+def test_klass_waits_for_a_history() -> None:
+    """Else the first rounds of a block, which have nothing to be compared with, would count as settled."""
+    masked = torch.ones(1, 3, dtype=torch.bool)
+    for known, expected in ((0, [False, True, False]), (1, [False, True, False]), (2, [True, True, False])):
+        drift = torch.full((1, 3, 2), torch.inf)
+        drift[..., 2 - known :] = 0.0
+        seen = proposals([[0.9, 0.95, 0.5]], drift=drift)
+        assert commit.klass(seen, masked, 0.8, 0.05, history=2).tolist() == [expected]
+
+
+def test_certain_tokens_are_free_under_any_bound() -> None:
+    """Else a bound of 0 would never fix two tokens, though certain ones know nothing about each other."""
+    certain = torch.full((1, 4, 5), -1e30)
+    certain[..., 0] = 0.0
+    certain[0, 2] = 0.0  # a uniform one: log 5 nats
+    seen = proposals([[1.0, 1.0, 0.2, 1.0]], certain.log_softmax(-1))
+    masked = torch.tensor([[True, True, True, False]])
+    assert commit.entropy_bound(seen, masked, 0.0).tolist() == [[True, True, True, False]]
+    assert commit.entropy_bound(seen, masked, 0.0, by_confidence=True).tolist() == [[True, True, True, False]]
+
+
+@pytest.mark.parametrize("bound", [0.1, 1.0, 4.0])
+def test_entropy_bound_is_the_sampler_of_transformers(bound: float) -> None:
+    """Else the bound would not be the one that DiffusionGemma's checkpoints name."""
+    theirs = pytest.importorskip(
+        "transformers.models.diffusion_gemma.generation_diffusion_gemma", reason="this transformers has none"
+    )
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(40, 8, 11, generator=generator) * torch.rand(40, 8, 1, generator=generator) * 9
+    sampler = theirs.EntropyBoundSampler(theirs.EntropyBoundSamplerConfig(bound), 8, 11, 1)
+    zeros = torch.zeros(40, 8, dtype=torch.int64)
+    expected = sampler.accept_canvas(zeros, zeros + 1, logits, 0).bool()
+    seen = proposals(torch.zeros(40, 8).tolist(), logits.log_softmax(-1))
+    found = commit.entropy_bound(seen, torch.ones_like(expected), bound)
+    assert torch.equal(found, expected)
+    assert len(found.sum(-1).unique()) > 2, "all rows fix as many: the test says less than it seems to"
+    odd = torch.arange(8) % 2 == 1  # only these are masked
+    expected = sampler.accept_canvas(zeros[:, odd], zeros[:, odd] + 1, logits[:, odd], 0).bool()
+    found = commit.entropy_bound(seen, odd.expand(40, -1), bound)
+    assert torch.equal(found[:, odd], expected)
+    assert not found[:, ~odd].any()
+
+
+@settings(max_examples=20, deadline=None)
+@given(drawn=rounds())
+def test_the_settings_reach_the_rule(drawn: tuple[Proposals, torch.Tensor]) -> None:
+    """Else `--decoding factor:0.6` would decode with the default, or with another rule."""
+    seen, masked = drawn
+    given_ = {
+        "factor:0.6": "factor:0.6",
+        "entropy:2": "entropy:2",
+        "entropy by confidence": {"kind": "entropy", "bound": 2, "by_confidence": True},
+        "klass:0.8": {"kind": "klass", "threshold": 0.8, "drift": 0.05, "history": 2},
+    }
+    for name, rule in RULES.items():
+        decoding = GenerationSettings.model_validate({"decoding": given_.get(name, name)}).decoding
+        assert torch.equal(commit_rule(decoding)(seen, masked), rule(seen, masked)), name
+        assert history(decoding) == (2 if name == "klass:0.8" else 0)

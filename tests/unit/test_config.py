@@ -1,5 +1,6 @@
 """Settings: short forms, mistakes that name their fix, and no torch."""
 
+import json
 import subprocess
 import sys
 
@@ -10,8 +11,11 @@ from opdlm.config import (
     ConvertSettings,
     DistillSettings,
     DynamicDecoding,
+    EntropyDecoding,
+    FactorDecoding,
     GeneralisedJSD,
     GenerationSettings,
+    KlassDecoding,
     MixedKL,
     SequentialDecoding,
     StaticDecoding,
@@ -29,11 +33,61 @@ from opdlm.errors import ConfigError
         ("dynamic", DynamicDecoding(threshold=0.9)),
         ("dynamic:0.8", DynamicDecoding(threshold=0.8)),
         ({"kind": "dynamic", "threshold": 0.5}, DynamicDecoding(threshold=0.5)),
+        ("factor", FactorDecoding(factor=1.0)),
+        ("factor:0.6", FactorDecoding(factor=0.6)),
+        ("entropy", EntropyDecoding(bound=0.1, by_confidence=False)),
+        ("entropy:2", EntropyDecoding(bound=2.0)),
+        ({"kind": "entropy", "by_confidence": True}, EntropyDecoding(bound=0.1, by_confidence=True)),
+        ("klass", KlassDecoding(threshold=0.9, drift=0.01, history=2)),
+        ("klass:0.6", KlassDecoding(threshold=0.6)),
     ],
 )
 def test_decoding_short_forms(text: object, expected: object) -> None:
     """Else `--decoding dynamic:0.8` would mean something else than its table in a file."""
     assert settings_from(GenerationSettings, {"decoding": text}).decoding == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {}),
+        ({"logit_bias": "17:-5,23:2.5"}, {"logit_bias": {17: -5.0, 23: 2.5}}),
+        ({"logit_bias": {"17": -5}}, {"logit_bias": {17: -5.0}}),  # as in a JSON file
+        ({"stop_strings": "a, b"}, {"stop_strings": ("a, b",)}),
+        ({"stop_strings": ["a", "b"], "min_p": "0.1"}, {"stop_strings": ("a", "b"), "min_p": 0.1}),
+    ],
+)
+def test_generation_short_forms(given: dict, expected: dict) -> None:
+    """Else a bias from the command line would be none, or one stop string would be one for each of its letters.
+
+    As JSON, in which a checkpoint keeps them, they stay what they are.
+    """
+    settings = settings_from(GenerationSettings, given)
+    assert settings.model_dump(include=set(expected)) == expected
+    assert settings == GenerationSettings().model_copy(update=expected)
+    assert settings_from(GenerationSettings, json.loads(settings.model_dump_json())) == settings
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"decoding": "factor:0"}, "greater than 0"),
+        ({"decoding": "entropy:-1"}, "greater than or equal to 0"),
+        ({"decoding": "klass:1.1"}, "less than or equal to 1"),
+        ({"decoding": {"kind": "klass", "history": 0}}, "greater than or equal to 1"),
+        ({"decoding": {"kind": "entropy", "threshold": 1}}, "unknown setting 'decoding.threshold'"),
+        ({"min_p": 2}, "less than or equal to 1"),
+        ({"repetition_penalty": 0}, "greater than 0"),
+        ({"logit_bias": "17"}, "logit_bias.17"),
+        ({"logit_bias": "a:1"}, "logit_bias.a"),
+    ],
+)
+def test_mistakes_in_generation_are_named(given: dict, message: str) -> None:
+    """Else a rule that can never fix two tokens, or a bias on no token, would be accepted in silence."""
+    with pytest.raises(ConfigError) as caught:
+        settings_from(GenerationSettings, given)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

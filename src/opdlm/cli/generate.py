@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 _DESCRIPTION = """
 Answer PROMPT with a converted model. A prompt is one user message where the model has a chat template, plain text
 otherwise; "-" reads it from the standard input. MODEL is the folder of a run, of a model, or a hub name; without it the
-small model that ships with the package answers. What you do not set is as the model was saved.
+small model that ships with the package answers. What you do not set is as the model was saved. With --infill a text is
+completed in its gaps, and nothing is written behind it.
 """
 _EXAMPLES = (
     'opdlm generate run "What is 12 + 30?" --watch',
     'opdlm generate run "Sort these words from a to z: pear fig apple" --decoding dynamic:0.8 --json',
+    'opdlm generate run --infill "The capital of France is [[MASK:2]], on the Seine."',
 )
 
 
@@ -31,38 +33,44 @@ def parser() -> Parser:
     made = Parser("generate", _DESCRIPTION, _EXAMPLES, "[MODEL] PROMPT [settings]")
     made.add_argument("model", nargs="?", help="folder or hub name of a converted model; left out: the package's own")
     made.add_argument("prompt", nargs="?", help='the text to answer, or "-" to read it from the standard input')
+    made.add_argument("--infill", metavar="TEXT", help="fill the gaps of TEXT: [[MASK:12]] stands for twelve tokens")
     show = made.add_mutually_exclusive_group()
     show.add_argument("--watch", action="store_true", help="show the text while it is denoised")
     show.add_argument("--json", action="store_true", help="print one line of JSON: text, tokens, forwards, seconds")
     made.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (default)")
+    made.add_argument("--compile", action="store_true", help="torch.compile: half a minute is lost first, then faster")
     add_settings(made, GenerationSettings)
     return made
 
 
 def run(arguments: Namespace) -> int:
-    """Writes one response to the standard output."""
+    """Writes one response, or the filled text, to the standard output."""
     settings = given(arguments, GenerationSettings)
     settings_from(GenerationSettings, settings)
     name, prompt = _model_and_prompt(arguments)
     quiet_libraries()
     from opdlm.cli.watch import DraftView
-    from opdlm.models.tokens import encode_prompt
+    from opdlm.models.tokens import encode_gaps, encode_prompt
     from opdlm.playground.weights import student_path
     from opdlm.sampling.api import load
 
-    model = load(name or student_path(), device=arguments.device)
-    ids = encode_prompt(model.tokenizer, prompt)
-    view = DraftView(make_console(), model.tokenizer, model.tokens.mask_token_id) if arguments.watch else None
+    model = load(name or student_path(), device=arguments.device, compile=arguments.compile)
+    mask = model.tokens.mask_token_id
+    view = DraftView(make_console(), model.tokenizer, mask) if arguments.watch else None
     began = time.perf_counter()
     try:
-        output = model.generate([ids], streamer=view, **settings)
+        if arguments.infill is not None:
+            output = model.fill([encode_gaps(model.tokenizer, prompt, mask)], view, **settings)
+        else:
+            output = model.generate([encode_prompt(model.tokenizer, prompt)], streamer=view, **settings)
     finally:
         if view is not None:
             view.end()  # gives the cursor back, also after an error
     seconds = time.perf_counter() - began
     if view is not None:
         return 0
-    text = model.decode(output)[0]
+    filled = model.tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
+    text = model.decode(output)[0] if arguments.infill is None else filled[0]
     if arguments.json:
         print(json.dumps(_numbers(output, text, seconds), ensure_ascii=False))
     else:
@@ -71,8 +79,12 @@ def run(arguments: Namespace) -> int:
 
 
 def _model_and_prompt(arguments: Namespace) -> tuple[str | None, str]:
-    """A single word is the prompt: the package's own model answers it."""
+    """A single word is the prompt: the package's own model answers it. With --infill it is the model."""
     name, prompt = arguments.model, arguments.prompt
+    if arguments.infill is not None:
+        if prompt is not None:
+            raise UsageError("--infill takes the place of the prompt; give one of the two")
+        return name, arguments.infill
     if prompt is None:
         name, prompt = None, name
     if prompt is None or (name is None and Path(prompt).is_dir()):
@@ -81,11 +93,17 @@ def _model_and_prompt(arguments: Namespace) -> tuple[str | None, str]:
 
 
 def _numbers(output: "GenerationOutput", text: str, seconds: float) -> dict[str, object]:
-    rollout = output.rollout
+    """What --json prints; one entry of each list for each token that was written."""
+    rollout, rounds = output.rollout, output.commit_rounds[0]
+    end = int(rollout.length[0])
+    written = (rounds[:end] >= 0).nonzero()[:, 0]
     return {
         "text": text,
-        "tokens": int((rollout.length - rollout.prompt_length).sum()),
-        "forwards": int(rollout.forwards.sum()),
+        "tokens": len(written),
+        "forwards": int(rollout.forwards[0]),
         "tokens_per_forward": round(output.tokens_per_forward, 4),
         "seconds": round(seconds, 4),
+        "token_ids": output.sequences[0, written].tolist(),
+        "commit_rounds": rounds[written].tolist(),
+        "confidences": [round(value, 4) for value in output.confidences[0, written].tolist()],
     }

@@ -135,12 +135,14 @@ def _text_or_none(text: str) -> str | None:
 def _metavar(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "{" + ",".join(map(str, get_args(annotation))) + "}"
+    if get_origin(annotation) is dict:
+        return "ID:BIAS"
     members = [kind for kind in get_args(annotation) if kind is not NoneType] or [annotation]
     return {int: "N", float: "X", str: "TEXT"}.get(members[0], "KIND")
 
 
 def _default(value: Any) -> str:
-    if value is None or value == "":
+    if value is None or value in ("", {}, ()):
         return ""
     if isinstance(value, Settings):
         value = ":".join(str(part) for part in value.model_dump().values())

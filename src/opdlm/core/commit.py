@@ -1,78 +1,74 @@
-"""Which masked tokens are fixed in this round: candidates with their confidence, and the commit rules.
+"""Which masked tokens are fixed in this round: the commit rules.
 
-Shape letters: B rows, S positions of the block, V vocabulary. Every rule is a pure function
-(confidence [B, S], masked [B, S]) -> commit [B, S] bool that commits at least one masked token of each row with any.
+Shape letters: B rows, S positions of the block, H rounds of history, V vocabulary. Every rule is a pure function
+(proposals, masked [B, S]) -> commit [B, S] bool that commits at least one masked token of each row with any, and
+nothing that is not masked.
 """
 
 from typing import Protocol
 
 import torch
 
-from opdlm.core.noise import uniform
+from opdlm.core.propose import Proposals
 
 
 class CommitRule(Protocol):
-    """Chooses what to fix. `confidence` is float32 in [0, 1]; entries where `masked` is False are ignored."""
+    """Chooses what to fix. Proposals at positions where `masked` is False are ignored."""
 
-    def __call__(self, confidence: torch.Tensor, masked: torch.Tensor) -> torch.Tensor: ...
+    def __call__(self, seen: Proposals, masked: torch.Tensor) -> torch.Tensor: ...
 
 
-def static(confidence: torch.Tensor, masked: torch.Tensor, tokens_per_round: int = 1) -> torch.Tensor:
+def static(seen: Proposals, masked: torch.Tensor, tokens_per_round: int = 1) -> torch.Tensor:
     """The `tokens_per_round` most confident (low-confidence remasking of LLaDA, arXiv 2502.09992)."""
-    order = confidence.masked_fill(~masked, -1.0).argsort(dim=-1, descending=True, stable=True)
-    return masked & (order.argsort(dim=-1) < tokens_per_round)
+    return masked & (_rank(seen.confidence.masked_fill(~masked, -1.0)) < tokens_per_round)
 
 
-def sequential(confidence: torch.Tensor, masked: torch.Tensor, tokens_per_round: int = 1) -> torch.Tensor:
+def sequential(seen: Proposals, masked: torch.Tensor, tokens_per_round: int = 1) -> torch.Tensor:
     """The `tokens_per_round` leftmost."""
     return masked & (masked.cumsum(-1) <= tokens_per_round)
 
 
-def dynamic(confidence: torch.Tensor, masked: torch.Tensor, threshold: float = 0.9) -> torch.Tensor:
+def dynamic(seen: Proposals, masked: torch.Tensor, threshold: float = 0.9) -> torch.Tensor:
     """All above `threshold`, else the single best (Fast-dLLM, arXiv 2505.22618; the paper's rollouts)."""
-    return (masked & (confidence > threshold)) | static(confidence, masked)
+    return (masked & (seen.confidence > threshold)) | static(seen, masked)
 
 
-def candidates(
-    logits: torch.Tensor,
-    seed: torch.Tensor,
-    position: torch.Tensor,
-    round_: torch.Tensor,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A token for every position, and the model's own probability for it at temperature 1, before any filter.
+def factor(seen: Proposals, masked: torch.Tensor, factor: float = 1.0) -> torch.Tensor:
+    """The n most confident, n the largest with (n + 1)(1 - c_n) < `factor`, c_n the n-th highest confidence.
 
-    Args:
-        logits: [..., V] float32.
-        seed, position, round_: int64, broadcastable to [...]; they alone decide the random draw.
-        temperature: 0 takes the most probable token.
-        top_k, top_p: filters of the sampled distribution; 0 and 1.0 are off.
-
-    Returns:
-        (token [...] int64, confidence [...] float32).
+    Fast-dLLM's second rule (arXiv 2505.22618, section 3.3): the more tokens at once, the surer each must be.
     """
-    log_probability = logits.log_softmax(-1)
-    if temperature == 0:
-        confidence, token = log_probability.max(-1)
-        return token, confidence.exp()
-    probability = filtered(logits / temperature, top_k, top_p)
-    chance = uniform(seed, position, round_)
-    cumulative = probability.to(chance.dtype).cumsum(-1)
-    draw = chance * cumulative[..., -1]
-    token = torch.searchsorted(cumulative, draw[..., None], right=True).clamp(max=logits.shape[-1] - 1)
-    return token[..., 0], log_probability.gather(-1, token)[..., 0].exp()
+    confidence = seen.confidence.masked_fill(~masked, -1.0)
+    rank = _rank(confidence)  # n - 1
+    allowed = (rank + 2) * (1 - confidence) < factor  # grows with n, so what is allowed is a prefix of the ranking
+    return masked & (allowed | (rank < 1))
 
 
-def filtered(logits: torch.Tensor, top_k: int = 0, top_p: float = 1.0) -> torch.Tensor:
-    """Softmax of `logits` [..., V] with all but the top-k, then all but the nucleus (arXiv 1904.09751), set to zero."""
-    if 0 < top_k < logits.shape[-1]:
-        kth = logits.topk(top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < kth, float("-inf"))
-    probability = logits.softmax(-1)
-    if top_p < 1.0:
-        descending, order = probability.sort(-1, descending=True)
-        outside = descending.cumsum(-1) - descending >= top_p  # the token that crosses top_p still belongs
-        probability = probability.masked_fill(outside.gather(-1, order.argsort(-1)), 0.0)
-    return probability
+def entropy_bound(
+    seen: Proposals, masked: torch.Tensor, bound: float = 0.1, by_confidence: bool = False
+) -> torch.Tensor:
+    """The longest prefix of the ranking whose summed entropies, the largest left out, are at most `bound` nats.
+
+    That sum bounds the information that the tokens have about each other. EB-Sampler (arXiv 2505.24857) ranks by any
+    measure of error, here entropy or `by_confidence`; by entropy it is the `EntropyBoundSampler` of transformers.
+    """
+    entropy = seen.entropy().masked_fill(~masked, torch.inf)
+    measure = -seen.confidence.masked_fill(~masked, -1.0) if by_confidence else entropy
+    order = measure.argsort(dim=-1, stable=True)
+    ranked = entropy.gather(-1, order)
+    others = ranked.cumsum(-1) - ranked.cummax(-1).values  # behind the masked ones: inf - inf, which is never <= bound
+    return masked & (others <= bound).gather(-1, order.argsort(-1))
+
+
+def klass(
+    seen: Proposals, masked: torch.Tensor, threshold: float = 0.9, drift: float = 0.01, history: int = 2
+) -> torch.Tensor:
+    """All above `threshold` whose distribution moved by less than `drift` nats in each of the last `history` rounds,
+    else the single best (KLASS, arXiv 2511.05664)."""
+    ready = masked & (seen.confidence > threshold) & (seen.drift[..., -history:] < drift).all(-1)
+    return torch.where(ready.any(-1, keepdim=True), ready, static(seen, masked))
+
+
+def _rank(values: torch.Tensor) -> torch.Tensor:
+    """[B, S] place of each value in its row's order, 0 the highest; of equal values the left one comes first."""
+    return values.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)

@@ -8,7 +8,7 @@ back, filling a slot with another prompt or overwriting a block in its next roun
 columns as empty, or lets the next forward write over them.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import Cache
@@ -63,10 +63,7 @@ class KVCache(Cache):
         layer = self._layers.get(layer_idx)
         if layer is None:
             layer = self._layers[layer_idx] = _Layer(self._allocate(key_states), self._allocate(value_states))
-        rows = self._row_index(key_states.device)
-        layer.keys[rows[:, None], :, self._columns] = key_states.transpose(1, 2)
-        layer.values[rows[:, None], :, self._columns] = value_states.transpose(1, 2)
-        return self._read(layer.keys), self._read(layer.values)
+        return self._written(layer.keys, key_states), self._written(layer.values, value_states)
 
     def at(self, slots: torch.Tensor) -> "KVCache":
         """A view for a forward pass over the rows `slots` [b] alone, such as a prefill; it writes into this cache."""
@@ -79,6 +76,12 @@ class KVCache(Cache):
         self.rows = int(rows.shape[0])
         for layer in self._layers.values():
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+
+    def spread(self, columns: int) -> None:
+        """Copies the first `columns` columns of row 0 to every row: a prefix that all texts share."""
+        for layer in self._layers.values():
+            layer.keys[1:, :, :columns] = layer.keys[:1, :, :columns]
+            layer.values[1:, :, :columns] = layer.values[:1, :, :columns]
 
     def grow(self, length: int) -> None:
         """Makes room for the position ids 0 to `length` - 1; never shrinks."""
@@ -110,9 +113,11 @@ class KVCache(Cache):
         longer[:, :, : self.length] = buffer[:, :, : self.length]
         return longer
 
-    def _row_index(self, device: torch.device) -> torch.Tensor:
-        return torch.arange(self.rows, device=device) if self._slots is None else self._slots
-
-    def _read(self, buffer: torch.Tensor) -> torch.Tensor:
-        seen = buffer[:, :, : self._visible]
-        return seen if self._slots is None else cast(torch.Tensor, seen[self._slots])
+    def _written(self, buffer: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """Puts `states` [B, H, Q, D] into their columns of `buffer`; returns the visible columns of their rows."""
+        assert self._columns is not None
+        if self._slots is None:
+            buffer.scatter_(2, self._columns[:, None, :, None].expand_as(states), states)
+            return buffer[:, :, : self._visible]
+        buffer[self._slots[:, None], :, self._columns] = states.transpose(1, 2)
+        return buffer[self._slots, :, : self._visible]

@@ -7,19 +7,33 @@ The weights and the forward pass are those of the model class that config.json n
 blocks of S tokens: all positions of a block start as mask tokens, and each round one forward pass proposes a token for
 every masked position and fixes those that it is sure of. opdlm's own sampler yields the same tokens.
 
-Shape letters: B rows, S block size, W query window, K columns of the cache, V vocabulary. Column = position id. Copies:
-0 finished text, 1 the current block, -1 nothing.
+Shape letters: B rows, S block size, W query window, K columns of the cache, H rounds of history, V vocabulary. Column =
+position id. Copies: 0 finished text, 1 the current block, -1 nothing.
 """
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, Cache
+from transformers import AutoConfig, AutoModelForCausalLM, Cache, StopStringCriteria
 
 CLEAN, NOISED, NOTHING = 0, 1, -1
 NEVER_SAMPLED = -1e30
+NO_TOKEN = 2**31 - 1  # part of no stop string
+
+SETTINGS = {"max_new_tokens": 256, "decoding": "dynamic", "temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+SETTINGS |= {"repetition_penalty": 1.0, "logit_bias": {}, "stop_strings": (), "seed": 0}
+DECODINGS = {  # "kind:NUMBER" gives the first setting
+    "dynamic": {"threshold": 0.9},
+    "static": {"tokens_per_round": 1},
+    "sequential": {"tokens_per_round": 1},
+    "factor": {"factor": 1.0},
+    "entropy": {"bound": 0.1, "by_confidence": False},
+    "klass": {"threshold": 0.9, "drift": 0.01, "history": 2},
+}
+LIMITS = {"threshold": (0, 1), "tokens_per_round": (1, math.inf), "history": (1, math.inf)}
 
 
 class BlockDiffusionForCausalLM:
@@ -46,41 +60,35 @@ class BlockDiffusionMixin:
 
     @torch.no_grad()
     def generate(
-        self: Any,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        max_new_tokens: int | None = None,
-        decoding: str | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        **unsupported: Any,
+        self: Any, input_ids: torch.Tensor, attention_mask: Any = None, tokenizer: Any = None, **settings: Any
     ) -> torch.Tensor:
         """Continues every row. What is not given comes from "block_diffusion" in generation_config.json.
 
         Args:
             input_ids: [B, T]; padding on either side, marked by 0 in `attention_mask` [B, T].
-            max_new_tokens: most tokens written after the prompt.
-            decoding: "dynamic[:THRESHOLD]", "static[:N]" or "sequential[:N]" (N tokens a round).
-            temperature: 0 takes the most probable token; else tokens are drawn.
-            top_k, top_p: filters of the drawn distribution; 0 and 1.0 are off.
-            seed: row i draws from seed + i, whatever else is in the batch.
+            tokenizer: needed with `stop_strings` alone.
+            settings: any of SETTINGS:
+                max_new_tokens: most tokens written after the prompt.
+                decoding: how many tokens are fixed at once: "KIND[:NUMBER]", as in DECODINGS, or a dict with "kind".
+                temperature: 0 takes the most probable token; else tokens are drawn.
+                top_k, top_p, min_p: filters of the drawn distribution; 0, 1.0 and 0.0 are off.
+                repetition_penalty: above 1, tokens that the text has already become less likely.
+                logit_bias: {token id: what is added to its logit}.
+                stop_strings: the response ends with the token that completes one of these strings.
+                seed: row i draws from seed + i, whatever else is in the batch.
 
         Returns:
-            [B, T + n]: the input, then the new tokens up to and including the first stop token, then padding.
+            [B, T + n]: the input, then the new tokens up to and including the one that stops, then padding.
         """
-        if unsupported:
-            raise ValueError(f"generate() of a block-diffusion model does not take {', '.join(sorted(unsupported))}")
-        given = {"max_new_tokens": max_new_tokens, "decoding": decoding, "temperature": temperature}
-        given |= {"top_k": top_k, "top_p": top_p, "seed": seed}
-        settings = dict(getattr(self.generation_config, "block_diffusion", None) or {})
-        settings |= {name: value for name, value in given.items() if value is not None}
+        if unsupported := sorted(set(settings) - set(SETTINGS)):
+            raise ValueError(f"generate() of a block-diffusion model does not take {', '.join(unsupported)}")
+        saved = getattr(self.generation_config, "block_diffusion", None) or {}
+        settings = SETTINGS | saved | {name: value for name, value in settings.items() if value is not None}
         valid = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         prompts = [row[mask.bool()] for row, mask in zip(input_ids, valid, strict=True)]
         if any(len(prompt) == 0 for prompt in prompts):
             raise ValueError("every row needs at least one token that the attention mask does not hide")
-        responses = _Decoder(self, prompts, settings).run()
+        responses = _Decoder(self, prompts, settings, tokenizer).run()
         stops = _as_list(self.generation_config.eos_token_id)
         pad = self.generation_config.pad_token_id
         padding = (stops or [0])[0] if pad is None else pad
@@ -96,17 +104,19 @@ class BlockDiffusionMixin:
 class _Decoder:
     """The texts of all rows, and the loop that writes them."""
 
-    def __init__(self, model: Any, prompts: list[torch.Tensor], settings: dict[str, Any]):
+    def __init__(self, model: Any, prompts: list[torch.Tensor], settings: dict[str, Any], tokenizer: Any):
         entry = model.config.block_diffusion
         self.model, self.settings = model, settings
         self.size, self.mask_id = entry["block_size"], entry["mask_token_id"]
         self.shift = int(entry["prediction"] == "shifted")  # the output at i - 1 predicts token i
         self.causal = entry["context"] == "causal"
-        self.kind, self.amount = _parsed(settings.get("decoding", "dynamic"))
+        self.kind, self.rule = _parsed(settings["decoding"])
         device = prompts[0].device
+        self.bias = _bias(settings["logit_bias"], model).to(device)
         self.stops = torch.tensor(_as_list(model.generation_config.eos_token_id), device=device)
+        self.stop_strings = _criteria(settings["stop_strings"], tokenizer)
         self.length = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        self.cap = self.length + settings.get("max_new_tokens", 256)
+        self.cap = self.length + settings["max_new_tokens"]
         width = -(-int(self.cap.max()) // self.size) * self.size + self.size
         self.cache = _Cache(len(prompts), width)
         self.columns = torch.arange(width, device=device)
@@ -115,11 +125,12 @@ class _Decoder:
             self.ids[row, : len(prompt)] = prompt
         self.masked = self.columns >= self.length[:, None]
         self.start = self.length // self.size * self.size
-        self.seed = settings.get("seed", 0) + torch.arange(len(prompts), device=device)
+        self.seed = settings["seed"] + torch.arange(len(prompts), device=device)
         self.round = torch.zeros_like(self.start)
         self.uncommitted = torch.zeros_like(self.start, dtype=torch.bool)
         self.active = torch.ones_like(self.uncommitted)
-        self.end = self.cap.clone()  # of the response: the cap, until a stop token is found
+        self.end = self.cap.clone()  # of the response: the cap, until a stop is found
+        self.before: torch.Tensor | None = None  # [B, S, V] log-probabilities of the last round, where klass asks
 
     def run(self) -> list[torch.Tensor]:
         """The responses, one tensor a row."""
@@ -137,18 +148,18 @@ class _Decoder:
         """Fixes some tokens of every row's block; a row whose block is complete goes on to the next one."""
         block = self.start[:, None] + torch.arange(self.size, device=self.start.device)
         masked = self.masked.gather(1, block) & self.active[:, None]
-        token, confidence = self.candidates(self.block_logits(block), block)
-        committed = masked & self.chosen(confidence, masked)
+        logits = self.block_logits(block)
+        token = self.tokens(self.scores(logits), block)
+        committed = self.chosen(logits.log_softmax(-1), token, masked)
         self.ids.scatter_(1, block, torch.where(committed, token, self.ids.gather(1, block)))
         self.masked.scatter_(1, block, self.masked.gather(1, block) & ~committed)
         self.round += 1
         complete = (masked == committed).all(-1) & self.active
         behind = self.start + self.size
-        first = torch.where(complete, torch.maximum(self.start, self.length), self.cap)[:, None]
-        inside = (self.columns >= first) & (self.columns < torch.minimum(behind, self.cap)[:, None])
-        stop = torch.isin(self.ids, self.stops) & inside
+        inside = (block >= self.length[:, None]) & (block < self.cap[:, None]) & complete[:, None]
+        stop = self.stops_text(block) & inside
         stopped = stop.any(-1)
-        self.end = torch.where(stopped, stop.int().argmax(-1) + 1, self.end)
+        self.end = torch.where(stopped, self.start + stop.int().argmax(-1) + 1, self.end)
         self.active &= ~(complete & (stopped | (behind >= self.cap)))
         onwards = complete & self.active
         self.start = torch.where(onwards, behind, torch.where(self.active, self.start, 0))
@@ -213,29 +224,72 @@ class _Decoder:
         dtype = self.model.dtype
         return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
 
-    def candidates(self, logits: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[B, S] each: a token for every position, the model's own probability for it (temperature 1, no filter)."""
-        log_probability = logits.log_softmax(-1)
-        temperature = self.settings.get("temperature", 0.0)
+    def scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """[B, S, V] what tokens are chosen by: the logits with repetition penalty and bias."""
+        penalty = self.settings["repetition_penalty"]
+        if penalty != 1.0:
+            present = torch.zeros_like(logits[:, 0], dtype=torch.bool).scatter_(1, self.ids, True)[:, None]
+            logits = torch.where(present, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+        return logits + self.bias
+
+    def tokens(self, scores: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """[B, S] a token for every position."""
+        temperature, *filters = (self.settings[name] for name in ("temperature", "top_k", "top_p", "min_p"))
         if temperature == 0:
-            confidence, token = log_probability.max(-1)
-            return token, confidence.exp()
-        probability = _filtered(logits / temperature, self.settings.get("top_k", 0), self.settings.get("top_p", 1.0))
+            return scores.argmax(-1)
+        probability = _filtered(scores / temperature, *filters)
         chance = _uniform(self.seed[:, None], position, self.round[:, None])
         cumulative = probability.to(chance.dtype).cumsum(-1)
         draw = chance * cumulative[..., -1]
-        token = torch.searchsorted(cumulative, draw[..., None], right=True).clamp(max=logits.shape[-1] - 1)
-        return token[..., 0], log_probability.gather(-1, token)[..., 0].exp()
+        return torch.searchsorted(cumulative, draw[..., None], right=True)[..., 0].clamp(max=scores.shape[-1] - 1)
 
-    def chosen(self, confidence: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-        """[B, S] bool, what to fix in this round: at least one masked token of each row that has one."""
-        if self.kind == "sequential":
-            return masked & (masked.cumsum(-1) <= self.amount)
-        order = confidence.masked_fill(~masked, -1.0).argsort(dim=-1, descending=True, stable=True)
-        rank = order.argsort(dim=-1)
-        if self.kind == "static":
-            return masked & (rank < self.amount)
-        return masked & ((confidence > self.amount) | (rank < 1))
+    def chosen(self, log_probability: torch.Tensor, token: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+        """[B, S] bool, what to fix in this round: at least one masked token of each row that has one.
+
+        `log_probability` [B, S, V] is the model's own: at temperature 1, without filter, penalty or bias.
+        """
+        kind, rule = self.kind, self.rule
+        if kind == "sequential":
+            return masked & (masked.cumsum(-1) <= rule["tokens_per_round"])
+        confidence = log_probability.gather(-1, token[..., None])[..., 0].exp().masked_fill(~masked, -1.0)
+        rank = confidence.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+        best = masked & (rank < rule.get("tokens_per_round", 1))
+        if kind == "static":
+            return best
+        if kind == "dynamic":
+            return best | (masked & (confidence > rule["threshold"]))
+        if kind == "factor":
+            return best | (masked & ((rank + 2) * (1 - confidence) < rule["factor"]))
+        if kind == "entropy":
+            entropy = (log_probability.exp() * -log_probability).sum(-1).masked_fill(~masked, torch.inf)
+            order = (-confidence if rule["by_confidence"] else entropy).argsort(dim=-1, stable=True)
+            ranked = entropy.gather(-1, order)
+            others = ranked.cumsum(-1) - ranked.cummax(-1).values
+            return masked & (others <= rule["bound"]).gather(-1, order.argsort(-1))
+        ready = masked & (confidence > rule["threshold"]) & (self.drifts(log_probability) < rule["drift"]).all(-1)
+        return torch.where(ready.any(-1, keepdim=True), ready, best)
+
+    def drifts(self, now: torch.Tensor) -> torch.Tensor:
+        """[B, S, H] nats: KL(round || round before) of the block's last H rounds; inf where there was none before."""
+        if self.before is None:
+            self.before = torch.zeros_like(now)
+            self.drift = now.new_full((*now.shape[:2], self.rule["history"]), torch.inf)
+        newest = (now.exp() * (now - self.before)).sum(-1, keepdim=True)
+        first = (self.round == 0)[:, None, None]
+        self.drift = torch.cat([self.drift[..., 1:], newest], -1).masked_fill(first, torch.inf)
+        self.before = now
+        return self.drift
+
+    def stops_text(self, block: torch.Tensor) -> torch.Tensor:
+        """[B, S] bool: stop tokens, and those with which a stop string is complete, behind the prompt."""
+        stop = torch.isin(self.ids.gather(1, block), self.stops)
+        if self.stop_strings is None:
+            return stop
+        reach = torch.arange(1 - self.stop_strings.maximum_token_len, 1, device=block.device)
+        window = block[..., None] + reach
+        ids = self.ids[:, None].expand(-1, self.size, -1).gather(-1, window.clamp(min=0))
+        ids = ids.masked_fill(window < self.length[:, None, None], NO_TOKEN)
+        return stop | self.stop_strings(ids.flatten(0, 1), None).view(stop.shape)
 
 
 class _Cache(Cache):
@@ -267,18 +321,40 @@ class _Cache(Cache):
         return 0
 
 
-def _parsed(decoding: str | dict[str, Any]) -> tuple[str, float]:
-    """("dynamic", threshold) or ("static" | "sequential", tokens a round)."""
-    if isinstance(decoding, dict):  # as in generation_config.json
-        kind, amount = decoding["kind"], decoding.get("threshold", decoding.get("tokens_per_round"))
-    else:
-        kind, _, amount = decoding.partition(":")
-    if kind not in ("dynamic", "static", "sequential"):
-        raise ValueError(f"unknown decoding {kind!r}; choose dynamic, static or sequential")
-    number = float((0.9 if kind == "dynamic" else 1) if amount in (None, "") else amount)
-    if not (0 <= number <= 1 if kind == "dynamic" else number >= 1):
-        raise ValueError(f"decoding {decoding!r}: a threshold lies between 0 and 1, tokens a round are at least 1")
-    return kind, number
+def _parsed(decoding: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The kind, and each of its settings."""
+    given: dict[str, Any] = {"kind": decoding} if isinstance(decoding, str) else decoding
+    kind, _, number = given["kind"].partition(":")
+    if kind not in DECODINGS:
+        raise ValueError(f"unknown decoding {kind!r}; choose {', '.join(DECODINGS)}")
+    rule = DECODINGS[kind] | {name: value for name, value in given.items() if name in DECODINGS[kind]}
+    if number:
+        rule[next(iter(rule))] = float(number)
+    for name, value in rule.items():
+        least, most = LIMITS.get(name, (0, math.inf))
+        if not least <= value <= most:
+            raise ValueError(f"decoding {decoding!r}: {name} must lie between {least} and {most}")
+    return kind, rule
+
+
+def _bias(values: dict[Any, float], model: Any) -> torch.Tensor:
+    """[V] what is added to each logit; JSON makes strings of token ids."""
+    bias = torch.zeros(model.get_output_embeddings().weight.shape[0])
+    for token, value in values.items():
+        if not 0 <= int(token) < len(bias):
+            raise ValueError(f"logit_bias names the token {token}; ids go from 0 to {len(bias) - 1}")
+        bias[int(token)] = value
+    return bias
+
+
+def _criteria(strings: str | list[str], tokenizer: Any) -> Any:
+    """What finds stop strings, wherever token borders fall; None where there are none."""
+    strings = [strings] if isinstance(strings, str) else list(strings)
+    if not strings:
+        return None
+    if tokenizer is None or not all(strings):
+        raise ValueError("stop_strings need generate(..., tokenizer=tokenizer), and none of them may be empty")
+    return StopStringCriteria(tokenizer, strings)
 
 
 def _as_list(ids: int | list[int] | None) -> list[int]:
@@ -287,8 +363,8 @@ def _as_list(ids: int | list[int] | None) -> list[int]:
     return [ids] if isinstance(ids, int) else list(ids)
 
 
-def _filtered(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
-    """Softmax of [B, S, V] with all but the top-k, then all but the nucleus, set to zero."""
+def _filtered(logits: torch.Tensor, top_k: int, top_p: float, min_p: float) -> torch.Tensor:
+    """Softmax of [B, S, V] without what the filters take out: top-k, then the nucleus, then min-p."""
     if 0 < top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k, dim=-1).values[..., -1:], float("-inf"))
     probability = logits.softmax(-1)
@@ -296,6 +372,8 @@ def _filtered(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
         descending, order = probability.sort(-1, descending=True)
         outside = descending.cumsum(-1) - descending >= top_p  # the token that crosses top_p still belongs
         probability = probability.masked_fill(outside.gather(-1, order.argsort(-1)), 0.0)
+    if min_p > 0.0:
+        probability = probability.masked_fill(probability < min_p * probability.amax(-1, keepdim=True), 0.0)
     return probability
 
 

@@ -1,5 +1,6 @@
 """Mask, pad and stop ids, and how a prompt becomes ids: in one place."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from opdlm.errors import MaskTokenError, PromptsError
 from opdlm.models.parts import input_embedding, lm_head
 
 MASK_TOKEN = "<|mask|>"
+_GAP = re.compile(r"\[\[MASK:([0-9]+)\]\]")
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,12 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[st
     if not ids:
         raise PromptsError(f"the tokenizer makes no token of the prompt {prompt!r}; write another")
     return ids
+
+
+def encode_gaps(tokenizer: PreTrainedTokenizerBase, text: str, mask_token_id: int) -> list[int]:
+    """Token ids of a text as it is, with n mask tokens for each `[[MASK:n]]` in it."""
+    mask = str(tokenizer.decode([mask_token_id]))
+    return _encode_text(tokenizer, _GAP.sub(lambda gap: mask * int(gap[1]), text))
 
 
 def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> list[int]:

@@ -3,7 +3,8 @@
 Names follow the text-diffusion API of transformers (`tokens_per_forward`, a streamer with `put_draft`).
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from opdlm.errors import ContextLengthError, UsageError
 from opdlm.models.adapt import BlockDiffusionModel
 from opdlm.models.checkpoint import generation_settings, is_checkpoint, load_checkpoint
 from opdlm.models.devices import pick_device
-from opdlm.models.tokens import encode_prompt, special_tokens
+from opdlm.models.tokens import encode_gaps, encode_prompt, special_tokens
 from opdlm.sampling.engine import Engine, Observer, Round
 
 
@@ -41,17 +42,28 @@ class DraftStreamer(Protocol):
 class GenerationOutput:
     """Attributes:
     sequences: [B, T] int64, prompt and response, padded on the right.
-    tokens_per_forward: response tokens divided by model forwards, over all rows; the prompt's pass is not counted.
-    rollout: the record with lengths and commit rounds.
+    tokens_per_forward: tokens written divided by model forwards, over all rows; a pass over prompts alone is none.
+    rollout: the record with lengths.
     """
 
     sequences: torch.Tensor
     tokens_per_forward: float
     rollout: Rollout
 
+    @property
+    def commit_rounds(self) -> torch.Tensor:
+        """[B, T] int16: the round, within its block, in which each token was fixed; -1 for given ones."""
+        return self.rollout.commit_round
+
+    @property
+    def confidences(self) -> torch.Tensor:
+        """[B, T] float32: the model's own probability for each token when it was fixed; 0 for given ones."""
+        assert self.rollout.confidence is not None
+        return self.rollout.confidence
+
 
 class DiffusionLM:
-    """A converted model with its tokenizer: `model.generate(input_ids)` or `model.write("text")`."""
+    """A converted model with its tokenizer: `generate(input_ids)`, `write("text")`, `infill("text [[MASK:4]]")`."""
 
     def __init__(
         self, model: BlockDiffusionModel, tokenizer: PreTrainedTokenizerBase, defaults: GenerationSettings
@@ -75,23 +87,75 @@ class DiffusionLM:
             batch_size: rows decoded at once.
             settings: fields of GenerationSettings, in place of the model's defaults.
         """
-        prompts = _rows(input_ids, attention_mask)
-        if streamer is not None and len(prompts) != 1:
-            raise UsageError("a streamer shows one row; give one prompt, or leave the streamer out")
-        chosen = settings_from(GenerationSettings, {**self.defaults.model_dump(), **settings})
-        check_context(prompts, chosen.max_new_tokens, self.model.max_length, self.model.geometry.block_size)
-        observer = None if streamer is None else _drafts(streamer, len(prompts[0]), chosen.max_new_tokens)
-        engine = Engine(self.model, self.tokens, chosen, batch_size, observer)
-        rollout = engine.generate(prompts)
+        prompts, chosen = _rows(input_ids, attention_mask), self._settings(settings)
+        self._check_context(prompts, chosen)
+        observer = None
         if streamer is not None:
-            streamer.put(rollout.input_ids[0, len(prompts[0]) : int(rollout.length[0])])
+            begin = _only(prompts)
+            observer = _drafts(streamer, begin, begin + chosen.max_new_tokens)
+        rollout = self._engine(chosen, batch_size, observer).generate(prompts)
+        lengths = rollout.length.tolist()
+        texts = [ids[:length] for ids, length in zip(rollout.input_ids.tolist(), lengths, strict=True)]
+        if streamer is not None:
+            streamer.put(rollout.input_ids[0, len(prompts[0]) : lengths[0]])
             streamer.end()
-        return _output(rollout, self.tokens.pad_token_id)
+        return self._output(rollout, texts, int((rollout.length - rollout.prompt_length).sum()))
+
+    def stream(self, input_ids: torch.Tensor | Sequence[Sequence[int]], **settings: Any) -> Iterator[torch.Tensor]:
+        """The response to one row [1, P] as it is after each round: [L] ids, mask tokens where nothing is fixed yet."""
+        prompts, chosen = _rows(input_ids, None), self._settings(settings)
+        self._check_context(prompts, chosen)
+        begin, rounds = _only(prompts), deque[Round](maxlen=1)
+        engine = self._engine(chosen, 1, rounds.append)
+        for finished in engine.rounds(engine.continuations(prompts)):
+            if finished:
+                row = finished[0][1]
+                yield row.input_ids[0, begin : int(row.length[0])].clone()
+            else:
+                now = rounds[0]
+                end = min(int(now.start[0]) + self.model.geometry.block_size, begin + chosen.max_new_tokens)
+                yield now.input_ids[0, begin:end].clone()
+
+    def fill(
+        self,
+        input_ids: Sequence[Sequence[int]],
+        streamer: DraftStreamer | None = None,
+        batch_size: int = 32,
+        **settings: Any,
+    ) -> GenerationOutput:
+        """Replace every mask token in each row of ids; the rest stays as it is.
+
+        What stands behind a gap is seen as far as its block reaches: the model was trained so. Neither `max_new_tokens`
+        nor stop tokens apply.
+        """
+        rows, mask, chosen = _rows(input_ids, None), self.tokens.mask_token_id, self._settings(settings)
+        if not all(mask in row for row in rows):
+            raise UsageError("a text has no gap to fill; write [[MASK:12]] where twelve tokens are missing")
+        if self.model.geometry.prediction == "shifted" and any(row[0] == mask for row in rows):
+            raise UsageError(
+                "this model predicts a token from the one before it; begin the text with a token, not a gap"
+            )
+        self._check_context(rows, chosen.model_copy(update={"max_new_tokens": 0}))
+        observer = None
+        if streamer is not None:
+            observer = _drafts(streamer, 0, _only(rows), rows[0])
+        rollout = self._engine(chosen, batch_size, observer).fill(rows)
+        written = zip(rollout.input_ids.tolist(), rollout.length.tolist(), rows, strict=True)
+        texts = [[*ids[:length], *row[length:]] for ids, length, row in written]
+        if streamer is not None:
+            streamer.put(torch.tensor(texts[0]))
+            streamer.end()
+        return self._output(rollout, texts, sum(row.count(mask) for row in rows))
 
     def write(self, prompt: str | list[dict[str, str]], **settings: Any) -> str:
         """The response to one prompt (or conversation), as text."""
         output = self.generate([encode_prompt(self.tokenizer, prompt)], **settings)
         return self.decode(output)[0]
+
+    def infill(self, text: str, **settings: Any) -> str:
+        """`text` with each gap filled: `[[MASK:12]]` stands for twelve tokens. See `fill`."""
+        sequences = self.fill([encode_gaps(self.tokenizer, text, self.tokens.mask_token_id)], **settings).sequences
+        return self.tokenizer.batch_decode(sequences, skip_special_tokens=True)[0]
 
     def decode(self, output: GenerationOutput) -> list[str]:
         """The responses as text, without special tokens."""
@@ -100,11 +164,32 @@ class DiffusionLM:
         ids = [r.input_ids[i, begin:end].tolist() for i, (begin, end) in enumerate(ends)]
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
+    def _settings(self, given: dict[str, Any]) -> GenerationSettings:
+        return settings_from(GenerationSettings, {**self.defaults.model_dump(), **given})
 
-def load(path: str | Path, device: str = "auto", dtype: torch.dtype = torch.float32) -> DiffusionLM:
-    """Load a converted model: a checkpoint folder, the folder of a run, or a hub name."""
+    def _check_context(self, rows: Sequence[Sequence[int]], chosen: GenerationSettings) -> None:
+        check_context(rows, chosen.max_new_tokens, self.model.max_length, self.model.geometry.block_size)
+
+    def _engine(self, chosen: GenerationSettings, batch_size: int, observer: Observer | None) -> Engine:
+        return Engine(self.model, self.tokens, chosen, batch_size, observer, self.tokenizer)
+
+    def _output(self, rollout: Rollout, texts: list[list[int]], tokens: int) -> GenerationOutput:
+        width, pad = max(map(len, texts)), self.tokens.pad_token_id
+        sequences = torch.tensor([ids + [pad] * (width - len(ids)) for ids in texts], device=rollout.length.device)
+        return GenerationOutput(sequences, tokens / max(1, int(rollout.forwards.sum())), rollout)
+
+
+def load(
+    path: str | Path, device: str = "auto", dtype: torch.dtype = torch.float32, compile: bool = False
+) -> DiffusionLM:
+    """Load a converted model: a checkpoint folder, the folder of a run, or a hub name.
+
+    `compile`: decode through `torch.compile`: about half a minute is lost at first, then each forward is faster.
+    """
     folder = Path(path) / "model" if is_checkpoint(Path(path) / "model") else path
     model, tokenizer = load_checkpoint(folder, device=pick_device(device), dtype=dtype)
+    if compile:
+        model.compile_decoding()
     return DiffusionLM(model, tokenizer, generation_settings(model.model))
 
 
@@ -131,17 +216,19 @@ def _rows(input_ids: torch.Tensor | Sequence[Sequence[int]], mask: torch.Tensor 
     return rows
 
 
-def _drafts(streamer: DraftStreamer, prompt_length: int, max_new_tokens: int) -> Observer:
+def _only(rows: Sequence[Sequence[int]]) -> int:
+    """Length of the single row that can be watched."""
+    if len(rows) != 1:
+        raise UsageError("only one row can be watched; give one prompt, or leave the streamer out")
+    return len(rows[0])
+
+
+def _drafts(streamer: DraftStreamer, begin: int, end: int, text: Sequence[int] = ()) -> Observer:
+    """Shows [begin, end) before each round: up to the current block, and what is given behind it of `text`."""
+
     def show(seen: Round) -> None:
-        end = min(int(seen.start[0]) + seen.committed.shape[1], prompt_length + max_new_tokens)
-        streamer.put_draft(seen.input_ids[0, prompt_length:end].clone())
+        now = min(int(seen.start[0]) + seen.committed.shape[1], end)
+        known = torch.tensor(text[now:end], dtype=torch.int64, device=seen.input_ids.device)
+        streamer.put_draft(torch.cat([seen.input_ids[0, begin:now], known]))
 
     return show
-
-
-def _output(rollout: Rollout, pad_token_id: int) -> GenerationOutput:
-    width = int(rollout.length.max())
-    behind = torch.arange(width, device=rollout.length.device) >= rollout.length[:, None]
-    sequences = rollout.input_ids[:, :width].masked_fill(behind, pad_token_id)
-    tokens = int((rollout.length - rollout.prompt_length).sum())
-    return GenerationOutput(sequences, tokens / max(1, int(rollout.forwards.sum())), rollout)

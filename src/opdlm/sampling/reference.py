@@ -1,16 +1,18 @@
 """The slow, obvious sampler: one row, no cache, the whole text again in every round. The oracle of the tests."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 import torch
 
 from opdlm.config import GenerationSettings
-from opdlm.core.commit import candidates
-from opdlm.core.layout import CLEAN, Attention, block_end, block_start
+from opdlm.core.layout import CLEAN, Attention
+from opdlm.core.propose import Proposals, moved, penalised, propose
 from opdlm.core.types import NEVER, Rollout
 from opdlm.models.adapt import BlockDiffusionModel
 from opdlm.models.tokens import SpecialTokens
-from opdlm.sampling.rules import commit_rule
+from opdlm.sampling.rules import commit_rule, history
 
 
 @torch.no_grad()
@@ -21,6 +23,7 @@ def generate_row(
     tokens: SpecialTokens,
     seed: int,
     on_round: Callable[[int, int, torch.Tensor], None] | None = None,
+    fill: bool = False,
 ) -> Rollout:
     """Write one response.
 
@@ -28,58 +31,85 @@ def generate_row(
         prompt: token ids, at least one.
         seed: of the row (not of a batch).
         on_round: called with (block start, round, logits [S, V] at the block's predictors) before each commit.
+        fill: the prompt has mask tokens; replace these and write nothing behind the last one.
 
     Returns:
         A rollout of one row.
     """
-    size = model.geometry.block_size
-    rule = commit_rule(settings.decoding)
-    cap = len(prompt) + settings.max_new_tokens
-    ids, rounds = list(prompt), [-1] * len(prompt)
-    start, forwards, length = int(block_start(torch.tensor(len(prompt)), size)), 0, None
+    size, mask = model.geometry.block_size, tokens.mask_token_id
+    gaps = [i for i, token in enumerate(prompt) if token == mask] if fill else []
+    first, cap = (gaps[0], gaps[-1] + 1) if fill else (len(prompt), len(prompt) + settings.max_new_tokens)
+    width = -(-cap // size) * size
+    ids = [*prompt, *[mask] * width][:width]
+    rounds = [NEVER if token == mask and i >= first else -1 for i, token in enumerate(ids)]
+    confidences = [0.0] * width
+    stops = () if fill else tokens.stop_token_ids
+    forwards, length, end = 0, None, 0
     while length is None:
-        end = int(block_end(torch.tensor(start), size))
-        new = end - len(ids)
-        ids += [tokens.mask_token_id] * new
-        rounds += [NEVER] * new
-        round_ = 0
-        while length is None and NEVER in rounds:
-            logits = _block_logits(model, ids, start)
+        start = rounds.index(NEVER) // size * size
+        end = start + size
+        seen: list[Proposals] = []
+        while length is None and NEVER in rounds[start:end]:
+            logits = _block_logits(model, ids[:end], start)
             if on_round is not None:
-                on_round(start, round_, logits)
-            masked = torch.tensor([fixed == NEVER for fixed in rounds[start:]])
-            token, confidence = candidates(
-                logits,
-                torch.tensor(seed),
-                torch.arange(start, end),
-                torch.tensor(round_),
-                settings.temperature,
-                settings.top_k,
-                settings.top_p,
-            )
-            for offset in rule(confidence[None], masked[None])[0].nonzero()[:, 0].tolist():
-                ids[start + offset], rounds[start + offset] = int(token[offset]), round_
-            round_ += 1
+                on_round(start, len(seen), logits)
+            seen.append(_proposals(logits, ids, seed, start, seen, settings))
+            masked = torch.tensor([[fixed == NEVER for fixed in rounds[start:end]]])
+            for offset in commit_rule(settings.decoding)(seen[-1], masked)[0].nonzero()[:, 0].tolist():
+                ids[start + offset] = int(seen[-1].token[0, offset])
+                rounds[start + offset] = len(seen) - 1
+                confidences[start + offset] = float(seen[-1].confidence[0, offset])
             forwards += 1
-            length = _length(ids, rounds, len(prompt), cap, tokens)
-        start = end
+            length = _length(ids[:end], rounds, first, cap, stops)
     return Rollout(
-        input_ids=torch.tensor([ids]),
-        prompt_length=torch.tensor([len(prompt)]),
+        input_ids=torch.tensor([ids[:end]]),
+        prompt_length=torch.tensor([first]),
         length=torch.tensor([length]),
-        end=torch.tensor([len(ids)]),
-        commit_round=torch.tensor([rounds], dtype=torch.int16),
-        stopped=torch.tensor([ids[length - 1] in tokens.stop_token_ids]),
+        end=torch.tensor([end]),
+        commit_round=torch.tensor([rounds[:end]], dtype=torch.int16),
+        stopped=torch.tensor([length is not None and ids[length - 1] in stops]),
         forwards=torch.tensor([forwards]),
+        confidence=torch.tensor([confidences[:end]]),
     )
 
 
-def _length(ids: list[int], rounds: list[int], begin: int, cap: int, tokens: SpecialTokens) -> int | None:
+def _proposals(
+    logits: torch.Tensor,
+    ids: Sequence[int],
+    seed: int,
+    start: int,
+    before: Sequence[Proposals],
+    settings: GenerationSettings,
+) -> Proposals:
+    """What the model proposes for the block, [1, S], after the proposals of its rounds `before`."""
+    scores = logits[None]
+    if settings.repetition_penalty != 1.0:
+        scores = penalised(scores, torch.tensor([ids]), settings.repetition_penalty)
+    for token, bias in settings.logit_bias.items():
+        scores = scores.clone()
+        scores[..., token] += bias
+    seen = propose(
+        logits[None],
+        scores,
+        torch.tensor([[seed]]),
+        torch.arange(start, start + len(logits))[None],
+        torch.tensor([[len(before)]]),
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        min_p=settings.min_p,
+    )
+    drifts = [torch.full_like(seen.confidence, torch.inf)] * history(settings.decoding)
+    drifts += [moved(now.log_probability, last.log_probability) for last, now in pairwise([*before, seen])]
+    return replace(seen, drift=torch.stack(drifts, -1)) if drifts else seen
+
+
+def _length(ids: list[int], rounds: list[int], begin: int, cap: int, stops: Sequence[int]) -> int | None:
     """Length of the finished text: up to a stop token or the cap, with no mask before it; None while there is none."""
     for i in range(begin, min(len(ids), cap)):
         if rounds[i] == NEVER:
             return None
-        if ids[i] in tokens.stop_token_ids:
+        if ids[i] in stops:
             return i + 1
     return cap if len(ids) >= cap else None
 

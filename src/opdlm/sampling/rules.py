@@ -2,13 +2,32 @@
 
 from functools import partial
 
-from opdlm.config import Decoding, DynamicDecoding, StaticDecoding
+from opdlm.config import (
+    Decoding,
+    DynamicDecoding,
+    EntropyDecoding,
+    FactorDecoding,
+    KlassDecoding,
+    SequentialDecoding,
+    StaticDecoding,
+)
 from opdlm.core import commit
+
+_RULES = {
+    StaticDecoding: commit.static,
+    SequentialDecoding: commit.sequential,
+    DynamicDecoding: commit.dynamic,
+    FactorDecoding: commit.factor,
+    EntropyDecoding: commit.entropy_bound,
+    KlassDecoding: commit.klass,
+}
 
 
 def commit_rule(decoding: Decoding) -> commit.CommitRule:
-    """The commit rule that `decoding` names."""
-    if isinstance(decoding, DynamicDecoding):
-        return partial(commit.dynamic, threshold=decoding.threshold)
-    rule = commit.static if isinstance(decoding, StaticDecoding) else commit.sequential
-    return partial(rule, tokens_per_round=decoding.tokens_per_round)
+    """The commit rule that `decoding` names; its settings are the rule's arguments, by name."""
+    return partial(_RULES[type(decoding)], **decoding.model_dump(exclude={"kind"}))
+
+
+def history(decoding: Decoding) -> int:
+    """H, the rounds of drift that the rule looks at."""
+    return decoding.history if isinstance(decoding, KlassDecoding) else 0

@@ -1,0 +1,141 @@
+"""What a round proposes: draws, filters, penalties, and the model's own opinion. V = 8, the last is the mask token."""
+
+from itertools import accumulate
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import RepetitionPenaltyLogitsProcessor
+
+from opdlm.core.noise import uniform
+from opdlm.core.propose import Proposals, filtered, moved, penalised, propose
+
+LOGITS = torch.tensor([1.2, -0.3, 0.4, 2.0, -1.0, 0.0, 0.9, -1e30])
+ZERO = torch.zeros(1, dtype=torch.int64)
+FILTERS = [
+    {},
+    {"temperature": 0.5},
+    {"top_k": 3},
+    {"top_p": 0.6},
+    {"min_p": 0.2},
+    {"temperature": 2.0, "top_k": 6, "top_p": 0.9, "min_p": 0.3},
+]
+
+
+def proposed(count: int, scores: torch.Tensor = LOGITS, /, **filters: Any) -> Proposals:
+    """Proposals [1, count] for as many seeds from LOGITS, tokens chosen by `scores`."""
+    chosen: dict[str, Any] = {"temperature": 1.0} | filters
+    seed = torch.arange(count)[None]
+    return propose(LOGITS.expand(1, count, -1), scores.expand(1, count, -1), seed, ZERO, ZERO, **chosen)
+
+
+def filtered_by_hand(probabilities: list[float], top_k: int, top_p: float, min_p: float) -> list[float]:
+    """The distribution that is left, from the definitions of the three filters, one after the other."""
+    ranked = sorted(range(len(probabilities)), key=lambda token: -probabilities[token])
+    ranked = ranked[: top_k or None]
+    mass = sum(probabilities[token] for token in ranked)
+    before = [0.0, *accumulate(probabilities[token] / mass for token in ranked)]
+    ranked = [token for token, sum_before in zip(ranked, before, strict=False) if top_p == 1 or sum_before < top_p]
+    ranked = [token for token in ranked if probabilities[token] >= min_p * probabilities[ranked[0]]]
+    mass = sum(probabilities[token] for token in ranked)
+    return [probabilities[token] / mass if token in ranked else 0.0 for token in range(len(probabilities))]
+
+
+@pytest.mark.parametrize("filters", FILTERS, ids=str)
+def test_samples_follow_the_distribution(filters: dict[str, float]) -> None:
+    """Else rollouts would not be the student's own distribution, and the method would not be on-policy.
+
+    Pearson's chi-square against the softmax, the filters written out by hand.
+    """
+    f = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | filters
+    plain = (LOGITS / f["temperature"]).softmax(-1).tolist()
+    expected = torch.tensor(filtered_by_hand(plain, int(f["top_k"]), f["top_p"], f["min_p"]))
+    found = proposed(20000, **filters).token[0].bincount(minlength=8)
+    possible = expected > 0
+    assert not found[~possible].any(), "it drew a token that the filter takes out"
+    chi_square = ((found - 20000 * expected)[possible] ** 2 / (20000 * expected[possible])).sum()
+    degrees = int(possible.sum()) - 1
+    assert chi_square < degrees + 4 * (2 * degrees) ** 0.5
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([0, 1, 4, 20]),
+    st.sampled_from([1.0, 0.9, 0.4, 0.01]),
+    st.sampled_from([0.0, 0.05, 0.4, 1.0]),
+)
+def test_filters_are_their_definitions_one_after_the_other(seed: int, top_k: int, top_p: float, min_p: float) -> None:
+    """Else `top_p` of what `top_k` left, or `min_p` of what both left, would mean another set of tokens."""
+    logits = torch.randn(3, 12, generator=torch.Generator().manual_seed(seed)) * 2
+    found = filtered(logits, top_k, top_p, min_p)
+    found = found / found.sum(-1, keepdim=True)
+    by_hand = [filtered_by_hand(row, top_k, top_p, min_p) for row in logits.double().softmax(-1).tolist()]
+    torch.testing.assert_close(found, torch.tensor(by_hand))
+
+
+def test_confidence_is_the_models_own_probability() -> None:
+    """Else a threshold would mean something else at another temperature, under a filter, a penalty or a bias."""
+    bias = torch.tensor([9.0, 0, 0, -9.0, 0, 0, 0, 0])
+    for filters in (*FILTERS, {"temperature": 0.0}):
+        for scores in (LOGITS, LOGITS + bias, penalised(LOGITS[None, None], torch.tensor([[3, 0]]), 3.0)[0, 0]):
+            seen = proposed(50, scores, **filters)
+            torch.testing.assert_close(seen.confidence, LOGITS.softmax(-1)[seen.token])
+            torch.testing.assert_close(seen.log_probability, LOGITS.log_softmax(-1).expand(1, 50, -1))
+    assert (proposed(50, LOGITS + bias, temperature=0.0).token == 0).all()
+
+
+def test_temperature_zero_is_the_argmax_and_needs_no_seed() -> None:
+    """Else greedy decoding would not be reproducible."""
+    assert (proposed(50, temperature=0.0).token == 3).all()
+
+
+def test_the_mask_token_is_never_drawn() -> None:
+    """Else a text could hold a mask that nobody fills."""
+    assert (proposed(20000, temperature=50.0).token != 7).all()
+    flat = torch.full((8,), -1e30)
+    flat[2] = -500.0  # all but one without any mass
+    assert (proposed(2000, flat).token == 2).all()
+    seen = penalised(LOGITS[None, None], torch.tensor([[7, 7]]), 0.5)  # the text is full of masks
+    assert (proposed(2000, seen[0, 0], temperature=50.0).token != 7).all()
+
+
+def test_draws_depend_on_seed_position_and_round_alone() -> None:
+    """Else a response would change with the batch or with the block that is computed beside it."""
+    logits = LOGITS.expand(6, 4, -1)
+    seed, position, round_ = torch.arange(6)[:, None], torch.arange(4)[None], torch.full((6, 1), 2)
+    token = propose(logits, logits, seed, position, round_, temperature=1.0).token
+    one = LOGITS.expand(1, 1, -1)
+    assert token[4, 3] == propose(one, one, seed[4:5], position[:, 3:], round_[:1], temperature=1.0).token[0, 0]
+    cumulative = LOGITS.softmax(-1).double().cumsum(-1)
+    drawn = uniform(seed, position, round_) * cumulative[-1]
+    assert torch.equal(token, (cumulative <= drawn[..., None]).sum(-1))
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.7])
+def test_the_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
+    """Else the same number would mean another strength here than in every other `generate`."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 8, generator=generator)
+    ids = torch.tensor([[1, 1, 4], [7, 0, 2]])
+    before = logits.clone()
+    found = penalised(logits, ids, penalty)
+    assert torch.equal(logits, before)
+    for column in range(3):
+        expected = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits[:, column].clone())  # type: ignore[arg-type]
+        torch.testing.assert_close(found[:, column], expected)
+    assert not torch.equal(found[0], logits[0])
+
+
+def test_entropy_and_drift_are_nats() -> None:
+    """Else a bound in nats would bound something else; the mask token, of probability 0, must not make it NaN."""
+    seen = proposed(2)
+    other = (LOGITS / 3).index_fill(0, torch.tensor(7), -1e30).log_softmax(-1)
+    entropy = torch.distributions.Categorical(logits=LOGITS[:7]).entropy()
+    torch.testing.assert_close(seen.entropy(), entropy.expand(1, 2))
+    divergence = torch.nn.functional.kl_div(other[:7], seen.log_probability[0, 0, :7], log_target=True, reduction="sum")
+    torch.testing.assert_close(moved(seen.log_probability, other), divergence.expand(1, 2))
+    assert (moved(seen.log_probability, seen.log_probability) == 0).all()
+    assert seen.drift.shape == (1, 2, 0)
