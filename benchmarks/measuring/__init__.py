@@ -49,7 +49,7 @@ def write(name: str, rows: Sequence[Mapping[str, Any]], note: str = "", folder: 
     """Writes `NAME.json`: the rows with the hardware, the versions, the commit and the command."""
     record = {
         "benchmark": name,
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": hardware(),
         "versions": {
@@ -79,7 +79,7 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit that is checked out; "-modified" if the code under it is not as committed."""
     here = Path(__file__).parent
 

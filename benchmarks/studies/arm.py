@@ -1,0 +1,240 @@
+"""One run: a conversion of the embedded ARLM as an arm says, examined on the way and at the end."""
+
+import copy
+import itertools
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import measuring
+import torch
+import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from opdlm.config import DistillSettings, settings_from
+from opdlm.core.types import Geometry
+from opdlm.distill.loop import Trainer
+from opdlm.distill.step import Recipe
+from opdlm.distill.teacher import Teacher
+from opdlm.models.adapt import BlockDiffusionModel
+from opdlm.models.checkpoint import load_arlm
+from opdlm.models.tokens import SpecialTokens, encode_prompt, find_or_add_mask_token, special_tokens
+from opdlm.playground.families import mixed
+from opdlm.playground.problems import Problem
+from opdlm.playground.weights import arlm_path
+from studies.exam import DECODINGS, ON_THE_WAY, Exam, student_results, teacher_result
+from studies.mask_fault import commit_mask_fault
+from studies.questions import ARMS, BASE, Arm, Values
+
+POINTS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
+"""Shares of the budget at which the student is examined; and before it."""
+
+
+# --- what is to be run --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is spent on an arm.
+
+    Attributes:
+        scale: factor of all numbers of rollouts.
+        per_family: questions of each family in the final examination; a fifth of that on the way.
+    """
+
+    scale: float = 1.0
+    per_family: int = 250
+
+
+def definition(name: str, seed: int, effort: Effort) -> dict[str, Any]:
+    """All that decides an arm's result, as plain values: what its file is known by."""
+    arm = ARMS[name]
+    whole = _scaled(_merged(BASE, arm.change), effort.scale)
+    parts = len(arm.stages)
+    shares = [whole["rollouts"] * (i + 1) // parts - whole["rollouts"] * i // parts for i in range(parts)]
+    stages = [_merged(whole, {**stage, "rollouts": n}) for stage, n in zip(arm.stages, shares, strict=True)]
+    more = {"turns": list(arm.turns), "truth": arm.truth, "mask_fault": arm.mask_fault}
+    return {"arm": name, "seed": seed, **asdict(effort), "stages": stages, **more}
+
+
+def _merged(values: Values, change: Values) -> Values:
+    """A group of settings that is given in part keeps the other values."""
+    groups = {name: {**values[name], **new} for name, new in change.items() if isinstance(new, Mapping)}
+    return {**values, **change, **groups}
+
+
+def _scaled(values: Values, scale: float) -> Values:
+    """All numbers of rollouts times `scale`."""
+    ramp = values["response_length"]
+    return {
+        **values,
+        "rollouts": max(1, round(scale * values["rollouts"])),
+        "warm_start_rollouts": round(scale * values["warm_start_rollouts"]),
+        "response_length": {**ramp, "rollouts": round(scale * ramp["rollouts"])},
+    }
+
+
+def path_of(folder: Path, name: str, seed: int) -> Path:
+    """Where the result of an arm stands."""
+    return folder / f"{name}-seed{seed}.json"
+
+
+def is_done(folder: Path, name: str, seed: int, effort: Effort) -> bool:
+    """Whether the folder holds the result of this very definition."""
+    path = path_of(folder, name, seed)
+    return path.exists() and json.loads(path.read_text())["definition"] == definition(name, seed, effort)
+
+
+# --- a run --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class StudyTrainer(Trainer):
+    """A trainer whose rollouts may follow several settings in turn."""
+
+    turns: tuple[DistillSettings, ...] = ()
+
+    def recipe(self, index: int, chosen: Any) -> Recipe:
+        now = copy.copy(self)
+        now.settings = self.turns[index % len(self.turns)]
+        return super(StudyTrainer, now).recipe(index, chosen)
+
+
+@dataclass
+class Models:
+    """The ARLM twice, as the student that learns and as it was, with what both read."""
+
+    student: BlockDiffusionModel
+    original: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    tokens: SpecialTokens
+
+    @classmethod
+    def load(cls) -> "Models":
+        arlm, tokenizer = load_arlm(arlm_path())
+        mask_token_id = find_or_add_mask_token(arlm, tokenizer)
+        original = copy.deepcopy(arlm).requires_grad_(False)
+        student = BlockDiffusionModel(arlm, Geometry(BASE["block_size"]), mask_token_id)
+        return cls(student, original, tokenizer, special_tokens(arlm, tokenizer))
+
+
+@dataclass
+class Curve:
+    """The student's results on the way, each with what it cost up to there (examinations not counted)."""
+
+    models: Models
+    exam: Exam
+    rollouts: int
+    points: list[dict[str, Any]] = field(default_factory=list)
+    costs: dict[str, float] = field(default_factory=dict)
+    done: int = 0
+
+    def step(self, line: Mapping[str, Any]) -> None:
+        """After each rollout: adds its costs, and examines the student where a point is due."""
+        self.done += 1
+        spent = {
+            "tokens_trained": line["tokens_trained"],
+            "tokens_rolled_out": line["tokens_trained"] if line["flops"]["rollout"] else 0,
+            "positions_supervised": line["positions_supervised"],
+            "flops": sum(line["flops"].values()),
+            "seconds": sum(line["seconds"].values()),
+        }
+        self.costs = {name: self.costs.get(name, 0) + value for name, value in spent.items()}
+        if self.done in {max(1, round(share * self.rollouts)) for share in POINTS}:
+            self.point(line)
+
+    def point(self, line: Mapping[str, Any] | None = None) -> None:
+        """Examines the student as it is now."""
+        models = self.models
+        results = student_results(models.student, models.tokenizer, models.tokens, self.exam.validation, ON_THE_WAY)
+        told = {} if line is None else {name: line[name] for name in ("loss", "tokens_per_forward", "stopped_rows")}
+        costs = {name: float(f"{value:.6g}") for name, value in self.costs.items()}
+        self.points.append({"rollouts": self.done, **costs, "last_rollout": told, "results": results})
+
+
+def run(name: str, seed: int, effort: Effort, folder: Path) -> dict[str, Any]:
+    """Runs an arm on one thread, writes its file and returns what it holds."""
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    began = perf_counter()
+    arm, about, circumstances = ARMS[name], definition(name, seed, effort), _circumstances()
+    exam = Exam.of_size(effort.per_family)
+    models = Models.load()
+    teacher = {
+        "final": teacher_result(models.original, models.tokenizer, exam.final),
+        "validation": teacher_result(models.original, models.tokenizer, exam.validation),
+    }
+    curve = _converted(arm, about, models, exam)
+    final = student_results(models.student, models.tokenizer, models.tokens, exam.final, DECODINGS)
+    record = {
+        "definition": about,
+        "reason": arm.reason,
+        **circumstances,
+        "seconds": round(perf_counter() - began, 1),
+        "teacher": teacher,
+        "curve": curve.points,
+        "final": final,
+    }
+    _write(path_of(folder, name, seed), record)
+    return record
+
+
+def _converted(arm: Arm, about: Mapping[str, Any], models: Models, exam: Exam) -> Curve:
+    """Trains `models.student` in the arm's stages. Every arm with the same seed and budget gets the same prompts."""
+    rollouts = sum(stage["rollouts"] for stage in about["stages"])
+    stream = mixed(about["seed"], "conversion")
+    curve = Curve(models, exam, rollouts)
+    for stage in about["stages"]:
+        problems = list(itertools.islice(stream, stage["rollouts"] * stage["prompts_per_rollout"]))
+        values = {**stage, "seed": about["seed"]}
+        turns = tuple(settings_from(DistillSettings, _merged(values, turn)) for turn in about["turns"])
+        settings = turns[0]
+        models.student = models.student.at(Geometry(settings.block_size, settings.prediction, settings.context))
+        if arm.mask_fault:
+            commit_mask_fault(models.student)
+        if not curve.points:
+            curve.point()
+        teacher = Teacher(BlockDiffusionModel(models.original, models.student.geometry, models.student.mask_token_id))
+        trainer = StudyTrainer(
+            student=models.student,
+            teacher=teacher,
+            tokens=models.tokens,
+            prompts=[encode_prompt(models.tokenizer, problem.prompt) for problem in problems],
+            responses=[_reference(models, problem) for problem in problems] if arm.truth else None,
+            settings=settings,
+            on_step=curve.step,
+            turns=turns,
+        )
+        trainer.train()
+    return curve
+
+
+def _reference(models: Models, problem: Problem) -> list[int]:
+    """The reference answer and the end of the text."""
+    ids = models.tokenizer.encode(problem.response, add_special_tokens=False)
+    return [*ids, models.tokens.stop_token_ids[0]]
+
+
+def _circumstances() -> dict[str, Any]:
+    """Taken before the run: the code may change while it lasts."""
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {
+        "commit": measuring.commit(),
+        "hardware": measuring.hardware(),
+        "versions": {**versions, "python": platform.python_version()},
+    }
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    """Complete or not at all: a file says that the arm is done."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".partial")
+    lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in record.items())
+    draft.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    draft.rename(path)

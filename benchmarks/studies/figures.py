@@ -1,0 +1,106 @@
+"""One figure a question, as SVG. Lines are means over seeds, bands and whiskers run from the least to the most."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from studies.exam import DECODINGS, ON_THE_WAY
+from studies.numbers import Answers, Span, accuracy, share_of, span, speed
+from studies.questions import QUESTIONS
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "opdlm",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+_COLOURS = mpl.colormaps["tab10"].colors
+_LINES = ("-", "--")
+
+
+def draw(answers: Answers, path: Path) -> Path:
+    """Writes the question's figure; the same results give the same file."""
+    with mpl.rc_context(_STYLE):
+        made = {"curves": _curves, "speeds": _speeds, "facts": _facts}[QUESTIONS[answers.key].figure](answers)
+        made.suptitle(QUESTIONS[answers.key].title, fontsize=10)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made.savefig(path, metadata={"Date": None, "Creator": None})
+    return path
+
+
+def _curves(answers: Answers) -> Figure:
+    """Validation accuracy against response tokens trained."""
+    figure = Figure((9, 4), layout="constrained")
+    panels = figure.subplots(1, len(ON_THE_WAY), sharey=True)
+    for panel, decoding in zip(panels, ON_THE_WAY, strict=True):
+        for place, name in enumerate(answers.leading()):
+            points = list(zip(*(record["curve"] for record in answers.arms[name].values()), strict=True))
+            tokens = _means([span([point.get("tokens_trained", 0) / 1000 for point in seeds]) for seeds in points])
+            found = [span([100 * point["results"][decoding]["accuracy"] for point in seeds]) for seeds in points]
+            look = _look(place)
+            panel.plot(tokens, _means(found), label=name, marker=".", **look)
+            low, high = [one.low for one in found], [one.high for one in found]
+            panel.fill_between(tokens, low, high, color=look["color"], alpha=0.15, lw=0)
+        teacher = answers.any["teacher"]["validation"]["accuracy"]
+        panel.axhline(100 * teacher, color="grey", ls=":", label="the ARLM")
+        panel.set(title=decoding, xlabel="response tokens trained, thousands")
+    panels[0].set(ylabel="accuracy on validation questions, %")
+    _legend(figure, panels[0])
+    return figure
+
+
+def _speeds(answers: Answers) -> Figure:
+    """Final accuracy against tokens per forward; a point for each decoding that fixes the surest tokens first."""
+    figure = Figure((8, 4.5), layout="constrained")
+    panel = figure.subplots()
+    kinds = [kind for kind in DECODINGS if kind != "sequential"]
+    for place, name in enumerate(answers.leading()):
+        x, y = ([answers.student(name, kind, measure) for kind in kinds] for measure in (speed, accuracy))
+        look = {"marker": ".", "capsize": 2, **_look(place)}
+        panel.errorbar(_means(x), _means(y, 100), _whiskers(y), label=name, **look)
+    panel.plot(1, 100 * answers.teacher(accuracy), "k*", ls="", label="the ARLM")
+    panel.set(xlabel="tokens per forward (static, dynamic 0.9, 0.8, 0.7)", ylabel="accuracy, %")
+    _legend(figure, panel)
+    return figure
+
+
+def _facts(answers: Answers) -> Figure:
+    """Facts that are still known, of those that conversion prompts name and of those that none names."""
+    names = list(answers.arms)
+    figure = Figure((9, 1.2 + 0.35 * len(names)), layout="constrained")
+    panels = figure.subplots(1, len(ON_THE_WAY), sharey=True)
+    for panel, decoding in zip(panels, ON_THE_WAY, strict=True):
+        for place, (tag, told) in enumerate((("seen", "named in prompts"), ("unseen", "never named"))):
+            measure = share_of(f"recall {tag}")
+            found = [answers.student(name, decoding, measure) for name in names]
+            rows = [row + 0.4 * place - 0.2 for row in range(len(names))]
+            look = {"color": _COLOURS[place], "ecolor": "black", "label": told}
+            panel.barh(rows, _means(found, 100), 0.38, xerr=_whiskers(found), **look)
+            panel.axvline(100 * answers.teacher(measure), color=_COLOURS[place], ls=":", lw=1)
+        panel.set(title=decoding, xlabel="facts known, % (dotted: the ARLM)")
+    panels[0].set(yticks=range(len(names)), yticklabels=names)
+    panels[0].invert_yaxis()
+    _legend(figure, panels[0])
+    return figure
+
+
+def _means(spans: Sequence[Span], times: float = 1) -> list[float]:
+    return [times * one.mean for one in spans]
+
+
+def _whiskers(spans: Sequence[Span]) -> list[list[float]]:
+    """Lengths in percent, downwards and upwards."""
+    return [[100 * (one.mean - one.low) for one in spans], [100 * (one.high - one.mean) for one in spans]]
+
+
+def _look(place: int) -> dict[str, Any]:
+    return {"color": _COLOURS[place % len(_COLOURS)], "ls": _LINES[place // len(_COLOURS) % len(_LINES)]}
+
+
+def _legend(figure: Figure, panel: Axes) -> None:
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside right center", frameon=False)

@@ -1,0 +1,173 @@
+"""From the arms' files to numbers: spans over seeds, costs to reach a share of the teacher, the best learning rate."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from studies.arm import Effort, definition
+from studies.exam import ON_THE_WAY, Result
+from studies.questions import ARMS, QUESTIONS
+
+Record = dict[str, Any]
+"""What the file of a run holds."""
+Measure = Callable[[Result], float]
+"""A number of an examination: accuracy, speed, or a family's share."""
+Cost = Callable[[Record], float | None]
+"""A number of a run; None where it does not exist."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Mean, smallest and largest of a number over seeds; `n` seeds have it, of `of`."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    of: int
+
+
+def span(values: Sequence[float | None]) -> Span | None:
+    """None where no seed has the number."""
+    found = [value for value in values if value is not None]
+    return Span(fmean(found), min(found), max(found), len(found), len(values)) if found else None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """All runs of one question: arm -> seed -> record, in the question's order."""
+
+    key: str
+    arms: dict[str, dict[int, Record]]
+
+    @classmethod
+    def load(cls, key: str, folder: Path) -> "Answers":
+        """What has been run so far. SystemExit if that is nothing, or if the runs cannot be compared."""
+        arms: dict[str, dict[int, Record]] = {}
+        for name in QUESTIONS[key].arms:
+            paths = sorted(folder.glob(f"{name}-seed*.json"))
+            records = [json.loads(path.read_text("utf-8")) for path in paths]
+            for record in records:
+                seed = record["definition"]["seed"]
+                if record["definition"] != definition(name, seed, Effort(**effort_of(record))):
+                    raise SystemExit(f"{name} with seed {seed} was run with other settings than now; run it again")
+                arms.setdefault(name, {})[seed] = record
+        if not arms:
+            raise SystemExit(f"{folder} holds no runs for {key}; see the command `run`")
+        efforts = {tuple(effort_of(record).values()) for seeds in arms.values() for record in seeds.values()}
+        if len(efforts) != 1:
+            raise SystemExit(f"{folder} holds runs of {len(efforts)} scales or numbers of questions; one is needed")
+        return cls(key, arms)
+
+    @property
+    def any(self) -> Record:
+        """One of the records, for what is the same in all."""
+        return next(record for seeds in self.arms.values() for record in seeds.values())
+
+    # --- examinations ---------------------------------------------------------------------------------------------
+
+    def student(self, name: str, decoding: str, measure: Measure) -> Span:
+        """Of the arm's students, in the final examination."""
+        found = span([measure(record["final"][decoding]) for record in self.arms[name].values()])
+        assert found is not None
+        return found
+
+    def teacher(self, measure: Measure) -> float:
+        """Of the ARLM, in the final examination: the same for all."""
+        return measure(self.any["teacher"]["final"])
+
+    # --- costs ----------------------------------------------------------------------------------------------------
+
+    @property
+    def rival(self) -> str:
+        """The arm that costs are compared with."""
+        return self.best_rate(QUESTIONS[self.key].reference)
+
+    def cost(self, name: str, cost: Cost) -> Span | None:
+        return span([cost(record) for record in self.arms.get(name, {}).values()])
+
+    def relative(self, name: str, cost: Cost) -> Span | None:
+        """The arm's cost over the rival's, seed by seed."""
+        ours, theirs = self.arms[name], self.arms.get(self.rival, {})
+        pairs = [(cost(ours[seed]), cost(theirs[seed])) for seed in ours if seed in theirs]
+        return span([a / b if a is not None and b else None for a, b in pairs])
+
+    # --- learning rates -------------------------------------------------------------------------------------------
+
+    def candidates(self, name: str) -> dict[str, float]:
+        """The arm and those that differ from it in the learning rate only, with their validation accuracy.
+
+        That is the mean at the end of training, over decodings and over the seeds that all of them have.
+        """
+        names = [arm for arm in self.arms if arm == name or ARMS[arm].rate_of == name]
+        seeds = set.intersection(*(set(self.arms[arm]) for arm in names)) if names else set()
+        return {arm: fmean(_validation(self.arms[arm][seed]) for seed in seeds) for arm in names if seeds}
+
+    def best_rate(self, name: str) -> str:
+        """Of the candidates the one that validates best."""
+        scores = self.candidates(name)
+        return max(scores, key=scores.__getitem__) if scores else name
+
+    def leading(self) -> list[str]:
+        """Every arm, but of each set of learning rates only the best."""
+        return [arm for arm in self.arms if self.best_rate(ARMS[arm].rate_of or arm) == arm]
+
+
+def effort_of(record: Record) -> dict[str, Any]:
+    """Scale and number of questions."""
+    return {name: record["definition"][name] for name in ("scale", "per_family")}
+
+
+def _validation(record: Record) -> float:
+    end = record["curve"][-1]["results"]
+    return fmean(end[decoding]["accuracy"] for decoding in ON_THE_WAY)
+
+
+# --- measures and costs -------------------------------------------------------------------------------------------
+
+
+def accuracy(result: Result) -> float:
+    """Mean over families."""
+    return result["accuracy"]
+
+
+def speed(result: Result) -> float:
+    """Tokens per forward."""
+    return result["tokens_per_forward"]
+
+
+def share_of(label: str) -> Measure:
+    """Accuracy in a family ("maths"), or in one tag of it ("recall unseen")."""
+
+    def measure(result: Result) -> float:
+        right, asked = result["counts"][label]
+        return right / asked
+
+    return measure
+
+
+def total(unit: str) -> Cost:
+    """Of the whole run."""
+    return lambda record: record["curve"][-1][unit]
+
+
+def to_reach(share: float, decoding: str, unit: str) -> Cost:
+    """What it cost until the validation accuracy was `share` of the teacher's; None: it never was.
+
+    Between two examinations the accuracy is taken to grow evenly; the first crossing counts.
+    """
+
+    def cost(record: Record) -> float | None:
+        aim = share * record["teacher"]["validation"]["accuracy"]
+        spent, reached = 0.0, 0.0
+        for point in record["curve"]:
+            now, result = point.get(unit, 0.0), point["results"][decoding]["accuracy"]
+            if result >= aim:
+                return spent + (now - spent) * (aim - reached) / (result - reached)
+            spent, reached = now, result
+        return None
+
+    return cost

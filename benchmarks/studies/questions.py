@@ -1,0 +1,200 @@
+"""What is asked, as data: the arms, each a change of one base setting, and the questions that compare them.
+
+The base setting is the recipe `demo` at block size 4, as it was when the studies were made (a recipe may change because
+of a study; the study then still says what it compared). Arms and questions are in order of what they tell: if time
+runs out, the first ones are the ones to have.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Values = dict[str, Any]
+
+RATE = {"learning_rate": 7e-4, "final_learning_rate": 1e-5}
+ROLLOUTS = 100
+BASE: Values = {
+    "block_size": 4,
+    "prediction": "shifted",
+    "context": "causal",
+    "method": "opd",
+    "states": "all",
+    "prompts_per_rollout": 128,
+    "rollouts": ROLLOUTS,
+    "warm_start_rollouts": 0,
+    "rollout_decoding": "dynamic:0.9",
+    "rollout_temperature": 0.3,
+    "rollout_batch": 32,
+    "response_length": {"start": 64, "end": 64, "rollouts": 0},
+    "divergence": "forward_kl",
+    "rows_per_update": 32,
+    "rows_per_micro_batch": 8,
+    "optimiser": {**RATE, "warmup_updates": 20, "pull_to_original": 15.0},
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to convert.
+
+    Attributes:
+        reason: why it is run, in one line.
+        change: settings that differ from `BASE`; a group given in part keeps the base's other values.
+        truth: with method `sft`, learn from the problems' reference answers, not from the teacher's.
+        stages: changes of conversions one after the other, each from the student before and with an equal share of
+            the rollouts. The teacher stays the original ARLM.
+        turns: changes of the rollouts' settings that take turns, rollout by rollout.
+        mask_fault: commits the published code's fault (METHOD, section 4): see `mask_fault.py`.
+        rate_of: the arm of which this is the same at another learning rate.
+    """
+
+    reason: str
+    change: Values = field(default_factory=dict)
+    truth: bool = False
+    stages: tuple[Values, ...] = ({},)
+    turns: tuple[Values, ...] = ({},)
+    mask_fault: bool = False
+    rate_of: str = ""
+
+
+def _at_rate(times: float) -> Values:
+    return {"optimiser": {name: float(f"{rate * times:.2g}") for name, rate in RATE.items()}}
+
+
+_SFT: Values = {"method": "sft", "states": "random_mask"}
+_KD: Values = {"method": "offpolicy_kd", "states": "random_mask"}
+_TEXT: Values = {"method": "onpolicy_text", "states": "random_mask"}
+_NO_PULL: Values = {"optimiser": {"pull_to_original": 0.0}}
+_SAME_BLOCK: Values = {"prediction": "same", "context": "block"}
+_WARM: Values = {"warm_start_rollouts": ROLLOUTS // 5}
+_RAMP: Values = {"response_length": {"start": 8, "end": 64, "rollouts": 2 * ROLLOUTS // 5}}
+
+ARMS: dict[str, Arm] = {
+    # methods
+    "opd": Arm("the base: the student's text at all the states that it visited"),
+    "sft-teacher": Arm("cross-entropy on the teacher's text, random masks", _SFT),
+    "sft-truth": Arm("cross-entropy on the reference answers, random masks", _SFT, truth=True),
+    "offpolicy-kd": Arm("the teacher's text, random masks, KL: is it the text or the target?", _KD),
+    "onpolicy-text": Arm("the student's text, random masks, KL: is it the text or the states?", _TEXT),
+    "opd-one-state": Arm("one visited state a block: as many states as the controls have", {"states": "one_per_block"}),
+    "sft-truth-low-rate": Arm("sft with a rate that suits it", {**_SFT, **_at_rate(1 / 3)}, True, rate_of="sft-truth"),
+    "sft-teacher-low-rate": Arm("sft with a rate that suits it", {**_SFT, **_at_rate(1 / 3)}, rate_of="sft-teacher"),
+    "sft-teacher-high-rate": Arm("sft with a rate that suits it", {**_SFT, **_at_rate(3)}, rate_of="sft-teacher"),
+    "sft-truth-high-rate": Arm("sft with a rate that suits it", {**_SFT, **_at_rate(3)}, True, rate_of="sft-truth"),
+    "opd-low-rate": Arm("the same search for the method itself", _at_rate(1 / 3), rate_of="opd"),
+    "opd-high-rate": Arm("the same search for the method itself", _at_rate(3), rate_of="opd"),
+    # forgetting
+    "opd-no-pull": Arm("does the student's own text alone keep facts?", _NO_PULL),
+    "sft-truth-no-pull": Arm("what given text alone forgets", {**_SFT, **_NO_PULL}, truth=True),
+    "offpolicy-kd-no-pull": Arm("what the teacher's text with its distributions forgets", {**_KD, **_NO_PULL}),
+    # rollouts
+    "rollout-static": Arm("states of one token a round", {"rollout_decoding": "static"}),
+    "rollout-dynamic-0.7": Arm("states of many tokens a round", {"rollout_decoding": "dynamic:0.7"}),
+    "rollout-in-turn": Arm(
+        "states of every speed: static, dynamic 0.9 and 0.7 in turn",
+        turns=tuple({"rollout_decoding": kind} for kind in ("static", "dynamic:0.9", "dynamic:0.7")),
+    ),
+    "temperature-1": Arm("the paper's temperature: more varied text", {"rollout_temperature": 1.0}),
+    "static-temperature-1": Arm("both", {"rollout_decoding": "static", "rollout_temperature": 1.0}),
+    "warm-start": Arm("a fifth of the rollouts written by the teacher, with random masks", _WARM),
+    # block size
+    "block-16": Arm("large blocks from the start", {"block_size": 16}),
+    "grown": Arm(
+        "4, then 8, then 16, a third of the rollouts each", stages=tuple({"block_size": size} for size in (4, 8, 16))
+    ),
+    "block-16-fault": Arm("what the mask fault costs in large blocks", {"block_size": 16}, mask_fault=True),
+    "block-8": Arm("between them", {"block_size": 8}),
+    "block-4-fault": Arm("what the mask fault costs in small blocks", mask_fault=True),
+    "block-2": Arm("the demo itself, with this budget", {"block_size": 2}),
+    "same-block-16": Arm("large blocks in the paper's geometry", {**_SAME_BLOCK, "block_size": 16}),
+    "same-block-16-fault": Arm("and the mask fault there", {**_SAME_BLOCK, "block_size": 16}, mask_fault=True),
+    "same-block-fault": Arm("the mask fault in the paper's geometry and block size", _SAME_BLOCK, mask_fault=True),
+    # start
+    "same-block": Arm("the paper's geometry: token i at i, blocks of clean text see themselves", _SAME_BLOCK),
+    "same-block-warm": Arm("the paper's geometry after a warm start", {**_SAME_BLOCK, **_WARM}),
+    "shifted-block": Arm("the ARLM's shift alone", {"context": "block"}),
+    "same-causal": Arm("the ARLM's causal context alone", {"prediction": "same"}),
+    "same-block-ramp": Arm("the paper's geometry with short responses first", {**_SAME_BLOCK, **_RAMP}),
+    "ramp": Arm("short responses first", _RAMP),
+    "shifted-block-warm": Arm("the ARLM's shift after a warm start", {"context": "block", **_WARM}),
+    "same-causal-warm": Arm("the causal context after a warm start", {"prediction": "same", **_WARM}),
+    # loss
+    "reverse-kl": Arm("KL(student || teacher)", {"divergence": "reverse_kl"}),
+    "jsd": Arm("between the two, and bounded", {"divergence": "jsd:0.5"}),
+    "top-16": Arm("the teacher's 16 most probable tokens and a bucket for the rest", {"top_k": 16}),
+    "top-16-no-rest": Arm("the published partial sum", {"top_k": 16, "rest_bucket": False}),
+    "no-end": Arm("the end of the sequence not supervised, as published", {"supervise_end": False}),
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A comparison of arms.
+
+    Attributes:
+        title: the question.
+        arms: names, the most telling first.
+        reference: the arm that costs and budgets are compared with.
+        figure: "curves": accuracy against tokens trained. "speeds": accuracy against tokens per forward.
+            "facts": the share of facts that are still known.
+    """
+
+    title: str
+    arms: tuple[str, ...]
+    reference: str
+    figure: Literal["curves", "speeds", "facts"]
+
+
+_METHODS = ("opd", "sft-teacher", "sft-truth", "offpolicy-kd", "onpolicy-text")
+QUESTIONS: dict[str, Question] = {
+    "method": Question(
+        "What is the method worth against its controls?",
+        (
+            *_METHODS,
+            "opd-one-state",
+            *("sft-truth-low-rate", "sft-teacher-low-rate", "sft-teacher-high-rate", "sft-truth-high-rate"),
+            *("opd-low-rate", "opd-high-rate"),
+        ),
+        "sft-teacher",
+        "curves",
+    ),
+    "gap": Question(
+        "Which rollouts make a student that is good at every decoding speed?",
+        (
+            *_METHODS,
+            *("rollout-static", "rollout-dynamic-0.7", "temperature-1", "rollout-in-turn", "opd-one-state"),
+            *("warm-start", "static-temperature-1"),
+        ),
+        "opd",
+        "speeds",
+    ),
+    "block": Question(
+        "How large may a block be, does growing it help, and what does the published mask fault cost?",
+        (
+            *("opd", "block-16", "grown", "block-16-fault", "block-8", "block-4-fault", "block-2"),
+            *("same-block", "same-block-fault", "same-block-16", "same-block-16-fault"),
+        ),
+        "opd",
+        "speeds",
+    ),
+    "start": Question(
+        "What does the student need to start: the ARLM's habits, a warm start, short responses?",
+        (
+            *("opd", "same-block", "same-block-warm", "shifted-block", "same-causal", "same-block-ramp"),
+            *("warm-start", "ramp", "shifted-block-warm", "same-causal-warm"),
+        ),
+        "opd",
+        "curves",
+    ),
+    "loss": Question(
+        "Which divergence, over how many tokens, at how many states?",
+        ("opd", "reverse-kl", "opd-one-state", "top-16", "top-16-no-rest", "jsd", "no-end"),
+        "opd",
+        "speeds",
+    ),
+    "forgetting": Question(
+        "Which method keeps the facts that no prompt names?",
+        (*_METHODS, "opd-no-pull", "sft-truth-no-pull", "offpolicy-kd-no-pull"),
+        "opd",
+        "facts",
+    ),
+}
