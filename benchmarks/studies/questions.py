@@ -82,6 +82,10 @@ ARMS: dict[str, Arm] = {
     "sft-truth-high-rate": Arm("sft with a rate that suits it", {**_SFT, **_at_rate(3)}, True, rate_of="sft-truth"),
     "opd-low-rate": Arm("the same search for the method itself", _at_rate(1 / 3), rate_of="opd"),
     "opd-high-rate": Arm("the same search for the method itself", _at_rate(3), rate_of="opd"),
+    # budget
+    "opd-long": Arm("does more of the same close what is left?", {"rollouts": 260}),
+    "sft-truth-long": Arm("the control with the same budget", {**_SFT, "rollouts": 260}, truth=True),
+    "opd-one-state-long": Arm("more text instead of more states of it", {"states": "one_per_block", "rollouts": 260}),
     # forgetting
     "opd-no-pull": Arm("does the student's own text alone keep facts?", _NO_PULL),
     "sft-truth-no-pull": Arm("what given text alone forgets", {**_SFT, **_NO_PULL}, truth=True),
@@ -188,6 +192,12 @@ QUESTIONS: dict[str, Question] = {
     "loss": Question(
         "Which divergence, over how many tokens, at how many states?",
         ("opd", "reverse-kl", "opd-one-state", "top-16", "top-16-no-rest", "jsd", "no-end"),
+        "opd",
+        "speeds",
+    ),
+    "budget": Question(
+        "What does a budget 2.6 times as large add?",
+        ("opd", "opd-long", "sft-truth", "sft-truth-long", "opd-one-state", "opd-one-state-long"),
         "opd",
         "speeds",
     ),

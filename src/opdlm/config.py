@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from opdlm.errors import ConfigError
 
@@ -172,7 +172,7 @@ class GenerationSettings(Settings):
     repetition_penalty: float = Field(
         default=1.0, gt=0, description="above 1: tokens that the text already has become less likely"
     )
-    logit_bias: Annotated[dict[int, float], BeforeValidator(_bias_from_text)] = Field(
+    logit_bias: Annotated[dict[int, FiniteFloat], BeforeValidator(_bias_from_text)] = Field(
         default={}, description="added to the logits of tokens, several divided by commas"
     )
     stop_strings: Annotated[tuple[str, ...], BeforeValidator(_strings_from_text)] = Field(
