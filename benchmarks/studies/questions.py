@@ -82,6 +82,13 @@ ARMS: dict[str, Arm] = {
     "sft-truth-high-rate": Arm("sft with a rate that suits it", {**_SFT, **_at_rate(3)}, True, rate_of="sft-truth"),
     "opd-low-rate": Arm("the same search for the method itself", _at_rate(1 / 3), rate_of="opd"),
     "opd-high-rate": Arm("the same search for the method itself", _at_rate(3), rate_of="opd"),
+    # methods in the paper's geometry
+    "same-block-sft-truth": Arm(
+        "given text, where the student starts from nothing", {**_SFT, **_SAME_BLOCK}, truth=True
+    ),
+    "same-block-sft-teacher": Arm("the teacher's text there", {**_SFT, **_SAME_BLOCK}),
+    "same-block-onpolicy-text": Arm("the student's text with random masks there", {**_TEXT, **_SAME_BLOCK}),
+    "same-block-one-state": Arm("one visited state a block there", {**_SAME_BLOCK, "states": "one_per_block"}),
     # budget
     "opd-long": Arm("does more of the same close what is left?", {"rollouts": 260}),
     "sft-truth-long": Arm("the control with the same budget", {**_SFT, "rollouts": 260}, truth=True),
@@ -159,6 +166,15 @@ QUESTIONS: dict[str, Question] = {
             *("opd-low-rate", "opd-high-rate"),
         ),
         "sft-teacher",
+        "curves",
+    ),
+    "geometry": Question(
+        "Are the methods apart where the student has to learn the paper's geometry first?",
+        (
+            *("same-block", "same-block-sft-truth", "same-block-onpolicy-text", "same-block-one-state"),
+            "same-block-sft-teacher",
+        ),
+        "same-block-sft-truth",
         "curves",
     ),
     "gap": Question(
