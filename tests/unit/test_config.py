@@ -80,6 +80,7 @@ def test_generation_short_forms(given: dict, expected: dict) -> None:
         ({"repetition_penalty": 0}, "greater than 0"),
         ({"logit_bias": "17"}, "logit_bias.17"),
         ({"logit_bias": "a:1"}, "logit_bias.a"),
+        ({"logit_bias": "3:inf"}, "finite"),
     ],
 )
 def test_mistakes_in_generation_are_named(given: dict, message: str) -> None:
