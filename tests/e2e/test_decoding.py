@@ -103,6 +103,12 @@ def test_stop_strings_reach_the_engine(capsys):
     assert "logit_bias names a token" in fails(capsys, "generate", "hello", "--logit-bias", "123456:1")
 
 
+def test_compiling_says_what_it_needs(capsys, monkeypatch):
+    """Else the first forward would end in a traceback of torch's compiler."""
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert "install g++" in fails(capsys, "generate", "hello", "--compile")
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch.compile uses them itself, as of torch 2.13
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")

@@ -3,7 +3,7 @@
 import torch
 from torch.nn.attention.flex_attention import create_mask
 
-from opdlm.core.layout import Attention, block_end, block_start, causal
+from opdlm.core.layout import Attention, block_start, causal
 from opdlm.core.types import Geometry
 
 
@@ -117,4 +117,3 @@ def test_block_borders() -> None:
     """Else decoding would start in another block than the one in which the prompt ends."""
     position = torch.arange(9)
     assert block_start(position, 4).tolist() == [0, 0, 0, 0, 4, 4, 4, 4, 8]
-    assert block_end(position, 4).tolist() == [4, 4, 4, 4, 8, 8, 8, 8, 12]

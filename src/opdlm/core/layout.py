@@ -95,8 +95,3 @@ def causal(position: torch.Tensor, valid: torch.Tensor, text: torch.Tensor | Non
 def block_start(position: torch.Tensor, block_size: int) -> torch.Tensor:
     """First position id of the block that holds `position`."""
     return position // block_size * block_size
-
-
-def block_end(position: torch.Tensor, block_size: int) -> torch.Tensor:
-    """First position id behind the block that holds `position`."""
-    return block_start(position, block_size) + block_size

@@ -8,6 +8,8 @@ each kind. Keys and values of a cached pass go through `KVCache`, which the deco
 """
 
 import math
+import os
+import shutil
 from collections.abc import Callable
 
 import torch
@@ -18,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from opdlm.core.layout import PADDING, Attention, causal
 from opdlm.core.types import Geometry
-from opdlm.errors import IdentityCheckError, UnsupportedModelError
+from opdlm.errors import IdentityCheckError, UnsupportedModelError, UsageError
 from opdlm.models.cache import KVCache
 from opdlm.models.parts import input_embedding, lm_head
 from opdlm.models.verdict import check_convertible, sliding_windows
@@ -96,8 +98,11 @@ class BlockDiffusionModel(nn.Module):
     def compile_decoding(self) -> None:
         """Runs cached passes through `torch.compile`, for all lengths: slow the first two times, then faster.
 
-        Takes a C++ compiler on a CPU, Triton on a GPU.
+        Takes a C++ compiler on a CPU (UsageError without one), Triton on a GPU.
         """
+        compilers = filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++"))
+        if self.device.type == "cpu" and not any(map(shutil.which, compilers)):
+            raise UsageError("compiling needs a C++ compiler, and there is none; install g++, or decode without it")
         self._compiled = torch.compile(self.model.base_model.forward, dynamic=True)
 
     def checkpoint_activations(self) -> None:

@@ -52,12 +52,12 @@ class GenerationOutput:
 
     @property
     def commit_rounds(self) -> torch.Tensor:
-        """[B, T] int16: the round, within its block, in which each token was fixed; -1 for given ones."""
+        """int16, column = position, as in `rollout`: the round of its block in which each token was fixed; -1 given."""
         return self.rollout.commit_round
 
     @property
     def confidences(self) -> torch.Tensor:
-        """[B, T] float32: the model's own probability for each token when it was fixed; 0 for given ones."""
+        """float32, likewise: the model's own probability for each token when it was fixed; 0 for given ones."""
         assert self.rollout.confidence is not None
         return self.rollout.confidence
 
