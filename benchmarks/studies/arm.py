@@ -4,8 +4,9 @@ import copy
 import itertools
 import json
 import platform
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,6 +20,7 @@ from transformers.utils import logging
 from opdlm.config import DistillSettings, settings_from
 from opdlm.core.types import Geometry
 from opdlm.distill.loop import Trainer
+from opdlm.distill.losses import log_divergence
 from opdlm.distill.step import Recipe
 from opdlm.distill.teacher import Teacher
 from opdlm.models.adapt import BlockDiffusionModel
@@ -28,6 +30,8 @@ from opdlm.playground.families import mixed
 from opdlm.playground.problems import Problem
 from opdlm.playground.weights import arlm_path
 from studies.exam import DECODINGS, ON_THE_WAY, Exam, student_results, teacher_result
+from studies.foreign import restyled
+from studies.hindsight import hindsight_loss
 from studies.mask_fault import commit_mask_fault
 from studies.questions import ARMS, BASE, Arm, Values
 
@@ -58,7 +62,8 @@ def definition(name: str, seed: int, effort: Effort) -> dict[str, Any]:
     parts = len(arm.stages)
     shares = [whole["rollouts"] * (i + 1) // parts - whole["rollouts"] * i // parts for i in range(parts)]
     stages = [_merged(whole, {**stage, "rollouts": n}) for stage, n in zip(arm.stages, shares, strict=True)]
-    more = {"turns": list(arm.turns), "truth": arm.truth, "mask_fault": arm.mask_fault}
+    more = {"turns": list(arm.turns), "answers": arm.answers, "mask_fault": arm.mask_fault}
+    more |= {"hindsight": arm.hindsight, "train_only": list(arm.train_only)}
     return {"arm": name, "seed": seed, **asdict(effort), "stages": stages, **more}
 
 
@@ -95,14 +100,19 @@ def is_done(folder: Path, name: str, seed: int, effort: Effort) -> bool:
 
 @dataclass
 class StudyTrainer(Trainer):
-    """A trainer whose rollouts may follow several settings in turn."""
+    """A trainer whose rollouts may follow several settings in turn, and whose loss may look back."""
 
     turns: tuple[DistillSettings, ...] = ()
+    hindsight: float = 1.0
 
     def recipe(self, index: int, chosen: Any) -> Recipe:
         now = copy.copy(self)
         now.settings = self.turns[index % len(self.turns)]
-        return super(StudyTrainer, now).recipe(index, chosen)
+        recipe = super(StudyTrainer, now).recipe(index, chosen)
+        if self.hindsight == 1:
+            return recipe
+        function = log_divergence(self.settings)
+        return replace(recipe, loss=partial(hindsight_loss, self.student, self.teacher, function, self.hindsight))
 
 
 @dataclass
@@ -198,6 +208,8 @@ def _converted(arm: Arm, about: Mapping[str, Any], models: Models, exam: Exam) -
         models.student = models.student.at(Geometry(settings.block_size, settings.prediction, settings.context))
         if arm.mask_fault:
             commit_mask_fault(models.student)
+        for parameter_name, parameter in models.student.model.named_parameters():
+            parameter.requires_grad_(not arm.train_only or any(part in parameter_name for part in arm.train_only))
         if not curve.points:
             curve.point()
         teacher = Teacher(BlockDiffusionModel(models.original, models.student.geometry, models.student.mask_token_id))
@@ -206,19 +218,23 @@ def _converted(arm: Arm, about: Mapping[str, Any], models: Models, exam: Exam) -
             teacher=teacher,
             tokens=models.tokens,
             prompts=[encode_prompt(models.tokenizer, problem.prompt) for problem in problems],
-            responses=[_reference(models, problem) for problem in problems] if arm.truth else None,
+            responses=_answers(arm, models, problems),
             settings=settings,
             on_step=curve.step,
             turns=turns,
+            hindsight=arm.hindsight,
         )
         trainer.train()
     return curve
 
 
-def _reference(models: Models, problem: Problem) -> list[int]:
-    """The reference answer and the end of the text."""
-    ids = models.tokenizer.encode(problem.response, add_special_tokens=False)
-    return [*ids, models.tokens.stop_token_ids[0]]
+def _answers(arm: Arm, models: Models, problems: Sequence[Problem]) -> list[list[int]] | None:
+    """Given answers with the end of the text; None where the teacher or the student writes."""
+    if arm.answers == "teacher":
+        return None
+    texts = [restyled(problem) if arm.answers == "foreign" else problem.response for problem in problems]
+    encoded = (models.tokenizer.encode(text, add_special_tokens=False) for text in texts)
+    return [[*ids, models.tokens.stop_token_ids[0]] for ids in encoded]
 
 
 def _circumstances() -> dict[str, Any]:

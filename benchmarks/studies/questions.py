@@ -39,20 +39,25 @@ class Arm:
     Attributes:
         reason: why it is run, in one line.
         change: settings that differ from `BASE`; a group given in part keeps the base's other values.
-        truth: with method `sft`, learn from the problems' reference answers, not from the teacher's.
+        answers: with method `sft`, what to learn from: the teacher's, the problems' reference answers, or the same in
+            other words (`foreign.py`).
         stages: changes of conversions one after the other, each from the student before and with an equal share of
             the rollouts. The teacher stays the original ARLM.
         turns: changes of the rollouts' settings that take turns, rollout by rollout.
-        mask_fault: commits the published code's fault (METHOD, section 4): see `mask_fault.py`.
+        mask_fault: commits the published code's fault: see `mask_fault.py`.
+        hindsight: weight of positions that hesitate: see `hindsight.py`. 1: none.
+        train_only: parts of names of the parameters that train; none: all train.
         rate_of: the arm of which this is the same at another learning rate.
     """
 
     reason: str
     change: Values = field(default_factory=dict)
-    truth: bool = False
+    answers: Literal["teacher", "reference", "foreign"] = "teacher"
     stages: tuple[Values, ...] = ({},)
     turns: tuple[Values, ...] = ({},)
     mask_fault: bool = False
+    hindsight: float = 1.0
+    train_only: tuple[str, ...] = ()
     rate_of: str = ""
 
 
@@ -72,31 +77,42 @@ ARMS: dict[str, Arm] = {
     # methods
     "opd": Arm("the base: the student's text at all the states that it visited"),
     "sft-teacher": Arm("cross-entropy on the teacher's text, random masks", _SFT),
-    "sft-truth": Arm("cross-entropy on the reference answers, random masks", _SFT, truth=True),
+    "sft-truth": Arm("cross-entropy on the reference answers, random masks", _SFT, answers="reference"),
     "offpolicy-kd": Arm("the teacher's text, random masks, KL: is it the text or the target?", _KD),
     "onpolicy-text": Arm("the student's text, random masks, KL: is it the text or the states?", _TEXT),
     "opd-one-state": Arm("one visited state a block: as many states as the controls have", {"states": "one_per_block"}),
-    "sft-truth-low-rate": Arm("sft with a rate that suits it", {**_SFT, **_at_rate(1 / 3)}, True, rate_of="sft-truth"),
+    "sft-foreign": Arm("cross-entropy on right answers in words that the ARLM would not choose", _SFT, "foreign"),
+    "sft-foreign-high-rate": Arm(
+        "sft with a rate that suits it", {**_SFT, **_at_rate(3)}, "foreign", rate_of="sft-foreign"
+    ),
+    "sft-foreign-no-pull": Arm("does the pull hold it back?", {**_SFT, **_NO_PULL}, "foreign"),
+    "sft-truth-low-rate": Arm(
+        "sft with a rate that suits it", {**_SFT, **_at_rate(1 / 3)}, "reference", rate_of="sft-truth"
+    ),
     "sft-teacher-low-rate": Arm("sft with a rate that suits it", {**_SFT, **_at_rate(1 / 3)}, rate_of="sft-teacher"),
     "sft-teacher-high-rate": Arm("sft with a rate that suits it", {**_SFT, **_at_rate(3)}, rate_of="sft-teacher"),
-    "sft-truth-high-rate": Arm("sft with a rate that suits it", {**_SFT, **_at_rate(3)}, True, rate_of="sft-truth"),
+    "sft-truth-high-rate": Arm(
+        "sft with a rate that suits it", {**_SFT, **_at_rate(3)}, "reference", rate_of="sft-truth"
+    ),
     "opd-low-rate": Arm("the same search for the method itself", _at_rate(1 / 3), rate_of="opd"),
     "opd-high-rate": Arm("the same search for the method itself", _at_rate(3), rate_of="opd"),
     # methods in the paper's geometry
     "same-block-sft-truth": Arm(
-        "given text, where the student starts from nothing", {**_SFT, **_SAME_BLOCK}, truth=True
+        "given text, where the student starts from nothing", {**_SFT, **_SAME_BLOCK}, answers="reference"
     ),
     "same-block-sft-teacher": Arm("the teacher's text there", {**_SFT, **_SAME_BLOCK}),
     "same-block-onpolicy-text": Arm("the student's text with random masks there", {**_TEXT, **_SAME_BLOCK}),
     "same-block-one-state": Arm("one visited state a block there", {**_SAME_BLOCK, "states": "one_per_block"}),
     # budget
     "opd-long": Arm("does more of the same close what is left?", {"rollouts": 260}),
-    "sft-truth-long": Arm("the control with the same budget", {**_SFT, "rollouts": 260}, truth=True),
+    "sft-truth-long": Arm("the control with the same budget", {**_SFT, "rollouts": 260}, answers="reference"),
     "opd-one-state-long": Arm("more text instead of more states of it", {"states": "one_per_block", "rollouts": 260}),
     # forgetting
     "opd-no-pull": Arm("does the student's own text alone keep facts?", _NO_PULL),
-    "sft-truth-no-pull": Arm("what given text alone forgets", {**_SFT, **_NO_PULL}, truth=True),
+    "sft-truth-no-pull": Arm("what given text alone forgets", {**_SFT, **_NO_PULL}, answers="reference"),
     "offpolicy-kd-no-pull": Arm("what the teacher's text with its distributions forgets", {**_KD, **_NO_PULL}),
+    "attention-only": Arm("facts are said to be kept in the other weights", train_only=("self_attn",)),
+    "pull-60": Arm("a stronger pull", {"optimiser": {"pull_to_original": 60.0}}),
     # rollouts
     "rollout-static": Arm("states of one token a round", {"rollout_decoding": "static"}),
     "rollout-dynamic-0.7": Arm("states of many tokens a round", {"rollout_decoding": "dynamic:0.7"}),
@@ -107,12 +123,16 @@ ARMS: dict[str, Arm] = {
     "temperature-1": Arm("the paper's temperature: more varied text", {"rollout_temperature": 1.0}),
     "static-temperature-1": Arm("both", {"rollout_decoding": "static", "rollout_temperature": 1.0}),
     "warm-start": Arm("a fifth of the rollouts written by the teacher, with random masks", _WARM),
+    "visited-and-random": Arm(
+        "visited states and random masks in turn", turns=({}, {"method": "onpolicy_text", "states": "random_mask"})
+    ),
     # block size
     "block-16": Arm("large blocks from the start", {"block_size": 16}),
     "grown": Arm(
         "4, then 8, then 16, a third of the rollouts each", stages=tuple({"block_size": size} for size in (4, 8, 16))
     ),
     "block-16-fault": Arm("what the mask fault costs in large blocks", {"block_size": 16}, mask_fault=True),
+    "block-32": Arm("one block for a whole answer", {"block_size": 32}),
     "block-8": Arm("between them", {"block_size": 8}),
     "block-4-fault": Arm("what the mask fault costs in small blocks", mask_fault=True),
     "block-2": Arm("the demo itself, with this budget", {"block_size": 2}),
@@ -133,6 +153,7 @@ ARMS: dict[str, Arm] = {
     "jsd": Arm("between the two, and bounded", {"divergence": "jsd:0.5"}),
     "top-16": Arm("the teacher's 16 most probable tokens and a bucket for the rest", {"top_k": 16}),
     "top-16-no-rest": Arm("the published partial sum", {"top_k": 16, "rest_bucket": False}),
+    "hindsight": Arm("positions whose proposal changes later weigh four times as much", hindsight=4.0),
     "no-end": Arm("the end of the sequence not supervised, as published", {"supervise_end": False}),
 }
 
@@ -161,7 +182,7 @@ QUESTIONS: dict[str, Question] = {
         "What is the method worth against its controls?",
         (
             *_METHODS,
-            "opd-one-state",
+            *("opd-one-state", "sft-foreign", "sft-foreign-high-rate", "sft-foreign-no-pull"),
             *("sft-truth-low-rate", "sft-teacher-low-rate", "sft-teacher-high-rate", "sft-truth-high-rate"),
             *("opd-low-rate", "opd-high-rate"),
         ),
@@ -182,7 +203,7 @@ QUESTIONS: dict[str, Question] = {
         (
             *_METHODS,
             *("rollout-static", "rollout-dynamic-0.7", "temperature-1", "rollout-in-turn", "opd-one-state"),
-            *("warm-start", "static-temperature-1"),
+            *("warm-start", "visited-and-random", "static-temperature-1"),
         ),
         "opd",
         "speeds",
@@ -190,7 +211,7 @@ QUESTIONS: dict[str, Question] = {
     "block": Question(
         "How large may a block be, does growing it help, and what does the published mask fault cost?",
         (
-            *("opd", "block-16", "grown", "block-16-fault", "block-8", "block-4-fault", "block-2"),
+            *("opd", "block-16", "grown", "block-16-fault", "block-8", "block-4-fault", "block-2", "block-32"),
             *("same-block", "same-block-fault", "same-block-16", "same-block-16-fault"),
         ),
         "opd",
@@ -207,7 +228,7 @@ QUESTIONS: dict[str, Question] = {
     ),
     "loss": Question(
         "Which divergence, over how many tokens, at how many states?",
-        ("opd", "reverse-kl", "opd-one-state", "top-16", "top-16-no-rest", "jsd", "no-end"),
+        ("opd", "reverse-kl", "opd-one-state", "top-16", "top-16-no-rest", "jsd", "hindsight", "no-end"),
         "opd",
         "speeds",
     ),
@@ -219,7 +240,7 @@ QUESTIONS: dict[str, Question] = {
     ),
     "forgetting": Question(
         "Which method keeps the facts that no prompt names?",
-        (*_METHODS, "opd-no-pull", "sft-truth-no-pull", "offpolicy-kd-no-pull"),
+        (*_METHODS, "opd-no-pull", "sft-truth-no-pull", "offpolicy-kd-no-pull", "pull-60", "attention-only"),
         "opd",
         "facts",
     ),

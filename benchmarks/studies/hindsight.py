@@ -1,0 +1,40 @@
+"""Supervision by hindsight (HOPD, arXiv 2609.33301; TOPD, arXiv 2607.16872), to see what it adds.
+
+A position hesitates in a state where the student's proposal is not the token that the text has there in the end. Such
+positions weigh more. Proposals are those of the training pass: they cost no pass of their own.
+"""
+
+import torch
+
+from opdlm.core import divergence as div
+from opdlm.core.layout import Attention
+from opdlm.core.types import LossSum, Rollout, StateBatch, TeacherTargets
+from opdlm.distill.losses import CHUNK_FLOATS
+from opdlm.distill.teacher import Teacher
+from opdlm.models.adapt import BlockDiffusionModel
+
+
+def hindsight_loss(
+    student: BlockDiffusionModel,
+    teacher: Teacher,
+    function: div.LogDivergence,
+    weight: float,
+    states: StateBatch,
+    text: Rollout,
+    targets: TeacherTargets | None,
+) -> LossSum:
+    """As `losses.divergence_loss`, with `weight` for each position that hesitates; the divisor stays their number."""
+    assert targets is not None
+    final = text.input_ids[states.row, states.position]
+
+    def row_losses(outputs: torch.Tensor, part: slice) -> torch.Tensor:
+        predicted = student.logits_of(outputs).log_softmax(-1)
+        expected = teacher.logits(targets, states.row[part], states.position[part]).log_softmax(-1)
+        hesitates = predicted.argmax(-1) != final[part]
+        return function(expected, predicted) * torch.where(hesitates, weight, 1.0)
+
+    attention = Attention.within(student.geometry, states.position_ids, states.copy, states.text)
+    hidden = student.hidden(states.input_ids, attention)[states.line, states.predictor]
+    head = student.head_parameters()
+    rows = max(1, CHUNK_FLOATS // head[0].shape[0])
+    return div.chunked_sum(hidden, states.weight, states.weight.sum(), head, row_losses, rows)
