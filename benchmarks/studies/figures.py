@@ -21,12 +21,17 @@ _STYLE = {
 }
 _COLOURS = mpl.colormaps["tab10"].colors
 _LINES = ("-", "--")
+_SPENT = {
+    "tokens_trained": ("response tokens trained, thousands", 1e3),
+    "flops": ("FLOPs: rollouts, teacher, student; 10¹²", 1e12),
+    "seconds": ("seconds of training on one core", 1.0),
+}
 
 
 def draw(answers: Answers, path: Path) -> Path:
     """Writes the question's figure; the same results give the same file."""
     with mpl.rc_context(_STYLE):
-        made = {"curves": _curves, "speeds": _speeds, "facts": _facts}[QUESTIONS[answers.key].figure](answers)
+        made = _FIGURES[QUESTIONS[answers.key].figure](answers)
         made.suptitle(QUESTIONS[answers.key].title, fontsize=10)
         path.parent.mkdir(parents=True, exist_ok=True)
         made.savefig(path, metadata={"Date": None, "Creator": None})
@@ -34,23 +39,28 @@ def draw(answers: Answers, path: Path) -> Path:
 
 
 def _curves(answers: Answers) -> Figure:
-    """Validation accuracy against response tokens trained."""
-    figure = Figure((9, 4), layout="constrained")
-    panels = figure.subplots(1, len(ON_THE_WAY), sharey=True)
-    for panel, decoding in zip(panels, ON_THE_WAY, strict=True):
-        for place, name in enumerate(answers.leading()):
-            points = list(zip(*(record["curve"] for record in answers.arms[name].values()), strict=True))
-            tokens = _means([span([point.get("tokens_trained", 0) / 1000 for point in seeds]) for seeds in points])
-            found = [span([100 * point["results"][decoding]["accuracy"] for point in seeds]) for seeds in points]
-            look = _look(place)
-            panel.plot(tokens, _means(found), label=name, marker=".", **look)
-            low, high = [one.low for one in found], [one.high for one in found]
-            panel.fill_between(tokens, low, high, color=look["color"], alpha=0.15, lw=0)
-        teacher = answers.any["teacher"]["validation"]["accuracy"]
-        panel.axhline(100 * teacher, color="grey", ls=":", label="the ARLM")
-        panel.set(title=decoding, xlabel="response tokens trained, thousands")
-    panels[0].set(ylabel="accuracy on validation questions, %")
-    _legend(figure, panels[0])
+    """Validation accuracy against each cost, from the first examination after some training on."""
+    figure = Figure((11, 6.5), layout="constrained")
+    panels = figure.subplots(len(ON_THE_WAY), len(_SPENT), sharex="col", sharey=True)
+    for row, decoding in zip(panels, ON_THE_WAY, strict=True):
+        for panel, (unit, (label, scale)) in zip(row, _SPENT.items(), strict=True):
+            for place, name in enumerate(answers.leading()):
+                records = answers.arms[name].values()
+                points = list(zip(*(record["curve"][1:] for record in records), strict=True))
+                costs = [span([point[unit] / scale for point in seeds]) for seeds in points]
+                found = [span([100 * point["results"][decoding]["accuracy"] for point in seeds]) for seeds in points]
+                look = _look(place)
+                panel.plot(_means(costs), _means(found), label=name, marker=".", **look)
+                low, high = [one.low for one in found], [one.high for one in found]
+                panel.fill_between(_means(costs), low, high, color=look["color"], alpha=0.15, lw=0)
+            panel.axhline(
+                100 * answers.any["teacher"]["validation"]["accuracy"], color="grey", ls=":", label="the ARLM"
+            )
+            panel.set_xscale("log")
+            panel.xaxis.set_major_formatter("{x:g}")
+            panel.set(xlabel=label)
+        row[0].set(ylabel=f"{decoding}: validation accuracy, %")
+    _legend(figure, panels[0][0])
     return figure
 
 
@@ -66,6 +76,27 @@ def _speeds(answers: Answers) -> Figure:
     panel.plot(1, 100 * answers.teacher(accuracy), "k*", ls="", label="the ARLM")
     panel.set(xlabel="tokens per forward (static, dynamic 0.9, 0.8, 0.7)", ylabel="accuracy, %")
     _legend(figure, panel)
+    return figure
+
+
+def _budgets(answers: Answers) -> Figure:
+    """Final accuracy of whole runs against response tokens trained: a line for each method, a point for each budget."""
+    figure = Figure((9, 4), layout="constrained")
+    panels = figure.subplots(1, len(ON_THE_WAY), sharey=True)
+    for panel, decoding in zip(panels, ON_THE_WAY, strict=True):
+        for place, name in enumerate(answers.budgeted()):
+            runs = answers.budgets(name)
+            tokens = [answers.tokens(run) / 1000 for run in runs]
+            found = [answers.student(run, decoding, accuracy) for run in runs]
+            panel.errorbar(
+                tokens, _means(found, 100), _whiskers(found), label=name, marker=".", capsize=2, **_look(place)
+            )
+        panel.axhline(100 * answers.teacher(accuracy), color="grey", ls=":", label="the ARLM")
+        panel.set_xscale("log")
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.set(title=decoding, xlabel="response tokens trained in the whole run, thousands")
+    panels[0].set(ylabel="accuracy on final questions, %")
+    _legend(figure, panels[0])
     return figure
 
 
@@ -96,6 +127,9 @@ def _means(spans: Sequence[Span], times: float = 1) -> list[float]:
 def _whiskers(spans: Sequence[Span]) -> list[list[float]]:
     """Lengths in percent, downwards and upwards."""
     return [[100 * (one.mean - one.low) for one in spans], [100 * (one.high - one.mean) for one in spans]]
+
+
+_FIGURES = {"curves": _curves, "speeds": _speeds, "facts": _facts, "budgets": _budgets}
 
 
 def _look(place: int) -> dict[str, Any]:

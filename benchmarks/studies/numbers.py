@@ -1,6 +1,7 @@
 """From the arms' files to numbers: spans over seeds, costs to reach a share of the teacher, the best learning rate."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,39 @@ class Answers:
         ours, theirs = self.arms[name], self.arms.get(self.rival, {})
         pairs = [(cost(ours[seed]), cost(theirs[seed])) for seed in ours if seed in theirs]
         return span([a / b if a is not None and b else None for a, b in pairs])
+
+    # --- budgets --------------------------------------------------------------------------------------------------
+
+    def budgets(self, name: str) -> list[str]:
+        """The arm and those that differ from it in the number of rollouts only, the smallest first."""
+        runs = [arm for arm in self.arms if arm == name or ARMS[arm].budget_of == name]
+        return sorted(runs, key=self.tokens)
+
+    def budgeted(self) -> list[str]:
+        """Arms that were run with several budgets."""
+        return [arm for arm in self.arms if not ARMS[arm].budget_of and len(self.budgets(arm)) > 1]
+
+    def enough(self, name: str, decoding: str, share: float) -> float | None:
+        """Tokens that a whole run needs for `share` of the teacher's accuracy, between budgets on a log scale.
+
+        None: no run reaches it. The smallest run's tokens, where that one does: an upper bound.
+        """
+        aim = share * self.teacher(accuracy)
+        before: tuple[float, float] | None = None
+        for run in self.budgets(name):
+            tokens, reached = math.log(self.tokens(run)), self.student(run, decoding, accuracy).mean
+            if reached >= aim:
+                if before is None:
+                    return math.exp(tokens)
+                return math.exp(before[0] + (tokens - before[0]) * (aim - before[1]) / (reached - before[1]))
+            before = tokens, reached
+        return None
+
+    def tokens(self, run: str) -> float:
+        """Response tokens that the arm trained on."""
+        found = self.cost(run, total("tokens_trained"))
+        assert found is not None
+        return found.mean
 
     # --- learning rates -------------------------------------------------------------------------------------------
 

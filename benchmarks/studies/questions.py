@@ -48,6 +48,7 @@ class Arm:
         hindsight: weight of positions that hesitate: see `hindsight.py`. 1: none.
         train_only: parts of names of the parameters that train; none: all train.
         rate_of: the arm of which this is the same at another learning rate.
+        budget_of: the arm of which this is the same with another number of rollouts.
     """
 
     reason: str
@@ -59,6 +60,7 @@ class Arm:
     hindsight: float = 1.0
     train_only: tuple[str, ...] = ()
     rate_of: str = ""
+    budget_of: str = ""
 
 
 def _at_rate(times: float) -> Values:
@@ -103,10 +105,20 @@ ARMS: dict[str, Arm] = {
     "same-block-sft-teacher": Arm("the teacher's text there", {**_SFT, **_SAME_BLOCK}),
     "same-block-onpolicy-text": Arm("the student's text with random masks there", {**_TEXT, **_SAME_BLOCK}),
     "same-block-one-state": Arm("one visited state a block there", {**_SAME_BLOCK, "states": "one_per_block"}),
-    # budget
-    "opd-long": Arm("does more of the same close what is left?", {"rollouts": 260}),
-    "sft-truth-long": Arm("the control with the same budget", {**_SFT, "rollouts": 260}, answers="reference"),
-    "opd-one-state-long": Arm("more text instead of more states of it", {"states": "one_per_block", "rollouts": 260}),
+    # budget: each a whole run, so that the learning rate has come down at its end
+    **{
+        f"{name}-{rollouts}": Arm(
+            f"`{name}` with {rollouts} rollouts", {**change, "rollouts": rollouts}, answers, budget_of=name
+        )
+        for rollouts in (12, 25, 50, 260)
+        for name, change, answers in (
+            ("opd", {}, "teacher"),
+            ("sft-truth", _SFT, "reference"),
+            ("sft-foreign", _SFT, "foreign"),
+            ("sft-teacher", _SFT, "teacher"),
+            ("opd-one-state", {"states": "one_per_block"}, "teacher"),
+        )
+    },
     # forgetting
     "opd-no-pull": Arm("does the student's own text alone keep facts?", _NO_PULL),
     "sft-truth-no-pull": Arm("what given text alone forgets", {**_SFT, **_NO_PULL}, answers="reference"),
@@ -167,15 +179,16 @@ class Question:
         arms: names, the most telling first.
         reference: the arm that costs and budgets are compared with.
         figure: "curves": accuracy against tokens trained. "speeds": accuracy against tokens per forward.
-            "facts": the share of facts that are still known.
+            "facts": the share of facts that are still known. "budgets": final accuracy against tokens trained.
     """
 
     title: str
     arms: tuple[str, ...]
     reference: str
-    figure: Literal["curves", "speeds", "facts"]
+    figure: Literal["curves", "speeds", "facts", "budgets"]
 
 
+_BUDGETED = ("opd", "sft-truth", "sft-foreign", "sft-teacher", "opd-one-state")
 _METHODS = ("opd", "sft-teacher", "sft-truth", "offpolicy-kd", "onpolicy-text")
 QUESTIONS: dict[str, Question] = {
     "method": Question(
@@ -233,10 +246,14 @@ QUESTIONS: dict[str, Question] = {
         "speeds",
     ),
     "budget": Question(
-        "What does a budget 2.6 times as large add?",
-        ("opd", "opd-long", "sft-truth", "sft-truth-long", "opd-one-state", "opd-one-state-long"),
-        "opd",
-        "speeds",
+        "How many tokens does each method need?",
+        (
+            *_BUDGETED,
+            *(f"{name}-{rollouts}" for rollouts in (25, 50, 12) for name in _BUDGETED),
+            *(f"{name}-260" for name in _BUDGETED),
+        ),
+        "sft-truth",
+        "budgets",
     ),
     "forgetting": Question(
         "Which method keeps the facts that no prompt names?",

@@ -1,5 +1,6 @@
 """What came of a question: tables, the result file `study_QUESTION.json`, and a figure."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ _UNITS = {"flops": "FLOP", "seconds": "s", "positions_supervised": "position"}  
 
 
 def summarise(key: str, folder: Path, results: Path, figures: Path) -> str:
-    """Writes the result file and the figure of a question; returns its tables."""
+    """Writes the result file, the figure and the page of a question; returns its tables."""
     torch.set_num_threads(1)  # as the runs had it: the record names the threads
     answers = Answers.load(key, folder)
     path = measuring.write(f"study_{key}", list(rows(answers)), note(answers), results)
     figure = draw(answers, figures / f"{key}.svg")
-    return "\n\n".join([*tables(answers), f"written: {path}, {figure}\n"])
+    shown = "\n\n".join(tables(answers))
+    page = figure.with_suffix(".md")
+    page.write_text(f"{shown}\n\n![{QUESTIONS[key].title}]({figure.name})\n", encoding="utf-8")
+    return f"{shown}\n\nwritten: {path}, {figure}, {page}\n"
 
 
 def note(answers: Answers) -> str:
@@ -50,12 +54,16 @@ def rows(answers: Answers) -> Iterator[dict[str, Any]]:
                 yield _examined(answers, name, decoding, f"accuracy, {label}", share_of(label))
         for unit, metric in COSTS.items():
             yield _spent(answers, name, metric, unit, total(unit), {})
+        if QUESTIONS[answers.key].figure == "budgets":
+            continue
         for decoding in ON_THE_WAY:
             for share in SHARES:
                 for unit in ("tokens_trained", "flops"):
                     metric = f"{COSTS[unit]}, to reach {share:.0%} of the teacher's accuracy"
                     cost = to_reach(share, decoding, unit)
                     yield _spent(answers, name, metric, unit, cost, {"decoding": decoding})
+    for name, decoding, share in itertools.product(answers.budgeted(), ON_THE_WAY, SHARES):
+        yield _enough(answers, name, decoding, share)
 
 
 def _examined(answers: Answers, name: str, decoding: str, metric: str, measure: Measure) -> dict[str, Any]:
@@ -72,6 +80,16 @@ def _spent(answers: Answers, name: str, metric: str, unit: str, cost: Cost, sett
     rival = theirs.mean if theirs else None
     ratio = answers.relative(name, cost)
     return _row(metric, _UNITS.get(unit, "token"), ours, rival, answers.rival, ratio, {"arm": name, **settings})
+
+
+def _enough(answers: Answers, name: str, decoding: str, share: float) -> dict[str, Any]:
+    """The tokens of a whole run that is good enough, from means over seeds."""
+    ours, theirs = (answers.enough(arm, decoding, share) for arm in (name, answers.rival))
+    ratio = ours / theirs if ours and theirs else None
+    seeds = min(len(answers.arms[run]) for run in answers.budgets(name))
+    one, times = ((number and Span(number, number, number, seeds, seeds)) for number in (ours, ratio))
+    metric = f"response tokens of a whole run that keeps {share:.0%} of the teacher's accuracy"
+    return _row(metric, "token", one or None, theirs, answers.rival, times or None, {"arm": name, "decoding": decoding})
 
 
 def _row(

@@ -1,5 +1,6 @@
 """What came of a question, as markdown tables: mean (min..max over seeds)."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 from studies.exam import DECODINGS, ON_THE_WAY
@@ -28,6 +29,9 @@ def tables(answers: Answers) -> Iterator[str]:
         columns = {label: (decoding, share_of(label)) for label in LABELS}
         yield _examined(answers, f"accuracy by task, {decoding}, %", columns, _percent)
     yield _costs(answers)
+    if QUESTIONS[answers.key].figure == "budgets":
+        yield from (_enough(answers, decoding) for decoding in ON_THE_WAY)
+        return
     for decoding in ON_THE_WAY:
         yield _reach(answers, decoding)
 
@@ -76,6 +80,21 @@ def _reach(answers: Answers, decoding: str) -> str:
         for share in SHARES:
             cost = to_reach(share, decoding, "tokens_trained")
             cells += [_reached(answers.cost(name, cost)), _plain(answers.relative(name, cost))]
+        lines.append(_line([name, *cells]))
+    return "\n".join(lines)
+
+
+def _enough(answers: Answers, decoding: str) -> str:
+    """Tokens that whole runs need for shares of the teacher's accuracy, and how many times the rival's."""
+    heads = [f"{share:.0%}{what}" for share in SHARES for what in ("", f" / {answers.rival}")]
+    lines = _heading([f"tokens of a whole run, {decoding}", *heads])
+    for name in answers.budgeted():
+        cells = []
+        for share in SHARES:
+            ours, theirs = (answers.enough(arm, decoding, share) for arm in (name, answers.rival))
+            least = ours is not None and math.isclose(ours, answers.tokens(answers.budgets(name)[0]))
+            cells.append("not reached" if ours is None else f"{'at most ' if least else ''}{ours:,.0f}")
+            cells.append("-" if ours is None or theirs is None else f"{ours / theirs:.2f}")
         lines.append(_line([name, *cells]))
     return "\n".join(lines)
 
