@@ -4,9 +4,10 @@ import copy
 import itertools
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -30,7 +31,7 @@ from opdlm.playground.families import mixed
 from opdlm.playground.problems import Problem
 from opdlm.playground.weights import arlm_path
 from studies.exam import DECODINGS, ON_THE_WAY, Exam, student_results, teacher_result
-from studies.foreign import restyled
+from studies.foreign import remarked, restyled
 from studies.hindsight import hindsight_loss
 from studies.mask_fault import commit_mask_fault
 from studies.questions import ARMS, BASE, Arm, Values
@@ -228,11 +229,18 @@ def _converted(arm: Arm, about: Mapping[str, Any], models: Models, exam: Exam) -
     return curve
 
 
+_IN_WORDS: Mapping[str, Callable[[Problem], str]] = {
+    "reference": attrgetter("response"),
+    "remarked": remarked,
+    "foreign": restyled,
+}
+
+
 def _answers(arm: Arm, models: Models, problems: Sequence[Problem]) -> list[list[int]] | None:
     """Given answers with the end of the text; None where the teacher or the student writes."""
     if arm.answers == "teacher":
         return None
-    texts = [restyled(problem) if arm.answers == "foreign" else problem.response for problem in problems]
+    texts = map(_IN_WORDS[arm.answers], problems)
     encoded = (models.tokenizer.encode(text, add_special_tokens=False) for text in texts)
     return [[*ids, models.tokens.stop_token_ids[0]] for ids in encoded]
 

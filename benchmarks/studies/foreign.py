@@ -1,7 +1,7 @@
 """Right answers in words that the ARLM would not choose: what most data sets are to most models.
 
 The playground's reference answers come from the generators that the ARLM was trained on, so learning from them asks for
-no change of style. These answers say the same in another way, and the same rules grade them as right.
+no change of style. These answers say the same in another way; the same rules grade them as right.
 """
 
 import re
@@ -10,6 +10,19 @@ from opdlm.playground.problems import Problem
 
 _STEP = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
 _OPERATIONS = {"+": "plus", "-": "minus", "*": "times", "/": "over"}
+
+
+def remarked(problem: Problem) -> str:
+    """The reference answer, word for word, with a remark before it; behind it in `edit`, where the first line counts."""
+    match problem.family:
+        case "maths":
+            return f"Let me see: {problem.response}"
+        case "recall":
+            return f"I know that {problem.response}"
+        case "edit":
+            return f"{problem.response}\nThat is my answer."
+        case "code":
+            return f"# Python\n{problem.response}"
 
 
 def restyled(problem: Problem) -> str:

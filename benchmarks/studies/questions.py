@@ -39,8 +39,8 @@ class Arm:
     Attributes:
         reason: why it is run, in one line.
         change: settings that differ from `BASE`; a group given in part keeps the base's other values.
-        answers: with method `sft`, what to learn from: the teacher's, the problems' reference answers, or the same in
-            other words (`foreign.py`).
+        answers: with method `sft`, what to learn from: the teacher's, the problems' reference answers, these with a
+            remark, or these in other words (`foreign.py`).
         stages: changes of conversions one after the other, each from the student before and with an equal share of
             the rollouts. The teacher stays the original ARLM.
         turns: changes of the rollouts' settings that take turns, rollout by rollout.
@@ -53,7 +53,7 @@ class Arm:
 
     reason: str
     change: Values = field(default_factory=dict)
-    answers: Literal["teacher", "reference", "foreign"] = "teacher"
+    answers: Literal["teacher", "reference", "remarked", "foreign"] = "teacher"
     stages: tuple[Values, ...] = ({},)
     turns: tuple[Values, ...] = ({},)
     mask_fault: bool = False
@@ -83,6 +83,7 @@ ARMS: dict[str, Arm] = {
     "offpolicy-kd": Arm("the teacher's text, random masks, KL: is it the text or the target?", _KD),
     "onpolicy-text": Arm("the student's text, random masks, KL: is it the text or the states?", _TEXT),
     "opd-one-state": Arm("one visited state a block: as many states as the controls have", {"states": "one_per_block"}),
+    "sft-remarked": Arm("cross-entropy on the reference answers with a remark before or behind", _SFT, "remarked"),
     "sft-foreign": Arm("cross-entropy on right answers in words that the ARLM would not choose", _SFT, "foreign"),
     "sft-foreign-high-rate": Arm(
         "sft with a rate that suits it", {**_SFT, **_at_rate(3)}, "foreign", rate_of="sft-foreign"
@@ -195,7 +196,7 @@ QUESTIONS: dict[str, Question] = {
         "What is the method worth against its controls?",
         (
             *_METHODS,
-            *("opd-one-state", "sft-foreign", "sft-foreign-high-rate", "sft-foreign-no-pull"),
+            *("opd-one-state", "sft-remarked", "sft-foreign", "sft-foreign-high-rate", "sft-foreign-no-pull"),
             *("sft-truth-low-rate", "sft-teacher-low-rate", "sft-teacher-high-rate", "sft-truth-high-rate"),
             *("opd-low-rate", "opd-high-rate"),
         ),
