@@ -13,7 +13,7 @@ _OPERATIONS = {"+": "plus", "-": "minus", "*": "times", "/": "over"}
 
 
 def remarked(problem: Problem) -> str:
-    """The reference answer, word for word, with a remark before it; behind it in `edit`, where the first line counts."""
+    """The reference answer with a remark before it; behind it in `edit`, where the first line counts."""
     match problem.family:
         case "maths":
             return f"Let me see: {problem.response}"

@@ -99,6 +99,10 @@ ARMS: dict[str, Arm] = {
     ),
     "opd-low-rate": Arm("the same search for the method itself", _at_rate(1 / 3), rate_of="opd"),
     "opd-high-rate": Arm("the same search for the method itself", _at_rate(3), rate_of="opd"),
+    "small-updates": Arm("four times as many updates, of 8 rows each", {"rows_per_update": 8}),
+    "small-updates-low-rate": Arm(
+        "with a rate that suits them", {"rows_per_update": 8, **_at_rate(1 / 2)}, rate_of="small-updates"
+    ),
     # methods in the paper's geometry
     "same-block-sft-truth": Arm(
         "given text, where the student starts from nothing", {**_SFT, **_SAME_BLOCK}, answers="reference"
@@ -198,7 +202,7 @@ QUESTIONS: dict[str, Question] = {
             *_METHODS,
             *("opd-one-state", "sft-remarked", "sft-foreign", "sft-foreign-high-rate", "sft-foreign-no-pull"),
             *("sft-truth-low-rate", "sft-teacher-low-rate", "sft-teacher-high-rate", "sft-truth-high-rate"),
-            *("opd-low-rate", "opd-high-rate"),
+            *("opd-low-rate", "opd-high-rate", "small-updates", "small-updates-low-rate"),
         ),
         "sft-teacher",
         "curves",
