@@ -21,6 +21,7 @@ CHOICES: list[dict[str, Any]] = [
     {"decoding": "dynamic:0.2", "repetition_penalty": 1.5},
     {"decoding": "dynamic:0.1", "temperature": 1, "top_p": 0.95},
     {"decoding": "factor:2", "temperature": 1, "logit_bias": BIAS},
+    {"decoding": "prefix:0.05", "temperature": 1, "logit_bias": BIAS},
     {"decoding": "entropy:3", "temperature": 0.8, "repetition_penalty": 0.8},
     {"decoding": {"kind": "entropy", "bound": 3, "by_confidence": True}, "logit_bias": BIAS, "repetition_penalty": 2},
     {"decoding": {"kind": "klass", "threshold": 0.1, "drift": 1.0, "history": 1}},

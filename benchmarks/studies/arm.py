@@ -30,11 +30,11 @@ from opdlm.models.tokens import SpecialTokens, encode_prompt, find_or_add_mask_t
 from opdlm.playground.families import mixed
 from opdlm.playground.problems import Problem
 from opdlm.playground.weights import arlm_path
-from studies.exam import DECODINGS, ON_THE_WAY, Exam, student_results, teacher_result
+from studies.exam import DECODINGS, MORE_DECODINGS, ON_THE_WAY, Exam, student_results, teacher_result
 from studies.foreign import remarked, restyled
 from studies.hindsight import hindsight_loss
 from studies.mask_fault import commit_mask_fault
-from studies.questions import ARMS, BASE, Arm, Values
+from studies.questions import ARMS, BASE, QUESTIONS, Arm, Values
 
 POINTS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 """Shares of the budget at which the student is examined; and before it."""
@@ -182,7 +182,8 @@ def run(name: str, seed: int, effort: Effort, folder: Path) -> dict[str, Any]:
         "validation": teacher_result(models.original, models.tokenizer, exam.validation),
     }
     curve = _converted(arm, about, models, exam)
-    final = student_results(models.student, models.tokenizer, models.tokens, exam.final, DECODINGS)
+    decodings = (*DECODINGS, *(MORE_DECODINGS if name in QUESTIONS["order"].arms else ()))
+    final = student_results(models.student, models.tokenizer, models.tokens, exam.final, decodings)
     record = {
         "definition": about,
         "reason": arm.reason,

@@ -73,6 +73,7 @@ _TEXT: Values = {"method": "onpolicy_text", "states": "random_mask"}
 _NO_PULL: Values = {"optimiser": {"pull_to_original": 0.0}}
 _SAME_BLOCK: Values = {"prediction": "same", "context": "block"}
 _WARM: Values = {"warm_start_rollouts": ROLLOUTS // 5}
+_PREFIX: Values = {"rollout_decoding": "prefix:0.9"}
 _RAMP: Values = {"response_length": {"start": 8, "end": 64, "rollouts": 2 * ROLLOUTS // 5}}
 
 ARMS: dict[str, Arm] = {
@@ -143,6 +144,10 @@ ARMS: dict[str, Arm] = {
     "visited-and-random": Arm(
         "visited states and random masks in turn", turns=({}, {"method": "onpolicy_text", "states": "random_mask"})
     ),
+    # left to right
+    "prefix": Arm("states with all of their left context", _PREFIX),
+    "prefix-8": Arm("the same, blocks of 8", {**_PREFIX, "block_size": 8}),
+    "prefix-16": Arm("the same, blocks of 16", {**_PREFIX, "block_size": 16}),
     # block size
     "block-16": Arm("large blocks from the start", {"block_size": 16}),
     "grown": Arm(
@@ -185,12 +190,13 @@ class Question:
         reference: the arm that costs and budgets are compared with.
         figure: "curves": accuracy against tokens trained. "speeds": accuracy against tokens per forward.
             "facts": the share of facts that are still known. "budgets": final accuracy against tokens trained.
+            "orders": as "speeds", for both orders of decoding.
     """
 
     title: str
     arms: tuple[str, ...]
     reference: str
-    figure: Literal["curves", "speeds", "facts", "budgets"]
+    figure: Literal["curves", "speeds", "facts", "budgets", "orders"]
 
 
 _BUDGETED = ("opd", "sft-truth", "sft-foreign", "sft-teacher", "opd-one-state")
@@ -234,6 +240,12 @@ QUESTIONS: dict[str, Question] = {
         ),
         "opd",
         "speeds",
+    ),
+    "order": Question(
+        "Does it pay to fix a block's tokens from left to right, and to train on such states?",
+        ("opd", "prefix", "block-8", "prefix-8", "block-16", "prefix-16"),
+        "opd",
+        "orders",
     ),
     "start": Question(
         "What does the student need to start: the ARLM's habits, a warm start, short responses?",

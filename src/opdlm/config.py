@@ -48,6 +48,13 @@ class DynamicDecoding(Settings):
     threshold: float = Field(default=0.9, ge=0, le=1, description="probability above which a token is committed")
 
 
+class PrefixDecoding(Settings):
+    """From left to right, every token up to the first whose probability is not above the threshold, at least one."""
+
+    kind: Literal["prefix"] = "prefix"
+    threshold: float = Field(default=0.9, ge=0, le=1, description="probability above which a token is committed")
+
+
 class FactorDecoding(Settings):
     """The n most confident tokens, n the largest for which (n + 1)(1 - the n-th confidence) is below the factor."""
 
@@ -73,7 +80,13 @@ class KlassDecoding(Settings):
 
 
 Decoding = Annotated[
-    StaticDecoding | SequentialDecoding | DynamicDecoding | FactorDecoding | EntropyDecoding | KlassDecoding,
+    StaticDecoding
+    | SequentialDecoding
+    | DynamicDecoding
+    | PrefixDecoding
+    | FactorDecoding
+    | EntropyDecoding
+    | KlassDecoding,
     Field(discriminator="kind"),
 ]
 
@@ -158,7 +171,8 @@ class GenerationSettings(Settings):
 
     decoding: DecodingField = Field(
         default=DynamicDecoding(),
-        description="static[:N], sequential[:N], dynamic[:THRESHOLD], factor[:F], entropy[:NATS] or klass[:THRESHOLD]",
+        description="static[:N], sequential[:N], dynamic[:THRESHOLD], prefix[:THRESHOLD], factor[:F], entropy[:NATS] "
+        "or klass[:THRESHOLD]",
     )
     max_new_tokens: int = Field(default=256, ge=1, description="most tokens written after the prompt")
     temperature: float = Field(default=0.0, ge=0, description="0 takes the most probable token")

@@ -35,6 +35,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"decoding": "sequential:2", "max_new_tokens": 10},
     {"decoding": "dynamic:0.05", "temperature": 1.0, "max_new_tokens": 12, "seed": 7},
     {"decoding": "dynamic:0.02", "temperature": 0.7, "top_k": 9, "top_p": 0.8, "max_new_tokens": 21, "seed": 1},
+    {"decoding": "prefix:0.02", "temperature": 1.0, "max_new_tokens": 12, "seed": 3},
     {"decoding": "factor:2.5", "temperature": 1.0, "min_p": 0.2, "max_new_tokens": 12},
     {"decoding": "entropy:4", "temperature": 0.0, "repetition_penalty": 1.5, "max_new_tokens": 12},
     {"decoding": {"kind": "entropy", "bound": 6, "by_confidence": True}, "logit_bias": {"7": 2.5, "40": -4}},

@@ -87,7 +87,7 @@ BEGINNINGS = ("a shared prefix", "one prompt", "no whole block", "nothing")
 def test_batch_of_one_is_a_batch_of_many(beginning: str, prediction: str) -> None:
     """Else a response would depend on who else is asking, on its turn, or on how the other prompts begin."""
     model, prompts = student(4, prediction), prompts_with(beginning)
-    for choice in (CHOICES[4], CHOICES[9]):
+    for choice in (CHOICES[4], CHOICES[10]):
         settings = settings_of(choice, max_new_tokens=14)
         together = Engine(model, TOKENS, settings, 32).generate(prompts)
         for batch_size in (1, 2, 3):

@@ -1,5 +1,6 @@
 """Commit rules, against the definitions of their papers written out in loops."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
@@ -19,6 +20,7 @@ RULES: dict[str, commit.CommitRule] = {
     "static:2": partial(commit.static, tokens_per_round=2),
     "sequential:3": partial(commit.sequential, tokens_per_round=3),
     "dynamic:0.8": partial(commit.dynamic, threshold=0.8),
+    "prefix:0.8": partial(commit.prefix, threshold=0.8),
     "factor:0.6": partial(commit.factor, factor=0.6),
     "entropy:2": partial(commit.entropy_bound, bound=2.0),
     "entropy by confidence": partial(commit.entropy_bound, bound=2.0, by_confidence=True),
@@ -67,6 +69,11 @@ def best(open_: list[int], confidence: list[float]) -> list[int]:
     return sorted(open_, key=lambda i: (-confidence[i], i))
 
 
+def prefix_by_hand(open_: list[int], confidence: list[float], _entropy: object, _drift: object) -> set[int]:
+    """From the left while the model is sure; else the leftmost."""
+    return set(itertools.takewhile(lambda i: confidence[i] > 0.8, open_)) or set(open_[:1])
+
+
 def factor_by_hand(open_: list[int], confidence: list[float], _entropy: object, _drift: object) -> set[int]:
     """Fast-dLLM, section 3.3: the largest n with (n + 1)(1 - c_(n)) < f, at least one token."""
     ranked = best(open_, confidence)
@@ -94,6 +101,7 @@ def klass_by_hand(open_: list[int], confidence: list[float], _entropy: object, d
 
 
 BY_HAND: dict[str, Row] = {
+    "prefix:0.8": prefix_by_hand,
     "factor:0.6": factor_by_hand,
     "entropy:2": entropy_by_hand,
     "entropy by confidence": partial(entropy_by_hand, by_confidence=True),
@@ -150,6 +158,7 @@ def test_every_rule_makes_progress(drawn: tuple[Proposals, torch.Tensor]) -> Non
         ("static:2", ".x..x."),
         ("sequential:3", ".x.xx."),
         ("dynamic:0.8", ".x..xx"),
+        ("prefix:0.8", ".x...."),
         ("factor:0.6", ".x..x."),
         ("klass:0.8", ".x...x"),
     ],

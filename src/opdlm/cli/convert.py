@@ -13,7 +13,8 @@ _DESCRIPTION = """
 Turn MODEL, an autoregressive decoder, into a block-diffusion model: it answers the prompts itself, block by block, and
 learns from the original model's opinion of every state that it really visited. The result is OUTPUT/model, a Hugging
 Face folder. OUTPUT also holds the settings, the metrics and the checkpoints; stop with Ctrl-C whenever you like and
-continue with --resume. Defaults are the paper's; a recipe replaces them, and flags replace the recipe's values.
+continue with --resume. Defaults are those of the recipe for models of this size, or of the one that --recipe names;
+flags replace them one by one.
 """
 _EXAMPLES = (
     "opdlm convert Qwen/Qwen3-0.6B --prompts prompts.jsonl --output run --response-length.end 512",
@@ -49,7 +50,10 @@ def run(arguments: Namespace) -> int:
             if resuming:
                 model = api.resume(output, on_start=view.start, on_step=view.step)
             else:
-                model = api.run(_complete(api.resolve(**settings)), on_start=view.start, on_step=view.step)
+                chosen = _complete(api.resolve(**settings))
+                if "recipe" not in settings:
+                    view.note(f"recipe {chosen.recipe}, by the size of the model; --recipe names another")
+                model = api.run(chosen, on_start=view.start, on_step=view.step)
     except KeyboardInterrupt:
         print(how_to_continue(Path(output), f"opdlm convert --resume --output {output}"))
         return INTERRUPTED

@@ -33,6 +33,16 @@ def dynamic(seen: Proposals, masked: torch.Tensor, threshold: float = 0.9) -> to
     return (masked & (seen.confidence > threshold)) | static(seen, masked)
 
 
+def prefix(seen: Proposals, masked: torch.Tensor, threshold: float = 0.9) -> torch.Tensor:
+    """From left to right, all up to the first that is not above `threshold`, at least the leftmost.
+
+    What is fixed in earlier rounds has no gaps then: the student never predicts a token without all of its left context
+    but what is fixed with it, as the teacher never does.
+    """
+    sure = (seen.confidence > threshold) | ~masked
+    return masked & (sure.cumprod(-1).bool() | sequential(seen, masked))
+
+
 def factor(seen: Proposals, masked: torch.Tensor, factor: float = 1.0) -> torch.Tensor:
     """The n most confident, n the largest with (n + 1)(1 - c_n) < `factor`, c_n the n-th highest confidence.
 

@@ -20,11 +20,11 @@ from opdlm.distill.run_folder import RunFolder
 from opdlm.distill.teacher import Teacher
 from opdlm.errors import PromptsError, UsageError
 from opdlm.models.adapt import BlockDiffusionModel, identity_check
-from opdlm.models.checkpoint import load_arlm, load_config, save_checkpoint
+from opdlm.models.checkpoint import count_parameters, load_arlm, load_config, save_checkpoint
 from opdlm.models.devices import pick_device
 from opdlm.models.tokens import SpecialTokens, encode_prompt, find_or_add_mask_token, special_tokens
 from opdlm.models.verdict import check_convertible
-from opdlm.recipes import load_recipe
+from opdlm.recipes import load_recipe, recipe_for
 
 OnStart = Callable[[Trainer, float], None]
 
@@ -47,7 +47,7 @@ def convert(
         output: folder of the run, new or empty. The result is its sub-folder `model`.
         on_start: called with the trainer and the identity check's largest difference before the first rollout.
         on_step: called with each line of metrics. evaluate: called with the student at each checkpoint.
-        settings: fields of `opdlm.config.ConvertSettings`; `recipe` names their defaults.
+        settings: fields of `opdlm.config.ConvertSettings`; `recipe` names their defaults; else the model's size does.
 
     Returns:
         The folder of the converted model.
@@ -73,9 +73,15 @@ def resume(
 
 
 def resolve(**settings: Any) -> ConvertSettings:
-    """Settings with the recipe's values as defaults; ConfigError if a key is unknown or a value out of range."""
-    recipe = settings.get("recipe")
-    defaults = load_recipe(recipe) if recipe else {}
+    """Settings with the recipe's values as defaults; where no recipe is named, that for models of this size.
+
+    Raises:
+        ConfigError: a key is unknown or a value out of range.
+        ModelNotFoundError, UnsupportedModelError: there is no such model, or none that can be converted.
+    """
+    if settings.get("recipe") is None and settings.get("model"):
+        settings["recipe"] = _recipe_by_size(settings["model"], settings.get("lora_rank") is not None)
+    defaults = load_recipe(settings["recipe"]) if settings.get("recipe") else {}
     # A group that is given in part keeps the recipe's other values: `response_length={"end": 512}`.
     merged = {
         name: {**defaults[name], **value}
@@ -83,6 +89,13 @@ def resolve(**settings: Any) -> ConvertSettings:
         if isinstance(value, Mapping) and "kind" not in value and isinstance(defaults.get(name), Mapping)
     }
     return settings_from(ConvertSettings, {**defaults, **settings, **merged})
+
+
+def _recipe_by_size(model: str, adapter_only: bool) -> str:
+    """Adapters follow the paper at every size: `small` pulls weights to their originals, which an adapter lacks."""
+    config = load_config(model)
+    check_convertible(config)
+    return "paper-small" if adapter_only else recipe_for(count_parameters(config))
 
 
 def run(

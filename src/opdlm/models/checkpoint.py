@@ -121,6 +121,12 @@ def load_config(name_or_path: str | Path) -> PreTrainedConfig:
         ) from error
 
 
+def count_parameters(config: PreTrainedConfig) -> int:
+    """Parameters of a model with this config, tied ones once; no memory is taken for them."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+
+
 def _not_found(name: str | Path, error: OSError) -> Exception:
     """What to say when transformers found no config."""
     if Path(name).is_dir():

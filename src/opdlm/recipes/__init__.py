@@ -8,10 +8,22 @@ from typing import Any
 
 from opdlm.errors import ConfigError
 
+SMALL_BELOW = 30_000_000
+"""Parameters. `small` was measured with 0.3 and 1.3 million (docs/log.md); the paper begins with 600 million."""
+LARGE_FROM = 3_000_000_000
+"""Parameters. The paper has one setting for 0.6B and 1.7B, another for 4B and 8B (arXiv 2606.06712, Table 13)."""
+
 
 def names() -> list[str]:
     """The recipes that come with the package."""
     return sorted(p.name.removesuffix(".toml") for p in files(__name__).iterdir() if p.name.endswith(".toml"))
+
+
+def recipe_for(parameters: int) -> str:
+    """The recipe for a model of that size where none is named: our own where it was measured, the paper's above."""
+    if parameters < SMALL_BELOW:
+        return "small"
+    return "paper-small" if parameters < LARGE_FROM else "paper-large"
 
 
 def load_recipe(name: str) -> dict[str, Any]:

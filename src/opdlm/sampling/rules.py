@@ -8,6 +8,7 @@ from opdlm.config import (
     EntropyDecoding,
     FactorDecoding,
     KlassDecoding,
+    PrefixDecoding,
     SequentialDecoding,
     StaticDecoding,
 )
@@ -17,6 +18,7 @@ _RULES = {
     StaticDecoding: commit.static,
     SequentialDecoding: commit.sequential,
     DynamicDecoding: commit.dynamic,
+    PrefixDecoding: commit.prefix,
     FactorDecoding: commit.factor,
     EntropyDecoding: commit.entropy_bound,
     KlassDecoding: commit.klass,

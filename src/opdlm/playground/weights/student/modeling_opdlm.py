@@ -29,6 +29,7 @@ DECODINGS = {  # "kind:NUMBER" gives the first setting
     "dynamic": {"threshold": 0.9},
     "static": {"tokens_per_round": 1},
     "sequential": {"tokens_per_round": 1},
+    "prefix": {"threshold": 0.9},
     "factor": {"factor": 1.0},
     "entropy": {"bound": 0.1, "by_confidence": False},
     "klass": {"threshold": 0.9, "drift": 0.01, "history": 2},
@@ -258,6 +259,9 @@ class _Decoder:
             return best
         if kind == "dynamic":
             return best | (masked & (confidence > rule["threshold"]))
+        if kind == "prefix":
+            sure = (confidence > rule["threshold"]) | ~masked
+            return masked & (sure.cumprod(-1).bool() | (masked.cumsum(-1) <= 1))
         if kind == "factor":
             return best | (masked & ((rank + 2) * (1 - confidence) < rule["factor"]))
         if kind == "entropy":
