@@ -1,7 +1,9 @@
 """`opdlm convert`: on-policy distillation of an autoregressive model into a block-diffusion one."""
 
 from argparse import SUPPRESS, Namespace
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from opdlm.cli.options import Parser, add_settings, flag, given
 from opdlm.cli.terminal import duration, make_console, quiet_libraries
@@ -50,7 +52,10 @@ def run(arguments: Namespace) -> int:
             if resuming:
                 model = api.resume(output, on_start=view.start, on_step=view.step)
             else:
-                chosen = _complete(api.resolve(**settings))
+                if "recipe" not in settings:
+                    _check_complete(settings)  # before the model is looked at, to choose a recipe
+                chosen = api.resolve(**settings)
+                _check_complete(chosen.model_dump())
                 if "recipe" not in settings:
                     view.note(f"recipe {chosen.recipe}, by the size of the model; --recipe names another")
                 model = api.run(chosen, on_start=view.start, on_step=view.step)
@@ -61,12 +66,11 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
-def _complete(settings: ConvertSettings) -> ConvertSettings:
-    """The same settings; UsageError if one of the three that have no default is missing."""
+def _check_complete(settings: Mapping[str, Any]) -> None:
+    """UsageError if one of the three that have no default is missing."""
     for name in ("model", "prompts", "output"):
-        if not getattr(settings, name):
+        if not settings.get(name):
             raise UsageError(f"no {name} given; use opdlm convert MODEL --prompts FILE --output DIR")
-    return settings
 
 
 def how_to_continue(output: Path, command: str) -> str:
