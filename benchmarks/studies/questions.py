@@ -146,6 +146,7 @@ ARMS: dict[str, Arm] = {
     ),
     # left to right
     "prefix": Arm("states with all of their left context", _PREFIX),
+    "sequential": Arm("such states, one token a round", {"rollout_decoding": "sequential"}),
     "prefix-8": Arm("the same, blocks of 8", {**_PREFIX, "block_size": 8}),
     "prefix-16": Arm("the same, blocks of 16", {**_PREFIX, "block_size": 16}),
     # block size
@@ -243,7 +244,7 @@ QUESTIONS: dict[str, Question] = {
     ),
     "order": Question(
         "Does it pay to fix a block's tokens from left to right, and to train on such states?",
-        ("opd", "prefix", "block-8", "prefix-8", "block-16", "prefix-16"),
+        ("opd", "prefix", "sequential", "block-8", "prefix-8", "block-16", "prefix-16"),
         "opd",
         "orders",
     ),
