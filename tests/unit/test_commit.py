@@ -175,6 +175,13 @@ def test_what_each_rule_fixes(rule: str, expected: str) -> None:
     assert "".join("x" if fixed else "." for fixed in found) == expected
 
 
+def test_prefix_reads_over_what_is_fixed() -> None:
+    """Else a filled gap, of which the model is not sure, would stop it."""
+    masked = torch.tensor([[False, True, False, True, True, True]])
+    seen = proposals([[0.1, 0.9, 0.2, 0.95, 0.3, 0.99]])
+    assert commit.prefix(seen, masked, 0.8).tolist() == [[False, True, False, True, False, False]]
+
+
 def test_dynamic_fixes_the_best_one_below_the_threshold() -> None:
     """Else decoding would never end where the model is unsure; the comparison is strict, as published."""
     masked = torch.ones(1, 3, dtype=torch.bool)
