@@ -36,6 +36,7 @@ from studies.hindsight import hindsight_loss
 from studies.mask_fault import commit_mask_fault
 from studies.questions import ARMS, BASE, QUESTIONS, Arm, Values
 
+_EXAMINED_MORE = {*QUESTIONS["order"].arms, *QUESTIONS["method"].arms}
 POINTS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 """Shares of the budget at which the student is examined; and before it."""
 
@@ -182,7 +183,7 @@ def run(name: str, seed: int, effort: Effort, folder: Path) -> dict[str, Any]:
         "validation": teacher_result(models.original, models.tokenizer, exam.validation),
     }
     curve = _converted(arm, about, models, exam)
-    decodings = (*DECODINGS, *(MORE_DECODINGS if name in QUESTIONS["order"].arms else ()))
+    decodings = (*DECODINGS, *(MORE_DECODINGS if name in _EXAMINED_MORE else ()))
     final = student_results(models.student, models.tokenizer, models.tokens, exam.final, decodings)
     record = {
         "definition": about,

@@ -148,6 +148,11 @@ ARMS: dict[str, Arm] = {
     "prefix": Arm("states with all of their left context", _PREFIX),
     "sequential": Arm("such states, one token a round", {"rollout_decoding": "sequential"}),
     "prefix-8": Arm("the same, blocks of 8", {**_PREFIX, "block_size": 8}),
+    "prefix-8-one-state": Arm("and one state a block", {**_PREFIX, "block_size": 8, "states": "one_per_block"}),
+    "prefix-8-260": Arm("and 260 rollouts", {**_PREFIX, "block_size": 8, "rollouts": 260}),
+    "sft-truth-8": Arm(
+        "cross-entropy on the reference answers, random masks, blocks of 8", {**_SFT, "block_size": 8}, "reference"
+    ),
     "prefix-16": Arm("the same, blocks of 16", {**_PREFIX, "block_size": 16}),
     # block size
     "block-16": Arm("large blocks from the start", {"block_size": 16}),
@@ -244,7 +249,10 @@ QUESTIONS: dict[str, Question] = {
     ),
     "order": Question(
         "Does it pay to fix a block's tokens from left to right, and to train on such states?",
-        ("opd", "prefix", "sequential", "block-8", "prefix-8", "block-16", "prefix-16"),
+        (
+            *("opd", "prefix", "sequential", "sft-truth", "block-8", "prefix-8", "block-16", "prefix-16"),
+            *("prefix-8-260", "prefix-8-one-state", "sft-truth-8"),
+        ),
         "opd",
         "orders",
     ),
