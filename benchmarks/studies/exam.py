@@ -17,9 +17,11 @@ from opdlm.playground.problems import Problem
 from opdlm.sampling.engine import Engine
 
 DECODINGS = ("static", "sequential", "dynamic:0.9", "dynamic:0.8", "dynamic:0.7")
-LEFT_TO_RIGHT = ("prefix:0.98", "prefix:0.95", "prefix:0.9", "prefix:0.8")
-MORE_DECODINGS = ("dynamic:0.98", "dynamic:0.95", *LEFT_TO_RIGHT)
-"""Asked of the arms that `questions.py` names so."""
+MORE_DECODINGS = ("dynamic:0.98", "dynamic:0.95", "prefix:0.98", "prefix:0.95", "prefix:0.9", "prefix:0.8")
+"""For the arms of some questions only."""
+SUREST_FIRST = ("static", "dynamic:0.98", "dynamic:0.95", "dynamic:0.9", "dynamic:0.8", "dynamic:0.7")
+LEFT_TO_RIGHT = ("sequential", "prefix:0.98", "prefix:0.95", "prefix:0.9", "prefix:0.8")
+"""The two orders, from slow to fast."""
 ON_THE_WAY = ("static", "dynamic:0.9")
 MAX_NEW_TOKENS = 64  # the longest reference response has 33
 BATCH = 32

@@ -71,10 +71,16 @@ class Answers:
     # --- examinations ---------------------------------------------------------------------------------------------
 
     def student(self, name: str, decoding: str, measure: Measure) -> Span:
-        """Of the arm's students, in the final examination."""
-        found = span([measure(record["final"][decoding]) for record in self.arms[name].values()])
-        assert found is not None
+        """Of the arm's students that were examined so, in the final examination."""
+        records = self.arms[name].values()
+        found = span([measure(record["final"][decoding]) for record in records if decoding in record["final"]])
+        assert found is not None, f"{name} was not examined by {decoding}"
         return found
+
+    def examined(self, name: str, decodings: Sequence[str]) -> list[str]:
+        """Those of the decodings by which at least one student of the arm was examined."""
+        records = self.arms[name].values()
+        return [decoding for decoding in decodings if any(decoding in record["final"] for record in records)]
 
     def teacher(self, measure: Measure) -> float:
         """Of the ARLM, in the final examination: the same for all."""

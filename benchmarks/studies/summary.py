@@ -8,7 +8,7 @@ from typing import Any
 import measuring
 import torch
 
-from studies.exam import DECODINGS, ON_THE_WAY
+from studies.exam import DECODINGS, MORE_DECODINGS, ON_THE_WAY
 from studies.figures import draw
 from studies.numbers import Answers, Cost, Measure, Span, accuracy, effort_of, share_of, speed, to_reach, total
 from studies.questions import QUESTIONS
@@ -46,7 +46,7 @@ def note(answers: Answers) -> str:
 def rows(answers: Answers) -> Iterator[dict[str, Any]]:
     """One row for each arm and number."""
     for name in answers.arms:
-        for decoding in DECODINGS:
+        for decoding in answers.examined(name, (*DECODINGS, *MORE_DECODINGS)):
             yield _examined(answers, name, decoding, "accuracy, mean over families", accuracy)
             yield _examined(answers, name, decoding, "tokens per forward", speed)
         for decoding in ON_THE_WAY:

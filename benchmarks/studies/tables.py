@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from studies.exam import DECODINGS, ON_THE_WAY
+from studies.exam import DECODINGS, MORE_DECODINGS, ON_THE_WAY
 from studies.numbers import Answers, Measure, Span, accuracy, share_of, speed, to_reach, total
 from studies.questions import ARMS, QUESTIONS
 
@@ -23,8 +23,10 @@ def tables(answers: Answers) -> Iterator[str]:
     yield f"## {QUESTIONS[answers.key].title}"
     yield _arms(answers)
     yield from _rates(answers)
-    yield _examined(answers, "accuracy, %", {kind: (kind, accuracy) for kind in DECODINGS}, _percent)
-    yield _examined(answers, "tokens per forward", {kind: (kind, speed) for kind in DECODINGS}, _plain)
+    asked = (*DECODINGS, *MORE_DECODINGS)
+    kinds = [kind for kind in asked if any(answers.examined(name, (kind,)) for name in answers.arms)]
+    yield _examined(answers, "accuracy, %", {kind: (kind, accuracy) for kind in kinds}, _percent)
+    yield _examined(answers, "tokens per forward", {kind: (kind, speed) for kind in kinds}, _plain)
     for decoding in ON_THE_WAY:
         columns = {label: (decoding, share_of(label)) for label in LABELS}
         yield _examined(answers, f"accuracy by task, {decoding}, %", columns, _percent)
@@ -59,7 +61,10 @@ def _examined(
     theirs = [answers.teacher(measure) for _, measure in columns.values()]
     lines.append(_line(["the ARLM", *(shown(Span(number, number, number, 1, 1)) for number in theirs)]))
     for name in answers.arms:
-        cells = [shown(answers.student(name, decoding, measure)) for decoding, measure in columns.values()]
+        cells = [
+            shown(answers.student(name, decoding, measure) if answers.examined(name, (decoding,)) else None)
+            for decoding, measure in columns.values()
+        ]
         lines.append(_line([name, *cells]))
     return "\n".join(lines)
 

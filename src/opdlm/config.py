@@ -102,6 +102,12 @@ def _decoding_from_text(value: Any) -> Any:
     return {"kind": kind, list(kinds[kind].model_fields)[1]: argument}
 
 
+def as_text(decoding: Decoding) -> str:
+    """The short form, `static:2`, without the kind's other numbers."""
+    kind, number, *_ = decoding.model_dump().values()
+    return f"{kind}:{number}"
+
+
 DecodingField = Annotated[Decoding, BeforeValidator(_decoding_from_text)]
 
 

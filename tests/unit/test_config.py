@@ -20,6 +20,7 @@ from opdlm.config import (
     PrefixDecoding,
     SequentialDecoding,
     StaticDecoding,
+    as_text,
     settings_from,
 )
 from opdlm.errors import ConfigError
@@ -47,6 +48,12 @@ from opdlm.errors import ConfigError
 def test_decoding_short_forms(text: object, expected: object) -> None:
     """Else `--decoding dynamic:0.8` would mean something else than its table in a file."""
     assert settings_from(GenerationSettings, {"decoding": text}).decoding == expected
+
+
+@pytest.mark.parametrize("text", ["static:2", "prefix:0.95", "entropy:2.0", "klass:0.6"])
+def test_short_forms_can_be_read_again(text: str) -> None:
+    """Else a demo would name another decoding than its own."""
+    assert as_text(settings_from(GenerationSettings, {"decoding": text}).decoding) == text
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,13 @@ def compare(
     return Comparison(teacher, students)
 
 
+def usual_decodings(kind: str) -> tuple[str, ...]:
+    """What a student is compared by if nothing is asked for: one token a round, then ever more, in its own order."""
+    if kind == "prefix":
+        return ("sequential", "prefix:0.98", "prefix:0.95", "prefix:0.9")
+    return ("static", "dynamic:0.9", "dynamic:0.8", "dynamic:0.7")
+
+
 def greedy(decoding: str, max_new_tokens: int) -> GenerationSettings:
     """The settings of an evaluation; ConfigError if the decoding does not exist."""
     return settings_from(GenerationSettings, {"decoding": decoding, "max_new_tokens": max_new_tokens})

@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opdlm.cli.comparison import greedy, table
+from opdlm.cli.comparison import greedy, table, usual_decodings
 from opdlm.cli.convert import how_to_continue
 from opdlm.cli.evaluate import evaluate_models, write_json
 from opdlm.cli.options import Parser
 from opdlm.cli.terminal import duration, make_console, quiet_libraries
 from opdlm.cli.views import ConversionView
-from opdlm.config import ConvertSettings
+from opdlm.config import ConvertSettings, as_text
 from opdlm.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ check that the adapted model equals it, convert it by on-policy distillation (wa
 compare teacher and student on questions that neither saw, and write OUTPUT/report.html and OUTPUT/evaluation.json.
 """
 _EXAMPLES = ("opdlm demo", "opdlm demo --quick --output quick-demo")
-_DECODINGS = ("static", "dynamic:0.9")
 _SAMPLES_SHOWN = 8
 _QUICK = 10  # a quick demo does a tenth
 
@@ -81,7 +80,7 @@ def _story(arguments: Namespace, output: Path) -> None:
         str(model),
         settings.model,
         problems,
-        _DECODINGS,
+        usual_decodings(settings.rollout_decoding.kind),
         max_new_tokens=settings.response_length.end,
         batch_size=settings.rollout_batch,
         device=settings.device,
@@ -148,6 +147,11 @@ class _Sampler:
     tokenizer: "PreTrainedTokenizerBase | None" = None
     trainer: "Trainer | None" = None
 
+    @property
+    def decoding(self) -> str:
+        """As in the rollouts."""
+        return as_text(self.settings.rollout_decoding)
+
     def start(self, trainer: "Trainer") -> None:
         """Before the first rollout: what the untrained student answers."""
         from transformers import AutoTokenizer
@@ -170,7 +174,7 @@ class _Sampler:
         assert self.trainer is not None
         assert self.tokenizer is not None
         engine = Engine(
-            self.trainer.student, self.trainer.tokens, greedy("dynamic:0.9", self.settings.response_length.end)
+            self.trainer.student, self.trainer.tokens, greedy(self.decoding, self.settings.response_length.end)
         )
         written = engine.generate([encode_prompt(self.tokenizer, self.problem.prompt)])
         begin, end = int(written.prompt_length[0]), int(written.length[0])
@@ -187,7 +191,7 @@ class _Sampler:
 
         student = load(model, device=self.settings.device)
         ids = encode_prompt(student.tokenizer, self.problem.prompt)
-        wanted = greedy("dynamic:0.9", self.settings.response_length.end)
+        wanted = greedy(self.decoding, self.settings.response_length.end)
         rollout = student.generate([ids], **wanted.model_dump()).rollout.to("cpu")
         texts = partial(decode_inside, student.tokenizer, student.tokens.mask_token_id)
         response = range(len(ids), int(rollout.length[0]))
@@ -195,7 +199,7 @@ class _Sampler:
             {"position": i, "text": texts([int(rollout.input_ids[0, i])]), "round": int(rollout.commit_round[0, i])}
             for i in response
         ]
-        about = {"prompt": self.problem.prompt, "answer": self.problem.answer, "decoding": "dynamic:0.9"}
+        about = {"prompt": self.problem.prompt, "answer": self.problem.answer, "decoding": self.decoding}
         size = {"block_size": student.model.geometry.block_size, "forwards": int(rollout.forwards[0])}
         try:
             target.parent.mkdir(exist_ok=True)

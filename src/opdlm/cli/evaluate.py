@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opdlm.cli.comparison import Comparison, compare, greedy, table
+from opdlm.cli.comparison import Comparison, compare, greedy, table, usual_decodings
 from opdlm.cli.options import Parser
 from opdlm.cli.terminal import make_console, quiet_libraries
 from opdlm.errors import CheckpointError, PromptsError, StorageError, UsageError
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from opdlm.evals.grading import Problem
     from opdlm.sampling.api import DiffusionLM
 
-DECODINGS = ("static", "dynamic:0.9", "dynamic:0.8", "dynamic:0.7")
 _FAMILIES = ("maths", "recall", "edit", "code")
 _DESCRIPTION = """
 Let MODEL, a converted model, and ARLM, the autoregressive model that it was made from, answer the same problems, and
@@ -61,7 +60,10 @@ def parser() -> Parser:
     made.add_argument("--prompt-tokens", type=int, metavar="N", help="with --prompts: only the first N tokens of each")
     made.add_argument("--temperature", type=float, default=1.0, help="with --prompts (default: 1)")
     made.add_argument(
-        "--decoding", action="append", metavar="KIND", help=f"repeat for several (default: {', '.join(DECODINGS)})"
+        "--decoding",
+        action="append",
+        metavar="KIND",
+        help="repeat for several (default: from one token a round to many, in the order that MODEL was trained in)",
     )
     made.add_argument(
         "--per-family", type=int, default=100, metavar="N", help="problems of each of the package's tasks (default 100)"
@@ -79,7 +81,7 @@ def run(arguments: Namespace) -> int:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1; give a larger one")
-    decodings = tuple(dict.fromkeys(arguments.decoding or DECODINGS))
+    decodings = tuple(dict.fromkeys(arguments.decoding or ()))
     for decoding in decodings:
         greedy(decoding, arguments.max_new_tokens)  # a wrong one is an error before any model is loaded
     if arguments.prompts:
@@ -131,7 +133,7 @@ def _run_likelihood(arguments: Namespace, decodings: Sequence[str]) -> int:
         student,
         arlm,
         prompts,
-        decodings,
+        decodings or usual_decodings(student.defaults.decoding.kind),
         max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,
         batch_size=arguments.batch_size,
@@ -170,7 +172,11 @@ def evaluate_models(
     batch_size: int,
     device: str,
 ) -> Comparison:
-    """Loads both models and compares them, with a line of progress on a terminal; errors as in `load_pair`."""
+    """Loads both models and compares them, with a line of progress on a terminal; errors as in `load_pair`.
+
+    Args:
+        decodings: none: the usual ones of the student.
+    """
     student, arlm = load_pair(student_name, arlm_name, device)
     console = make_console(stderr=True)
     with console.status("answering") as status:
@@ -182,7 +188,7 @@ def evaluate_models(
             student,
             arlm,
             problems,
-            decodings,
+            decodings or usual_decodings(student.defaults.decoding.kind),
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             on_progress=show,
