@@ -57,7 +57,7 @@ from opdlm.playground.families import evaluation_set
 from opdlm.playground.weights import arlm_path, student_path
 from opdlm.sampling.api import load
 
-DECODINGS = ("static", "dynamic:0.9", "dynamic:0.95", "dynamic:0.98", "dynamic:0.99")
+DECODINGS = ("static", "sequential", "dynamic:0.98", "dynamic:0.9", "prefix:0.98", "prefix:0.95", "prefix:0.9")
 QUESTIONS = {1: 48, 8: 128, 32: 256}
 """Batch size -> questions of one timed pass."""
 MAX_NEW_TOKENS = 64  # the longest reference response has 33
@@ -154,7 +154,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         "--decoding",
         nargs="+",
         metavar="KIND",
-        help=f"static, sequential, dynamic or factor; default: {' '.join(DECODINGS)}",
+        help=f"static, sequential, dynamic, prefix or factor; default: {' '.join(DECODINGS)}",
     )
     parser.add_argument("--batch-size", nargs="+", type=int, metavar="N", help="default: 1 8 32")
     parser.add_argument("--per-family", type=int, default=100, metavar="N", help="questions for accuracy (100)")

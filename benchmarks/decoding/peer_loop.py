@@ -158,6 +158,13 @@ class PeerLoop:
 def choose(confidence: torch.Tensor, masked: torch.Tensor, decoding: Decoding) -> torch.Tensor:
     """[B, S] bool, the masked tokens that are fixed in this round; confidence [B, S] float32."""
     size = masked.shape[1]
+    if decoding.kind == "prefix":
+        place = torch.arange(size).expand_as(masked)
+        leftmost, unsure = (
+            place.masked_fill(~which, size).amin(-1, keepdim=True)
+            for which in (masked, masked & (confidence <= decoding.threshold))
+        )
+        return masked & ((place < unsure) | (place == leftmost))
     if decoding.kind == "sequential":
         confidence = torch.arange(size, 0.0, -1.0).expand_as(confidence)
     ranked, order = confidence.masked_fill(~masked, -1.0).topk(size)
@@ -170,5 +177,5 @@ def choose(confidence: torch.Tensor, masked: torch.Tensor, decoding: Decoding) -
         case "factor":
             first = ((number + 1) * (1 - ranked) < decoding.factor) | (number == 1)
         case kind:
-            raise UsageError(f"the peer loop has no decoding {kind}; use static, sequential, dynamic or factor")
+            raise UsageError(f"the peer loop has no decoding {kind}; use static, sequential, dynamic, prefix or factor")
     return torch.zeros_like(masked).scatter(1, order, first) & masked

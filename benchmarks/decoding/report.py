@@ -12,7 +12,7 @@ AR = "AR generate (transformers)"
 AR_COMPILED = f"{AR}, its forward compiled"
 PEER = "peer loop (static batches, separate commit)"
 CROPPING = f"{PEER}, cache cropped, not copied"
-ALLOWED_LOSS = 0.01  # of accuracy, against static decoding
+ALLOWED_LOSS = 0.01  # of accuracy, against one token a round
 AIM_OVER_AR, AIM_OVER_PEER, AIM_OUTSIDE = 1.5, 3.0, 0.15
 
 
@@ -39,7 +39,8 @@ class Report:
     def chosen(self) -> str:
         """The decoding with the most tokens per forward among those that lose no more accuracy than is allowed."""
         accuracy = {decoding: self.row(ACCURACY, AR, decoding)["ours"] for decoding in self.decodings}
-        least = accuracy.get("static", max(accuracy.values())) - ALLOWED_LOSS - 1e-9
+        slow = [accuracy[kind] for kind in ("static", "sequential") if kind in accuracy]
+        least = max(slow or accuracy.values()) - ALLOWED_LOSS - 1e-9
         good = [decoding for decoding in self.decodings if accuracy[decoding] >= least]
         return max(good, key=lambda decoding: self.row(FORWARD, AR, decoding)["ours"])
 
@@ -77,7 +78,7 @@ class Report:
         """The three numbers that have an aim, and where AR is faster."""
         chosen, small, large = self.chosen(), min(self.batch_sizes), max(self.batch_sizes)
         lines = [
-            f"chosen: {chosen}, most tokens per forward of those at most {ALLOWED_LOSS:.2f} less accurate than static"
+            f"chosen: {chosen}, most tokens per forward of those at most {ALLOWED_LOSS:.2f} below one by one"
         ]
         for engine in (EAGER, COMPILED):
             over_ar, over_compiled = (
