@@ -11,6 +11,7 @@ from cli_support import SMALL, call, fingerprint
 from opdlm.cli.views import ConversionView
 from opdlm.cli.watch import MASK_SIGN, DraftView
 from opdlm.config import ConvertSettings
+from opdlm.recipes import load_recipe
 from opdlm.sampling.api import load
 
 
@@ -38,6 +39,19 @@ def test_convert_reports_and_leaves_a_model(arlm, prompts, tmp_path, capsys):
     parts = sum(sum(line["seconds"].values()) for line in lines)
     assert lines[-1]["total"]["seconds"] == pytest.approx(parts, abs=0.01), "the parts, the rest among them, are all"
     assert all(line["seconds"]["rest"] >= 0 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [((), "small"), (("--lora", "1"), "paper-small"), (("--recipe", "paper-large"), "paper-large")],
+)
+def test_without_a_recipe_the_size_decides(arlm, prompts, tmp_path, capsys, flags, expected):
+    """Without it small models would be converted by settings for large ones, and the user would not know by which."""
+    assert call("convert", arlm, "--prompts", prompts, "--output", tmp_path / "run", *SMALL, *flags) == 0
+    found = ConvertSettings(**tomllib.loads((tmp_path / "run" / "config.toml").read_text()))
+    assert found.recipe == expected
+    assert found.context == load_recipe(expected)["context"]
+    assert (f"recipe {expected}, by the size" in capsys.readouterr().out) == ("--recipe" not in flags)
 
 
 def test_a_flag_replaces_one_value_of_a_recipe_group(arlm, prompts, tmp_path):

@@ -237,6 +237,13 @@ def refused(path: Path | str, kind: type[OpdlmError], *words: str) -> None:
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt_neox"])
+def test_parameters_are_counted_without_weights(name: str) -> None:
+    """Else a model would get the recipe for another size; tied weights count once."""
+    model = tiny_model(name)
+    assert checkpoint.count_parameters(model.config) == sum(p.numel() for p in model.parameters())
+
+
 @pytest.mark.parametrize("name", ["nobody/nothing", "./no/such/folder", "/no/such/folder", "nothing"])
 def test_unknown_models(name: str) -> None:
     """Else a misspelt name would end in the hub's traceback."""

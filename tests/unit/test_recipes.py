@@ -28,6 +28,22 @@ def test_the_papers_recipes_are_there() -> None:
     assert large == DistillSettings(top_k=16)
 
 
+def test_the_recipe_follows_the_size() -> None:
+    """Else a small model would be converted by settings that were measured on large ones, or the other way round."""
+    sizes = (1_000_000, 29_999_999, 30_000_000, 1_700_000_000, 2_999_999_999, 4_000_000_000)
+    expected = ["small", "small", "paper-small", "paper-small", "paper-small", "paper-large"]
+    assert [recipes.recipe_for(size) for size in sizes] == expected
+
+
+def test_the_demo_shows_what_small_models_get() -> None:
+    """Else the demo's numbers would say nothing about `opdlm convert`."""
+    demo, small = recipes.load_recipe("demo"), recipes.load_recipe("small")
+    assert {name for name in demo.keys() | small.keys() if demo.get(name) != small.get(name)} == {
+        "rollouts",
+        "save_every_rollouts",
+    }
+
+
 def test_unknown_recipes_name_the_nearest(tmp_path: Path) -> None:
     """Else a misspelt recipe would end in a traceback."""
     with pytest.raises(ConfigError, match="did you mean 'paper-small'"):

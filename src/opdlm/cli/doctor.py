@@ -39,7 +39,7 @@ def parser() -> Parser:
     """The command's flags."""
     made = Parser("doctor", _DESCRIPTION, _EXAMPLES, "MODEL [options]")
     made.add_argument("model", nargs="?", help="folder or hub name of the autoregressive model")
-    made.add_argument("--block-size", default="4", metavar="N", help="tokens in a block (default: 4)")
+    made.add_argument("--block-size", metavar="N", help="tokens in a block (default: the recipe's)")
     made.add_argument("--lora-rank", type=int, default=32, metavar="N", help="rank of the LoRA estimate (default: 32)")
     made.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (default)")
     made.add_argument("--no-speed", action="store_true", help="leave the measurement of speed out")
@@ -53,10 +53,11 @@ def run(arguments: Namespace) -> int:
         raise UsageError("no model given; name a folder or a hub model: opdlm doctor MODEL")
     if arguments.lora_rank < 1:
         raise UsageError("--lora-rank must be at least 1; give a larger one")
-    settings = settings_from(DistillSettings, {"block_size": arguments.block_size})
+    changes = {} if arguments.block_size is None else {"block_size": arguments.block_size}
+    settings_from(DistillSettings, changes)  # a wrong one is an error before any model is loaded
     quiet_libraries()
     try:
-        findings = examine(arguments, settings)
+        findings = examine(arguments, changes)
     except OpdlmError as error:
         if arguments.json:
             print(json.dumps({"model": arguments.model, "convertible": False, "reason": str(error)}))
@@ -68,19 +69,24 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
-def examine(arguments: Namespace, settings: DistillSettings) -> dict[str, Any]:
-    """All findings. Raises the error that a conversion would raise."""
+def examine(arguments: Namespace, changes: dict[str, str]) -> dict[str, Any]:
+    """All findings, for the recipe by size with these changes. Raises the error that a conversion would raise."""
     from opdlm.core.types import Geometry
     from opdlm.distill.data import check_lengths
     from opdlm.models.adapt import BlockDiffusionModel, identity_check
     from opdlm.models.checkpoint import load_arlm
     from opdlm.models.devices import pick_device
     from opdlm.models.tokens import special_tokens
+    from opdlm.recipes import load_recipe, recipe_for
 
     device = pick_device(arguments.device)
     arlm, tokenizer = load_arlm(arguments.model, device=device)
+    parameters = sum(p.numel() for p in arlm.parameters())
+    recipe = recipe_for(parameters)
+    settings = settings_from(DistillSettings, {**load_recipe(recipe), **changes})
     vocabulary, mask = len(tokenizer), _plan_mask(arlm, tokenizer)
-    model = BlockDiffusionModel(arlm, Geometry(settings.block_size), mask["id"])
+    geometry = Geometry(settings.block_size, settings.prediction, settings.context)
+    model = BlockDiffusionModel(arlm, geometry, mask["id"])
     check_lengths([[0] * _PROMPT], _RESPONSE, model.max_length, settings.block_size)
     difference = identity_check(model)
     memory = _memory(model, arguments.lora_rank)
@@ -91,7 +97,8 @@ def examine(arguments: Namespace, settings: DistillSettings) -> dict[str, Any]:
         "model": arguments.model,
         "convertible": True,
         "architecture": type(arlm).__name__,
-        "parameters": sum(p.numel() for p in arlm.parameters()),
+        "parameters": parameters,
+        "recipe": recipe,
         "vocabulary": vocabulary,
         "context": model.max_length,
         "mask_token": mask,
@@ -102,7 +109,7 @@ def examine(arguments: Namespace, settings: DistillSettings) -> dict[str, Any]:
         "free_bytes": free,
         "training_fits": fits,
         "speed": speed,
-        "command": _command(arguments, model.max_length, fits),
+        "command": _command(arguments, model.max_length, settings.response_length.end, fits),
     }
 
 
@@ -193,12 +200,11 @@ def _measure(model: "BlockDiffusionModel", tokens: Any, settings: DistillSetting
     }
 
 
-def _command(arguments: Namespace, context: int | None, fits: bool) -> str:
+def _command(arguments: Namespace, context: int | None, longest: int, fits: bool) -> str:
     """What to type; with LoRA where full training does not fit."""
     parts = ["opdlm", "convert", arguments.model, "--prompts", "PROMPTS.jsonl", "--output", "RUN"]
-    if arguments.block_size != "4":
+    if arguments.block_size is not None:
         parts += ["--block-size", arguments.block_size]
-    longest = LengthRamp.model_fields["end"].default
     if context is not None and context < 2 * longest:
         parts += ["--response-length.start", str(min(100, context // 2)), "--response-length.end", str(context // 2)]
     if not fits:
@@ -215,6 +221,7 @@ def _show(console: Console, found: dict[str, Any]) -> None:
     table.add_row("model", f"{found['model']}: {found['architecture']}, {found['parameters']:,} parameters")
     table.add_row("vocabulary, context", f"{found['vocabulary']:,} tokens, {found['context'] or 'no limit'}")
     table.add_row("convertible", "yes")
+    table.add_row("recipe", f"{found['recipe']}, by the number of parameters")
     table.add_row("identity check", f"passed, largest difference of a logit {found['identity_difference']:.2g}")
     table.add_row(
         "mask honoured", "yes: with a bidirectional mask the model looks ahead, with a causal one it does not"
