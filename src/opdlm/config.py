@@ -285,6 +285,14 @@ class DistillSettings(Settings):
     # keeping
     save_every_rollouts: int = Field(default=10, ge=1, description="rollouts between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="checkpoints kept on disk")
+    decoding: DecodingField | None = Field(
+        default=None, description="how the converted model decodes by default; none: as the rollouts"
+    )
+
+    @property
+    def usual_decoding(self) -> Decoding:
+        """How the converted model decodes by default."""
+        return self.decoding or self.rollout_decoding
 
     @model_validator(mode="after")
     def _consistent(self) -> "DistillSettings":

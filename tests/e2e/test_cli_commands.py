@@ -51,6 +51,8 @@ def test_without_a_recipe_the_size_decides(arlm, prompts, tmp_path, capsys, flag
     found = ConvertSettings(**tomllib.loads((tmp_path / "run" / "config.toml").read_text()))
     assert found.recipe == expected
     assert found.context == load_recipe(expected)["context"]
+    assert load(tmp_path / "run" / "model").defaults.decoding == found.usual_decoding
+    assert found.usual_decoding.kind == ("prefix" if expected == "small" else "dynamic")
     assert (f"recipe {expected}, by the size" in capsys.readouterr().out) == ("--recipe" not in flags)
 
 

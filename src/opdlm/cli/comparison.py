@@ -79,7 +79,7 @@ def compare(
 
 
 def usual_decodings(kind: str) -> tuple[str, ...]:
-    """What a student is compared by if nothing is asked for: one token a round, then ever more, in its own order."""
+    """What a student is compared by if nothing is asked for: one token a round, then ever more, in its usual order."""
     if kind == "prefix":
         return ("sequential", "prefix:0.98", "prefix:0.95", "prefix:0.9")
     return ("static", "dynamic:0.9", "dynamic:0.8", "dynamic:0.7")

@@ -80,7 +80,7 @@ def _story(arguments: Namespace, output: Path) -> None:
         str(model),
         settings.model,
         problems,
-        usual_decodings(settings.rollout_decoding.kind),
+        usual_decodings(settings.usual_decoding.kind),
         max_new_tokens=settings.response_length.end,
         batch_size=settings.rollout_batch,
         device=settings.device,
@@ -149,8 +149,8 @@ class _Sampler:
 
     @property
     def decoding(self) -> str:
-        """As in the rollouts."""
-        return as_text(self.settings.rollout_decoding)
+        """As the finished student decodes."""
+        return as_text(self.settings.usual_decoding)
 
     def start(self, trainer: "Trainer") -> None:
         """Before the first rollout: what the untrained student answers."""

@@ -202,5 +202,5 @@ def _save(
     provenance: dict[str, Any] = {"base_model": base, "method": settings.method}
     if folder.metrics.exists() and (lines := folder.metrics.read_text().splitlines()):
         provenance["response tokens trained"] = json.loads(lines[-1])["total"]["tokens_trained"]
-    decoding = GenerationSettings(decoding=settings.rollout_decoding)
-    save_checkpoint(model, tokenizer, target, generation=decoding, provenance=provenance)
+    generation = GenerationSettings(decoding=settings.usual_decoding)
+    save_checkpoint(model, tokenizer, target, generation=generation, provenance=provenance)
