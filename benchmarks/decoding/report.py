@@ -77,9 +77,7 @@ class Report:
     def summary(self) -> list[str]:
         """The three numbers that have an aim, and where AR is faster."""
         chosen, small, large = self.chosen(), min(self.batch_sizes), max(self.batch_sizes)
-        lines = [
-            f"chosen: {chosen}, most tokens per forward of those at most {ALLOWED_LOSS:.2f} below one by one"
-        ]
+        lines = [f"chosen: {chosen}, most tokens per forward of those at most {ALLOWED_LOSS:.2f} below one by one"]
         for engine in (EAGER, COMPILED):
             over_ar, over_compiled = (
                 self.row(SPEED, rival, chosen, small, engine)["ratio"] for rival in (AR, AR_COMPILED)

@@ -23,6 +23,8 @@ SUREST_FIRST = ("static", "dynamic:0.98", "dynamic:0.95", "dynamic:0.9", "dynami
 LEFT_TO_RIGHT = ("sequential", "prefix:0.98", "prefix:0.95", "prefix:0.9", "prefix:0.8")
 """The two orders, from slow to fast."""
 ON_THE_WAY = ("static", "dynamic:0.9")
+AT_THE_END = ("sequential", *ON_THE_WAY)
+"""By which accuracies by task, and whole runs of several budgets, are shown."""
 MAX_NEW_TOKENS = 64  # the longest reference response has 33
 BATCH = 32
 LARGEST = 256

@@ -8,7 +8,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from studies.exam import DECODINGS, LEFT_TO_RIGHT, ON_THE_WAY, SUREST_FIRST
+from studies.exam import AT_THE_END, DECODINGS, LEFT_TO_RIGHT, ON_THE_WAY, SUREST_FIRST
 from studies.numbers import Answers, Span, accuracy, share_of, span, speed
 from studies.questions import QUESTIONS
 
@@ -97,9 +97,9 @@ def _orders(answers: Answers) -> Figure:
 
 def _budgets(answers: Answers) -> Figure:
     """Final accuracy of whole runs against response tokens trained: a line for each method, a point for each budget."""
-    figure = Figure((9, 4), layout="constrained")
-    panels = figure.subplots(1, len(ON_THE_WAY), sharey=True)
-    for panel, decoding in zip(panels, ON_THE_WAY, strict=True):
+    figure = Figure((11, 4), layout="constrained")
+    panels = figure.subplots(1, len(AT_THE_END), sharey=True)
+    for panel, decoding in zip(panels, AT_THE_END, strict=True):
         for place, name in enumerate(answers.budgeted()):
             runs = answers.budgets(name)
             tokens = [answers.tokens(run) / 1000 for run in runs]
@@ -112,7 +112,7 @@ def _budgets(answers: Answers) -> Figure:
         panel.set_xticks([25, 50, 100, 200, 400, 800], minor=False)
         panel.xaxis.set_major_formatter("{x:g}")
         panel.xaxis.set_minor_formatter("")
-        panel.set(title=decoding, xlabel="response tokens trained in the whole run, thousands")
+        panel.set(title=decoding, xlabel="response tokens trained, thousands")
     panels[0].set(ylabel="accuracy on final questions, %")
     _legend(figure, panels[0])
     return figure
@@ -121,9 +121,9 @@ def _budgets(answers: Answers) -> Figure:
 def _facts(answers: Answers) -> Figure:
     """Facts that are still known, of those that conversion prompts name and of those that none names."""
     names = list(answers.arms)
-    figure = Figure((9, 1.2 + 0.35 * len(names)), layout="constrained")
-    panels = figure.subplots(1, len(ON_THE_WAY), sharey=True)
-    for panel, decoding in zip(panels, ON_THE_WAY, strict=True):
+    figure = Figure((11, 1.2 + 0.35 * len(names)), layout="constrained")
+    panels = figure.subplots(1, len(AT_THE_END), sharey=True)
+    for panel, decoding in zip(panels, AT_THE_END, strict=True):
         for place, (tag, told) in enumerate((("seen", "named in prompts"), ("unseen", "never named"))):
             measure = share_of(f"recall {tag}")
             found = [answers.student(name, decoding, measure) for name in names]

@@ -283,7 +283,16 @@ QUESTIONS: dict[str, Question] = {
     ),
     "forgetting": Question(
         "Which method keeps the facts that no prompt names?",
-        (*_METHODS, "opd-no-pull", "sft-truth-no-pull", "offpolicy-kd-no-pull", "pull-60", "attention-only"),
+        (
+            *_METHODS,
+            "opd-one-state",
+            "opd-25",
+            "opd-no-pull",
+            "sft-truth-no-pull",
+            "offpolicy-kd-no-pull",
+            "pull-60",
+            "attention-only",
+        ),
         "opd",
         "facts",
     ),

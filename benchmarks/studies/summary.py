@@ -8,7 +8,7 @@ from typing import Any
 import measuring
 import torch
 
-from studies.exam import DECODINGS, MORE_DECODINGS, ON_THE_WAY
+from studies.exam import AT_THE_END, DECODINGS, MORE_DECODINGS, ON_THE_WAY
 from studies.figures import draw
 from studies.numbers import Answers, Cost, Measure, Span, accuracy, effort_of, share_of, speed, to_reach, total
 from studies.questions import QUESTIONS
@@ -49,7 +49,7 @@ def rows(answers: Answers) -> Iterator[dict[str, Any]]:
         for decoding in answers.examined(name, (*DECODINGS, *MORE_DECODINGS)):
             yield _examined(answers, name, decoding, "accuracy, mean over families", accuracy)
             yield _examined(answers, name, decoding, "tokens per forward", speed)
-        for decoding in ON_THE_WAY:
+        for decoding in AT_THE_END:
             for label in LABELS:
                 yield _examined(answers, name, decoding, f"accuracy, {label}", share_of(label))
         for unit, metric in COSTS.items():
@@ -62,7 +62,7 @@ def rows(answers: Answers) -> Iterator[dict[str, Any]]:
                     metric = f"{COSTS[unit]}, to reach {share:.0%} of the teacher's accuracy"
                     cost = to_reach(share, decoding, unit)
                     yield _spent(answers, name, metric, unit, cost, {"decoding": decoding})
-    for name, decoding, share in itertools.product(answers.budgeted(), ON_THE_WAY, SHARES):
+    for name, decoding, share in itertools.product(answers.budgeted(), AT_THE_END, SHARES):
         yield _enough(answers, name, decoding, share)
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from studies.exam import DECODINGS, MORE_DECODINGS, ON_THE_WAY
+from studies.exam import AT_THE_END, DECODINGS, MORE_DECODINGS, ON_THE_WAY
 from studies.numbers import Answers, Measure, Span, accuracy, share_of, speed, to_reach, total
 from studies.questions import ARMS, QUESTIONS
 
@@ -27,12 +27,12 @@ def tables(answers: Answers) -> Iterator[str]:
     kinds = [kind for kind in asked if any(answers.examined(name, (kind,)) for name in answers.arms)]
     yield _examined(answers, "accuracy, %", {kind: (kind, accuracy) for kind in kinds}, _percent)
     yield _examined(answers, "tokens per forward", {kind: (kind, speed) for kind in kinds}, _plain)
-    for decoding in ON_THE_WAY:
+    for decoding in AT_THE_END:
         columns = {label: (decoding, share_of(label)) for label in LABELS}
         yield _examined(answers, f"accuracy by task, {decoding}, %", columns, _percent)
     yield _costs(answers)
     if QUESTIONS[answers.key].figure == "budgets":
-        yield from (_enough(answers, decoding) for decoding in ON_THE_WAY)
+        yield from (_enough(answers, decoding) for decoding in AT_THE_END)
         return
     for decoding in ON_THE_WAY:
         yield _reach(answers, decoding)
