@@ -57,7 +57,7 @@ from opdlm.playground.families import evaluation_set
 from opdlm.playground.weights import arlm_path, student_path
 from opdlm.sampling.api import load
 
-DECODINGS = ("static", "sequential", "dynamic:0.98", "dynamic:0.9", "prefix:0.98", "prefix:0.95", "prefix:0.9")
+DECODINGS = ("static", "sequential", "dynamic:0.9", "prefix:0.99", "prefix:0.95")
 QUESTIONS = {1: 48, 8: 128, 32: 256}
 """Batch size -> questions of one timed pass."""
 MAX_NEW_TOKENS = 64  # the longest reference response has 33

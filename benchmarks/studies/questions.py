@@ -250,7 +250,7 @@ QUESTIONS: dict[str, Question] = {
     "order": Question(
         "Does it pay to fix a block's tokens from left to right, and to train on such states?",
         (
-            *("opd", "prefix", "sequential", "sft-truth", "block-8", "prefix-8", "block-16", "prefix-16"),
+            *("opd", "prefix", "sequential", "sft-truth", "block-2", "block-8", "prefix-8", "block-16", "prefix-16"),
             *("prefix-8-260", "prefix-8-one-state", "sft-truth-8"),
         ),
         "opd",
