@@ -89,7 +89,7 @@ def _orders(answers: Answers) -> Figure:
             x, y = ([answers.student(name, kind, measure) for kind in asked] for measure in (speed, accuracy))
             look = {"marker": ".", "capsize": 2, **_look(place), "ls": line, "lw": 1.6 if line == "-" else 0.7}
             panel.errorbar(_means(x), _means(y, 100), _whiskers(y), label=name if line == "-" else None, **look)
-    panel.set_ylim(bottom=70)
+    panel.set_ylim(70, 100)
     panel.plot(1, 100 * answers.teacher(accuracy), "k*", ls="", label="the ARLM")
     panel.set(xlabel="tokens per forward (solid: sequential, prefix; dotted: static, dynamic)", ylabel="accuracy, %")
     _legend(figure, panel)
