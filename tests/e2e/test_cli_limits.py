@@ -99,8 +99,8 @@ def test_a_run_is_not_a_prompt(run, capsys):
 
 
 def test_controls_say_which_states_they_need(arlm, prompts, tmp_path, capsys):
-    """Else the demo's recipe could not be compared with its controls."""
-    flags = ("--prompts", prompts, "--output", tmp_path / "o", "--recipe", "demo", "--method", "offpolicy_kd")
+    """Else somebody would believe that a control was trained on states that nobody visited."""
+    flags = ("--prompts", prompts, "--output", tmp_path / "o", "--method", "offpolicy_kd", "--states", "all")
     assert "random_mask" in fails(capsys, "convert", arlm, *flags)
     unused = ("--prompts", prompts, "--output", tmp_path / "o", "--responses-column", "answer")
     assert "responses_column" in fails(capsys, "convert", arlm, *unused)
