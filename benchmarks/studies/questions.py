@@ -160,7 +160,10 @@ ARMS: dict[str, Arm] = {
         "4, then 8, then 16, a third of the rollouts each", stages=tuple({"block_size": size} for size in (4, 8, 16))
     ),
     "block-16-fault": Arm("what the mask fault costs in large blocks", {"block_size": 16}, mask_fault=True),
-    "block-32": Arm("one block for a whole answer", {"block_size": 32}),
+    "block-32": Arm(
+        "one block for a whole answer; half of the rollouts, one state a block",
+        {"block_size": 32, "rollouts": ROLLOUTS // 2, "states": "one_per_block"},
+    ),
     "block-8": Arm("between them", {"block_size": 8}),
     "block-4-fault": Arm("what the mask fault costs in small blocks", mask_fault=True),
     "block-2": Arm("the demo itself, with this budget", {"block_size": 2}),
