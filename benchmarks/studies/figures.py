@@ -70,9 +70,7 @@ def _speeds(answers: Answers) -> Figure:
     panel = figure.subplots()
     kinds = [kind for kind in SUREST_FIRST if kind in DECODINGS]
     for place, name in enumerate(answers.leading()):
-        x, y = ([answers.student(name, kind, measure) for kind in kinds] for measure in (speed, accuracy))
-        look = {"marker": ".", "capsize": 2, **_look(place)}
-        panel.errorbar(_means(x), _means(y, 100), _whiskers(y), label=name, **look)
+        _frontier(panel, answers, name, kinds, label=name, **_look(place))
     panel.plot(1, 100 * answers.teacher(accuracy), "k*", ls="", label="the ARLM")
     panel.set(xlabel="tokens per forward (static, dynamic 0.9, 0.8, 0.7)", ylabel="accuracy, %")
     _legend(figure, panel)
@@ -84,16 +82,19 @@ def _orders(answers: Answers) -> Figure:
     figure = Figure((9, 5), layout="constrained")
     panel = figure.subplots()
     for place, name in enumerate(answers.arms):
-        for kinds, line in ((LEFT_TO_RIGHT, "-"), (SUREST_FIRST, ":")):
-            asked = answers.examined(name, kinds)
-            x, y = ([answers.student(name, kind, measure) for kind in asked] for measure in (speed, accuracy))
-            look = {"marker": ".", "capsize": 2, **_look(place), "ls": line, "lw": 1.6 if line == "-" else 0.7}
-            panel.errorbar(_means(x), _means(y, 100), _whiskers(y), label=name if line == "-" else None, **look)
+        for kinds, look in ((LEFT_TO_RIGHT, {"label": name}), (SUREST_FIRST, {"ls": ":", "lw": 0.7})):
+            _frontier(panel, answers, name, answers.examined(name, kinds), **{**_look(place), "ls": "-", **look})
     panel.set_ylim(70, 100)
     panel.plot(1, 100 * answers.teacher(accuracy), "k*", ls="", label="the ARLM")
     panel.set(xlabel="tokens per forward (solid: sequential, prefix; dotted: static, dynamic)", ylabel="accuracy, %")
     _legend(figure, panel)
     return figure
+
+
+def _frontier(panel: Axes, answers: Answers, name: str, kinds: Sequence[str], **look: Any) -> None:
+    """An arm's accuracy against its tokens per forward."""
+    x, y = ([answers.student(name, kind, measure) for kind in kinds] for measure in (speed, accuracy))
+    panel.errorbar(_means(x), _means(y, 100), _whiskers(y), marker=".", capsize=2, **look)
 
 
 def _budgets(answers: Answers) -> Figure:

@@ -7,9 +7,8 @@ positions weigh more. Proposals are those of the training pass: they cost no pas
 import torch
 
 from opdlm.core import divergence as div
-from opdlm.core.layout import Attention
 from opdlm.core.types import LossSum, Rollout, StateBatch, TeacherTargets
-from opdlm.distill.losses import CHUNK_FLOATS
+from opdlm.distill.losses import sum_over_positions
 from opdlm.distill.teacher import Teacher
 from opdlm.models.adapt import BlockDiffusionModel
 
@@ -33,8 +32,4 @@ def hindsight_loss(
         hesitates = predicted.argmax(-1) != final[part]
         return function(expected, predicted) * torch.where(hesitates, weight, 1.0)
 
-    attention = Attention.within(student.geometry, states.position_ids, states.copy, states.text)
-    hidden = student.hidden(states.input_ids, attention)[states.line, states.predictor]
-    head = student.head_parameters()
-    rows = max(1, CHUNK_FLOATS // head[0].shape[0])
-    return div.chunked_sum(hidden, states.weight, states.weight.sum(), head, row_losses, rows)
+    return sum_over_positions(student, states, row_losses)

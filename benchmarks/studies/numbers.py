@@ -1,5 +1,6 @@
 """From the arms' files to numbers: spans over seeds, costs to reach a share of the teacher, the best learning rate."""
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -77,6 +78,17 @@ class Answers:
         assert found is not None, f"{name} was not examined by {decoding}"
         return found
 
+    def speed_at(self, name: str, decodings: Sequence[str], aim: float) -> float | None:
+        """Tokens per forward at an accuracy, between decodings, of the seeds that were examined by all of them."""
+        records = [r for r in self.arms[name].values() if all(kind in r["final"] for kind in decodings)]
+        points = [
+            [fmean(f(r["final"][kind]) for r in records) for f in (speed, accuracy)] for kind in decodings if records
+        ]
+        for (slow, high), (fast, low) in itertools.pairwise(points):
+            if low <= aim <= high:
+                return slow + (fast - slow) * (high - aim) / (high - low)
+        return None
+
     def examined(self, name: str, decodings: Sequence[str]) -> list[str]:
         """Those of the decodings by which at least one student of the arm was examined."""
         records = self.arms[name].values()
@@ -113,15 +125,15 @@ class Answers:
         """Arms that were run with several budgets."""
         return [arm for arm in self.arms if not ARMS[arm].budget_of and len(self.budgets(arm)) > 1]
 
-    def enough(self, name: str, decoding: str, share: float) -> float | None:
-        """Tokens that a whole run needs for `share` of the teacher's accuracy, between budgets on a log scale.
+    def enough(self, name: str, decoding: str, share: float, unit: str = "tokens_trained") -> float | None:
+        """Tokens (or another cost) that a whole run needs for `share` of the teacher's accuracy, between budgets on a log scale.
 
         None: no run reaches it. The smallest run's tokens, where that one does: an upper bound.
         """
         aim = share * self.teacher(accuracy)
         before: tuple[float, float] | None = None
         for run in self.budgets(name):
-            tokens, reached = math.log(self.tokens(run)), self.student(run, decoding, accuracy).mean
+            tokens, reached = math.log(self.tokens(run, unit)), self.student(run, decoding, accuracy).mean
             if reached >= aim:
                 if before is None:
                     return math.exp(tokens)
@@ -129,9 +141,9 @@ class Answers:
             before = tokens, reached
         return None
 
-    def tokens(self, run: str) -> float:
-        """Response tokens that the arm trained on."""
-        found = self.cost(run, total("tokens_trained"))
+    def tokens(self, run: str, unit: str = "tokens_trained") -> float:
+        """Response tokens that the arm trained on, or another cost."""
+        found = self.cost(run, total(unit))
         assert found is not None
         return found.mean
 

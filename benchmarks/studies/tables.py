@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from studies.exam import AT_THE_END, DECODINGS, MORE_DECODINGS, ON_THE_WAY
+from studies.exam import AT_THE_END, DECODINGS, LEFT_TO_RIGHT, MORE_DECODINGS, ON_THE_WAY, SUREST_FIRST
 from studies.numbers import Answers, Measure, Span, accuracy, share_of, speed, to_reach, total
 from studies.questions import ARMS, QUESTIONS
 
@@ -23,6 +23,7 @@ def tables(answers: Answers) -> Iterator[str]:
     yield f"## {QUESTIONS[answers.key].title}"
     yield _arms(answers)
     yield from _rates(answers)
+    yield _speeds_at(answers)
     asked = (*DECODINGS, *MORE_DECODINGS)
     kinds = [kind for kind in asked if any(answers.examined(name, (kind,)) for name in answers.arms)]
     yield _examined(answers, "accuracy, %", {kind: (kind, accuracy) for kind in kinds}, _percent)
@@ -89,9 +90,21 @@ def _reach(answers: Answers, decoding: str) -> str:
     return "\n".join(lines)
 
 
+def _speeds_at(answers: Answers) -> str:
+    """Tokens per forward at some accuracies, by `dynamic` as all arms were asked it, by all thresholds, by `prefix`."""
+    common = [kind for kind in SUREST_FIRST if kind in DECODINGS]
+    ways = {"dynamic, common thresholds": common, "dynamic": SUREST_FIRST[:5], "prefix": LEFT_TO_RIGHT}
+    aims = (0.92, 0.9, 0.88, 0.85, 0.8)
+    lines = _heading(["tokens per forward at", *(f"{aim:.0%}, {way}" for way in ways for aim in aims)])
+    for name in answers.arms:
+        found = (answers.speed_at(name, kinds, aim) for kinds in ways.values() for aim in aims)
+        lines.append(_line([name, *("-" if one is None else f"{one:.2f}" for one in found)]))
+    return "\n".join(lines)
+
+
 def _enough(answers: Answers, decoding: str) -> str:
     """Tokens that whole runs need for shares of the teacher's accuracy, and how many times the rival's."""
-    heads = [f"{share:.0%}{what}" for share in SHARES for what in ("", f" / {answers.rival}")]
+    heads = [f"{share:.0%}{what}" for share in SHARES for what in ("", f" / {answers.rival}", ", FLOPs likewise")]
     lines = _heading([f"tokens of a whole run, {decoding}", *heads])
     for name in answers.budgeted():
         cells = []
@@ -100,6 +113,8 @@ def _enough(answers: Answers, decoding: str) -> str:
             least = ours is not None and math.isclose(ours, answers.tokens(answers.budgets(name)[0]))
             cells.append("not reached" if ours is None else f"{'at most ' if least else ''}{ours:,.0f}")
             cells.append("-" if ours is None or theirs is None else f"{ours / theirs:.2f}")
+            flops = [answers.enough(arm, decoding, share, "flops") for arm in (name, answers.rival)]
+            cells.append("-" if None in flops else f"{flops[0] / flops[1]:.2f}")
         lines.append(_line([name, *cells]))
     return "\n".join(lines)
 

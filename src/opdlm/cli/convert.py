@@ -45,6 +45,7 @@ def run(arguments: Namespace) -> int:
     output = _output_of_resumed(arguments.resume, settings) if resuming else settings.get("output", "")
     quiet_libraries()
     from opdlm.distill import api
+    from opdlm.recipes import load_recipe
 
     view = ConversionView(make_console())
     try:
@@ -52,10 +53,9 @@ def run(arguments: Namespace) -> int:
             if resuming:
                 model = api.resume(output, on_start=view.start, on_step=view.step)
             else:
-                if "recipe" not in settings:
-                    _check_complete(settings)  # before the model is looked at, to choose a recipe
+                recipe = load_recipe(settings["recipe"]) if "recipe" in settings else {}
+                _check_complete({**recipe, **settings})  # before the model is looked at, to choose a recipe
                 chosen = api.resolve(**settings)
-                _check_complete(chosen.model_dump())
                 if "recipe" not in settings:
                     view.note(f"recipe {chosen.recipe}, by the size of the model; --recipe names another")
                 model = api.run(chosen, on_start=view.start, on_step=view.step)

@@ -51,7 +51,7 @@ def divergence_loss(
         expected = teacher.logits(targets, states.row[part], states.position[part]).log_softmax(-1)
         return function(expected, predicted)
 
-    return _sum_over_positions(student, states, row_losses)
+    return sum_over_positions(student, states, row_losses)
 
 
 def cross_entropy_loss(
@@ -63,10 +63,11 @@ def cross_entropy_loss(
     def row_losses(outputs: torch.Tensor, part: slice) -> torch.Tensor:
         return cross_entropy(student.logits_of(outputs), tokens[part], reduction="none")
 
-    return _sum_over_positions(student, states, row_losses)
+    return sum_over_positions(student, states, row_losses)
 
 
-def _sum_over_positions(student: BlockDiffusionModel, states: StateBatch, row_losses) -> LossSum:
+def sum_over_positions(student: BlockDiffusionModel, states: StateBatch, row_losses) -> LossSum:
+    """Weighted sum of `row_losses` (see `chunked_sum`) over all supervised positions."""
     attention = Attention.within(student.geometry, states.position_ids, states.copy, states.text)
     hidden = student.hidden(states.input_ids, attention)[states.line, states.predictor]
     head = student.head_parameters()
