@@ -81,9 +81,9 @@ class Answers:
     def speed_at(self, name: str, decodings: Sequence[str], aim: float) -> float | None:
         """Tokens per forward at an accuracy, between decodings, of the seeds that were examined by all of them."""
         records = [r for r in self.arms[name].values() if all(kind in r["final"] for kind in decodings)]
-        points = [
-            [fmean(f(r["final"][kind]) for r in records) for f in (speed, accuracy)] for kind in decodings if records
-        ]
+        if not records:
+            return None
+        points = [[fmean(f(r["final"][kind]) for r in records) for f in (speed, accuracy)] for kind in decodings]
         for (slow, high), (fast, low) in itertools.pairwise(points):
             if low <= aim <= high:
                 return slow + (fast - slow) * (high - aim) / (high - low)
@@ -126,9 +126,9 @@ class Answers:
         return [arm for arm in self.arms if not ARMS[arm].budget_of and len(self.budgets(arm)) > 1]
 
     def enough(self, name: str, decoding: str, share: float, unit: str = "tokens_trained") -> float | None:
-        """Tokens (or another cost) that a whole run needs for `share` of the teacher's accuracy, between budgets on a log scale.
+        """Tokens, or another cost, of a whole run that keeps `share` of the accuracy; between runs on a log scale.
 
-        None: no run reaches it. The smallest run's tokens, where that one does: an upper bound.
+        None: no run reaches it. What the smallest run costs, where that one does: an upper bound.
         """
         aim = share * self.teacher(accuracy)
         before: tuple[float, float] | None = None

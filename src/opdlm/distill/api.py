@@ -92,10 +92,11 @@ def resolve(**settings: Any) -> ConvertSettings:
 
 
 def _recipe_by_size(model: str, adapter_only: bool) -> str:
-    """Adapters follow the paper at every size: `small` pulls weights to their originals, which an adapter lacks."""
+    """Adapters never get `small`: it pulls weights to their originals, which an adapter lacks."""
     config = load_config(model)
     check_convertible(config)
-    return "paper-small" if adapter_only else recipe_for(count_parameters(config))
+    recipe = recipe_for(count_parameters(config))
+    return "paper-small" if adapter_only and recipe == "small" else recipe
 
 
 def run(

@@ -9,7 +9,7 @@ from typing import Any
 from opdlm.errors import ConfigError
 
 SMALL_BELOW = 30_000_000
-"""Parameters. `small` was measured with 0.3 and 1.3 million (docs/log.md); the paper begins with 600 million."""
+"""Parameters. `small` was measured with 1.3 million (docs/studies); the paper begins with 600 million."""
 LARGE_FROM = 3_000_000_000
 """Parameters. The paper has one setting for 0.6B and 1.7B, another for 4B and 8B (arXiv 2606.06712, Table 13)."""
 
