@@ -22,6 +22,7 @@ from transformers import DynamicCache, PreTrainedModel
 from opdlm.config import Decoding, GenerationSettings
 from opdlm.core.types import Geometry
 from opdlm.errors import UsageError
+from opdlm.models.parts import cache_argument
 from opdlm.models.tokens import SpecialTokens
 
 
@@ -43,6 +44,7 @@ class PeerLoop:
         self.model, self.geometry, self.tokens = model, geometry, tokens
         self.settings, self.batch_size, self.crop = settings, batch_size, crop
         self.stops = torch.tensor(tokens.stop_token_ids)
+        self.cache_argument = cache_argument(model.forward) or ""
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], int]:
@@ -123,9 +125,9 @@ class PeerLoop:
             input_ids=ids,
             attention_mask=visible,
             position_ids=(column - padding[:, None]).clamp(min=0),
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=keep,
+            **{self.cache_argument: cache},
         )
         return output.logits.float()
 

@@ -149,7 +149,7 @@ def test_identity_check_finds_a_model_that_stays_causal() -> None:
         mask, position = kwargs.get("attention_mask"), kwargs.get("position_ids")
         if mask is None or position is None:
             return args, kwargs
-        keys = torch.arange(mask.shape[-1]) if kwargs.get("past_key_values") is not None else position[:, None, None, :]
+        keys = torch.arange(mask.shape[-1]) if kwargs.get(model.cache_argument) is not None else position[:, None, None, :]
         later = position[:, None, :, None] < keys
         return args, kwargs | {"attention_mask": mask.masked_fill(later, torch.finfo(mask.dtype).min)}
 
@@ -187,7 +187,7 @@ def test_identity_check_finds_a_cache_that_forgets() -> None:
     model = BlockDiffusionModel(tiny_model(), GEOMETRY, MASK)
 
     def swap_values(_module: object, args: tuple, kwargs: dict) -> None:
-        if (cache := kwargs.get("past_key_values")) is not None and cache._layers:
+        if (cache := kwargs.get(model.cache_argument)) is not None and cache._layers:
             cache._layers[0].keys.zero_()
 
     model.model.base_model.register_forward_pre_hook(swap_values, with_kwargs=True)  # type: ignore[arg-type]

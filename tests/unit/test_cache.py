@@ -97,4 +97,4 @@ def test_misuse_is_refused(model: BlockDiffusionModel) -> None:
     with pytest.raises(RuntimeError, match="no_grad"):
         model.hidden(ids, attention, KVCache(1, 8))
     with torch.no_grad(), pytest.raises(RuntimeError, match="prepare"):
-        model.model.base_model(input_ids=ids, past_key_values=KVCache(1, 8))
+        model.model.base_model(input_ids=ids, **{model.cache_argument: KVCache(1, 8)})

@@ -22,7 +22,7 @@ from opdlm.core.layout import PADDING, Attention, causal
 from opdlm.core.types import Geometry
 from opdlm.errors import IdentityCheckError, UnsupportedModelError, UsageError
 from opdlm.models.cache import KVCache
-from opdlm.models.parts import input_embedding, lm_head
+from opdlm.models.parts import cache_argument, input_embedding, lm_head
 from opdlm.models.verdict import check_convertible, sliding_windows
 
 NEVER_SAMPLED = -1e30
@@ -42,6 +42,7 @@ class BlockDiffusionModel(nn.Module):
         model: the decoder with its language-model head.
         geometry: blocks, prediction and context that this model was or will be trained for.
         mask_token_id: the id that stands for "not yet known".
+        cache_argument: what the decoder calls the argument that takes a KV cache.
     """
 
     def __init__(self, model: PreTrainedModel, geometry: Geometry, mask_token_id: int):
@@ -58,6 +59,7 @@ class BlockDiffusionModel(nn.Module):
         self.geometry = geometry
         self.mask_token_id = mask_token_id
         self._windows = sliding_windows(model.config)
+        self.cache_argument = cache_argument(model.forward)
         self._compiled: Callable | None = None
         self.eval()
 
@@ -149,8 +151,8 @@ class BlockDiffusionModel(nn.Module):
             input_ids=input_ids,
             attention_mask=self._mask(attention),
             position_ids=attention.query_position,
-            past_key_values=cache,
             use_cache=cache is not None,
+            **({} if cache is None else {self.cache_argument: cache}),
         )
         return output.last_hidden_state
 

@@ -1,4 +1,8 @@
-"""The two ends of a decoder, with their types."""
+"""The parts of a decoder that we hold on to: its two ends, with their types, and the argument that takes the cache."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -16,3 +20,12 @@ def lm_head(model: PreTrainedModel) -> nn.Module:
     head = model.get_output_embeddings()
     assert head is not None
     return head
+
+
+def cache_argument(forward: Callable[..., Any]) -> str | None:
+    """The name of the argument of `forward` that takes the KV cache, or None.
+
+    transformers 5.24 calls it `cache`; before that it was `past_key_values`, a name that 5.40 will no longer take.
+    """
+    known = inspect.signature(forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in known), None)

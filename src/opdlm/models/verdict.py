@@ -6,6 +6,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from opdlm.errors import UnsupportedModelError
+from opdlm.models.parts import cache_argument
 
 _MASKED_LAYERS = ("full_attention", "sliding_attention")
 
@@ -60,7 +61,8 @@ def _obstacle(config: PreTrainedConfig) -> str | None:
 def _missing_input(model_class: type[PreTrainedModel]) -> str | None:
     """The inputs that the adaptation needs, read from the signature."""
     known = inspect.signature(model_class.forward).parameters
-    missing = [name for name in ("position_ids", "attention_mask", "past_key_values") if name not in known]
+    missing = [name for name in ("position_ids", "attention_mask") if name not in known]
+    missing += [] if cache_argument(model_class.forward) else ["cache"]
     if not missing:
         return None
     return f"its forward pass takes no {' and no '.join(missing)}; choose a model with position ids and a KV cache"

@@ -11,6 +11,7 @@ Shape letters: B rows, S block size, W query window, K columns of the cache, H r
 position id. Copies: 0 finished text, 1 the current block, -1 nothing.
 """
 
+import inspect
 import math
 import shutil
 from pathlib import Path
@@ -212,7 +213,9 @@ class _Decoder:
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
         self.cache.prepare(window, copy != NOTHING, keys.shape[1])
         ids = self.ids.gather(1, window)
-        arguments = {"attention_mask": mask, "position_ids": window, "past_key_values": self.cache, "use_cache": True}
+        known = inspect.signature(self.model.forward).parameters
+        cache = {"cache" if "cache" in known else "past_key_values": self.cache}  # renamed in transformers 5.24
+        arguments = {"attention_mask": mask, "position_ids": window, "use_cache": True, **cache}
         return self.model.base_model(input_ids=ids, **arguments).last_hidden_state
 
     def as_attention_expects(self, seen: torch.Tensor) -> torch.Tensor:
