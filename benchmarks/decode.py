@@ -1,6 +1,6 @@
-"""Decoding speed of the embedded student: the engine against its ARLM and against the usual block-diffusion loop.
+"""Decoding speed of the embedded student: the engine against its AR model and against the usual block-diffusion loop.
 
-All answer the same questions of the playground's tasks, in the same order, greedily, in float32 on the CPU:
+All answer the same questions of the tiny's tasks, in the same order, greedily, in float32 on the CPU:
 
 - ours: `opdlm`'s engine, at each decoding, as it is and compiled (`opdlm.load(..., compile=True)`);
 - AR: `generate` of transformers with the student's parent, as a user calls it: KV cache, prompts padded on the left;
@@ -51,11 +51,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from opdlm.config import GenerationSettings, settings_from
-from opdlm.evals.grading import grade
+from opdlm.evals.graders import grade
 from opdlm.models.tokens import encode_prompt
-from opdlm.playground.families import evaluation_set
-from opdlm.playground.weights import arlm_path, student_path
 from opdlm.sampling.api import load
+from opdlm.tiny.families import evaluation_set
+from opdlm.tiny.weights import ar_model_path, student_path
 
 DECODINGS = ("static", "sequential", "dynamic:0.9", "prefix:0.99", "prefix:0.95")
 QUESTIONS = {1: 48, 8: 128, 32: 256}
@@ -68,11 +68,11 @@ class Bench:
 
     def __init__(self, per_family: int) -> None:
         self.student, self.compiled = (load(student_path(), device="cpu", compile=choice) for choice in (False, True))
-        self.arlm, self.compiled_arlm = (
-            AutoModelForCausalLM.from_pretrained(arlm_path(), dtype=torch.float32).eval() for _ in range(2)
+        self.ar_model, self.compiled_ar_model = (
+            AutoModelForCausalLM.from_pretrained(ar_model_path(), dtype=torch.float32).eval() for _ in range(2)
         )
-        self.compiled_arlm.forward = torch.compile(self.compiled_arlm.forward, dynamic=True)
-        self.arlm_tokenizer = AutoTokenizer.from_pretrained(arlm_path())
+        self.compiled_ar_model.forward = torch.compile(self.compiled_ar_model.forward, dynamic=True)
+        self.ar_tokenizer = AutoTokenizer.from_pretrained(ar_model_path())
         self.problems = evaluation_set(per_family)
         random.Random(0).shuffle(self.problems)  # families mixed, as requests come
         self.prompts = [encode_prompt(self.student.tokenizer, problem.prompt) for problem in self.problems]
@@ -84,8 +84,8 @@ class Bench:
         return {
             EAGER: writers.engine(self.student, settings, batch_size),
             COMPILED: writers.engine(self.compiled, settings, batch_size),
-            AR: writers.autoregressive(self.arlm, self.arlm_tokenizer, MAX_NEW_TOKENS, batch_size),
-            AR_COMPILED: writers.autoregressive(self.compiled_arlm, self.arlm_tokenizer, MAX_NEW_TOKENS, batch_size),
+            AR: writers.autoregressive(self.ar_model, self.ar_tokenizer, MAX_NEW_TOKENS, batch_size),
+            AR_COMPILED: writers.autoregressive(self.compiled_ar_model, self.ar_tokenizer, MAX_NEW_TOKENS, batch_size),
             PEER: writers.peer_loop(self.student, settings, batch_size),
             CROPPING: writers.peer_loop(self.student, settings, batch_size, crop=True),
         }

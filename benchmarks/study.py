@@ -1,10 +1,10 @@
-"""Studies of the method on the embedded ARLM, on a CPU. Without a command: what there is to run.
+"""Studies of the method on the embedded AR model, on a CPU. Without a command: what there is to run.
 
     python benchmarks/study.py run method --seeds 0 1 2 --jobs 2      all arms of a question, one thread each
     python benchmarks/study.py summary method                         tables, a result file, a figure
 
-A run converts the embedded ARLM as its arm says and writes one small file; arms that several questions share are run
-once. Arms whose file exists are skipped, so a stopped command is simply given again.
+A run converts the embedded AR model as its arm says and writes one small file; arms that several questions share are
+run once. Arms whose file exists are skipped, so a stopped command is simply given again.
 """
 
 import argparse

@@ -18,6 +18,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -28,15 +29,17 @@ from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 
 from opdlm.config import DistillSettings
-from opdlm.core.divergence import forward_kl
-from opdlm.core.states import select_states
+from opdlm.core.states import StateChoice, select_states
 from opdlm.core.types import Geometry, Rollout
-from opdlm.distill.loop import peak_process_bytes
-from opdlm.distill.losses import divergence_loss
-from opdlm.distill.rollout import whole_blocks
-from opdlm.distill.step import Recipe, training_step
+from opdlm.distill.methods import method_of
+from opdlm.distill.pair import Pair
+from opdlm.distill.rollout import Written, whole_blocks
+from opdlm.distill.step import Batch, training_step
 from opdlm.distill.teacher import Teacher
-from opdlm.models.adapt import NEVER_SAMPLED, BlockDiffusionModel
+from opdlm.models.block_diffusion import NEVER_SAMPLED, BlockDiffusionModel
+from opdlm.models.devices import peak_process_bytes
+from opdlm.models.tokens import SpecialTokens
+from opdlm.parallel.ranks import OneProcess
 
 BLOCK, VOCABULARY = 4, 151_936
 MASK = VOCABULARY - 1
@@ -175,21 +178,21 @@ def response_lengths(rows: int, longest: int) -> list[int]:
 
 
 def random_rollout(lengths: list[int], prompt: int) -> Rollout:
-    """Rows of random tokens; each token of a block is fixed in the same round as the one before it, or in the next."""
+    """Rows of random tokens; each token of a block is committed in the step of the one before it, or in the next."""
     generator = torch.Generator().manual_seed(0)
     rows, width = len(lengths), prompt + max(lengths)
     length = prompt + torch.tensor(lengths)
     later = torch.randint(0, 2, (rows, -(-width // BLOCK), BLOCK), generator=generator)
     later[..., 0] = 0
     order = torch.rand(later.shape, generator=generator).argsort(-1)
-    rounds = later.cumsum(-1).gather(-1, order)  # 1 to BLOCK rounds a block, its tokens in any order
-    rounds = rounds.flatten(1)[:, :width].masked_fill(torch.arange(width) < prompt, -1)
+    steps = later.cumsum(-1).gather(-1, order)  # 1 to BLOCK steps a block, its tokens in any order
+    steps = steps.flatten(1)[:, :width].masked_fill(torch.arange(width) < prompt, -1)
     text = Rollout(
         input_ids=torch.randint(0, MASK, (rows, width), generator=generator),
         prompt_length=torch.full((rows,), prompt),
         length=length,
         end=length,
-        commit_round=rounds.short(),
+        commit_step=steps.short(),
         stopped=torch.ones(rows, dtype=torch.bool),
         forwards=torch.zeros(rows, dtype=torch.int64),
     )
@@ -219,11 +222,10 @@ def our_step(student: PreTrainedModel, teacher: PreTrainedModel, text: Rollout, 
     frozen = Teacher(BlockDiffusionModel(teacher, GEOMETRY, MASK))
     settings = DistillSettings(prompts_per_rollout=rows, rows_per_update=rows, rows_per_micro_batch=rows_at_once)
 
-    def loss(states, texts, targets):
-        return divergence_loss(model, frozen, forward_kl, states, texts, targets)
-
-    recipe = Recipe(lambda prompts, seeds: (text, 0), "one_per_block", False, frozen.targets, loss)
-    counts = training_step([[]] * rows, range(rows), model, recipe, Kept(), settings)  # type: ignore[arg-type]
+    pair = Pair.of(model, frozen, SpecialTokens(MASK, MASK, ()))
+    plan = replace(method_of(settings)(pair, 0), write=lambda batch: Written(text, 0))
+    batch = Batch([[]] * rows, range(rows))
+    counts = training_step(batch, plan, pair, Kept(), settings, OneProcess())  # type: ignore[arg-type]
     return {
         "loss": counts.losses[0],
         "student_tokens": counts.student_query_tokens,
@@ -260,10 +262,10 @@ def published_step(student: PreTrainedModel, teacher: PreTrainedModel, text: Rol
 def noised_rows(text: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
     """[B, T] ids with the masks of the same states that ours trains on, and which of the masked tokens are learnt."""
     seeds = torch.arange(len(text.length), device=text.length.device)
-    states = select_states(text, GEOMETRY, "one_per_block", MASK, seeds)
+    states = select_states(text, GEOMETRY, StateChoice("one_per_block"), seeds, mask_token_id=MASK)
     noised, supervised = text.input_ids.clone(), torch.zeros_like(text.input_ids, dtype=torch.bool)
-    there = states.copy > 0
-    noised[states.text[there], states.position_ids[there]] = states.input_ids[there]
+    there = states.stream > 0
+    noised[states.document[there], states.position_ids[there]] = states.input_ids[there]
     supervised[states.row, states.position] = True
     return noised, supervised
 

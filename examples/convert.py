@@ -7,13 +7,13 @@ OUTPUT/model. Killed? `opdlm.distill.api.resume(OUTPUT)` goes on from the newest
 """
 
 import sys
-from typing import Any
 
 import opdlm
+from opdlm.records.metrics import StepMetrics
 
 
-def show(line: dict[str, Any]) -> None:
-    print(f"rollout {line['rollout']}/{line['rollouts']}   loss {line['loss']:.4f}")
+def show(metrics: StepMetrics) -> None:
+    print(f"rollout {metrics.rollout}/{metrics.rollouts}   loss {metrics.loss:.4f}")
 
 
 def main() -> None:

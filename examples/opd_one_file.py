@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-NEVER = 1_000_000  # the round of a token that was never filled in
+NEVER = 1_000_000  # the step of a token that was never unmasked
 
 
 @dataclass
@@ -25,13 +25,13 @@ class Text:
 
     Attributes:
         ids: [T] prompt, response, and what is left of the last block.
-        rounds: [T] the round of its block in which each token was fixed; -1 in the prompt, NEVER where it is a mask.
+        steps: [T] the step of its block in which each token was unmasked; -1 in the prompt, NEVER where it is a mask.
         prompt: tokens of the prompt.
         length: tokens of prompt and response, up to and including the first stop token.
     """
 
     ids: torch.Tensor
-    rounds: torch.Tensor
+    steps: torch.Tensor
     prompt: int
     length: int
 
@@ -83,17 +83,17 @@ def write(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Text:
-    """One response, block by block; in each round every token above the threshold is fixed, at least the best one."""
+    """One response, block by block; in each step every token above the threshold is unmasked, at least the best one."""
     cap = len(prompt) + max_new_tokens
     ids = torch.tensor(prompt, device=student.device)
-    rounds = torch.full_like(ids, -1)
+    steps = torch.full_like(ids, -1)
     while True:
         start = len(ids) // size * size
         empty = start + size - len(ids)
         ids = torch.cat([ids, ids.new_full((empty,), mask_id)])
-        rounds = torch.cat([rounds, rounds.new_full((empty,), NEVER)])
+        steps = torch.cat([steps, steps.new_full((empty,), NEVER)])
         position = torch.arange(len(ids), device=ids.device)
-        for round_ in range(size):
+        for step in range(size):
             hidden = block_diffusion(student, ids, position, position >= start, size)[start:]
             log_p = log_probabilities(student, hidden, mask_id)
             token = log_p.argmax(-1)
@@ -101,20 +101,20 @@ def write(
                 token = torch.multinomial((log_p / temperature).softmax(-1), 1, generator=generator)[:, 0]
             # The model's own probability of its candidate, at temperature 1.
             confidence = log_p.gather(-1, token[:, None])[:, 0].exp()
-            confidence = confidence.masked_fill(rounds[start:] != NEVER, -1.0)
+            confidence = confidence.masked_fill(steps[start:] != NEVER, -1.0)
             fixed = (confidence > threshold).index_fill(0, confidence.argmax(), True)
-            ids[start:][fixed], rounds[start:][fixed] = token[fixed], round_
-            length = finished_length(ids, rounds, len(prompt), cap, stop_ids)
+            ids[start:][fixed], steps[start:][fixed] = token[fixed], step
+            length = finished_length(ids, steps, len(prompt), cap, stop_ids)
             if length is not None:
-                return Text(ids, rounds, len(prompt), length)
-            if not (rounds == NEVER).any():
+                return Text(ids, steps, len(prompt), length)
+            if not (steps == NEVER).any():
                 break
 
 
-def finished_length(ids: torch.Tensor, rounds: torch.Tensor, prompt: int, cap: int, stop_ids: list[int]) -> int | None:
+def finished_length(ids: torch.Tensor, steps: torch.Tensor, prompt: int, cap: int, stop_ids: list[int]) -> int | None:
     """Tokens up to the first stop token or the cap, if everything before is fixed."""
     for i in range(prompt, min(len(ids), cap)):
-        if rounds[i] == NEVER:
+        if steps[i] == NEVER:
             return None
         if int(ids[i]) in stop_ids:
             return i + 1
@@ -124,12 +124,12 @@ def finished_length(ids: torch.Tensor, rounds: torch.Tensor, prompt: int, cap: i
 # --- 2. states that it visited ------------------------------------------------------------------------------------
 
 
-def choose_rounds(text: Text, size: int, generator: torch.Generator | None = None) -> dict[int, int]:
-    """One realised round of each block of the response, uniformly: {first position of the block: round}."""
+def choose_steps(text: Text, size: int, generator: torch.Generator | None = None) -> dict[int, int]:
+    """One realised step of each block of the response, uniformly: {first position of the block: step}."""
     chosen = {}
     for start in range(text.prompt // size * size, text.length, size):
-        rounds = text.rounds[start : start + size]
-        realised = 1 + int(rounds[rounds != NEVER].max())
+        steps = text.steps[start : start + size]
+        realised = 1 + int(steps[steps != NEVER].max())
         chosen[start] = int(torch.randint(realised, (1,), generator=generator))
     return chosen
 
@@ -137,15 +137,15 @@ def choose_rounds(text: Text, size: int, generator: torch.Generator | None = Non
 def packed_row(
     text: Text, chosen: dict[int, int], mask_id: int, size: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """[clean text | noised blocks], each noised block as it was before its chosen round.
+    """[clean text | noised blocks], each noised block as it was before its chosen step.
 
     Returns:
         ids, position ids and whether the token is noised, each [Q]; and the columns [M] whose tokens are predicted.
     """
     clean = torch.arange(len(text.ids), device=text.ids.device)
     blocks = torch.cat([clean[start : start + size] for start in chosen])
-    round_of = torch.cat([torch.full((size,), chosen[start], device=clean.device) for start in chosen])
-    masked = text.rounds[blocks] >= round_of
+    step_of = torch.cat([torch.full((size,), chosen[start], device=clean.device) for start in chosen])
+    masked = text.steps[blocks] >= step_of
     ids = torch.cat([text.ids, text.ids[blocks].masked_fill(masked, mask_id)])
     noised = torch.arange(len(ids), device=clean.device) >= len(clean)
     # What stands behind the stop token or the length cap was never the response: it is seen, never learnt.
@@ -195,7 +195,7 @@ def training_step(
     texts = [write(student, prompt, mask_id, stop_ids, size, max_new_tokens, generator=generator) for prompt in prompts]
     total, count = torch.zeros((), device=student.device), 0
     for text in texts:
-        loss, tokens = divergence(student, teacher, text, choose_rounds(text, size, generator), mask_id, size)
+        loss, tokens = divergence(student, teacher, text, choose_steps(text, size, generator), mask_id, size)
         total, count = total + loss, count + tokens
     optimiser.zero_grad()
     (total / count).backward()

@@ -6,27 +6,31 @@ from functools import cache
 import torch
 
 from opdlm.config import GenerationSettings
-from opdlm.core.types import NEVER, Geometry, Rollout
-from opdlm.models.adapt import BlockDiffusionModel
+from opdlm.core.states import Selection, StateChoice, select_states
+from opdlm.core.types import NEVER, Geometry, Rollout, StateBatch
+from opdlm.distill.pair import Pair
+from opdlm.distill.teacher import Teacher
+from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.tokens import SpecialTokens
-from opdlm.sampling.engine import Engine, Round
+from opdlm.sampling.engine import Engine, Step
+from opdlm.sampling.requests import continuations
 from support import MASK, tiny_model
 
 TOKENS = SpecialTokens(MASK, 0, (2, 3, 5))
 """Three stop tokens of 97: some random texts stop, some reach the length cap."""
 
 Visits = dict[tuple[int, int, int], torch.Tensor]
-"""(row, first position of the block, round) -> logits [S, V] that the sampler saw."""
+"""(row, first position of the block, step) -> logits [S, V] that the sampler saw."""
 
 
 @cache
-def arlm(seed: int = 0, layers: int = 2):
+def ar_model(seed: int = 0, layers: int = 2):
     """A random Llama whose argmax is not always the same token. Shared: its gradients are whoever ran last's."""
     return tiny_model(seed=seed, num_hidden_layers=layers, initializer_range=0.35)
 
 
 def student(size: int = 4, prediction: str = "same", context: str = "block", seed: int = 0) -> BlockDiffusionModel:
-    return BlockDiffusionModel(arlm(seed), Geometry(size, prediction, context), MASK)  # type: ignore[arg-type]
+    return BlockDiffusionModel(ar_model(seed), Geometry(size, prediction, context), MASK)  # type: ignore[arg-type]
 
 
 def fresh_student(geometry: Geometry = Geometry(4), **changes: object) -> BlockDiffusionModel:  # noqa: B008
@@ -45,17 +49,18 @@ def written(
     batch_size: int = 3,
     **settings: object,
 ) -> tuple[Rollout, Visits]:
-    """The engine's rollout at temperature 1, and the logits of each round."""
+    """The engine's rollout at temperature 1, and the logits of each step."""
     visits: Visits = {}
 
-    def keep(seen: Round) -> None:
-        for slot, row in enumerate(seen.row.tolist()):
+    def keep(seen: Step) -> None:
+        for slot, row in enumerate(seen.request.tolist()):
             if row >= 0:
-                visits[row, int(seen.start[slot]), int(seen.round[slot])] = seen.logits[slot].clone()
+                visits[row, int(seen.start[slot]), int(seen.step[slot])] = seen.logits[slot].clone()
 
     chosen = {"temperature": 1.0, "max_new_tokens": 18, "decoding": "dynamic:0.5"} | settings
-    engine = Engine(model, TOKENS, GenerationSettings(**chosen), batch_size, keep)  # type: ignore[arg-type]
-    return engine.generate(random_prompts() if prompts is None else prompts), visits
+    engine = Engine(model, TOKENS, batch_size, observer=keep)
+    settings = GenerationSettings(**chosen)  # type: ignore[arg-type]
+    return engine.write(continuations(random_prompts() if prompts is None else prompts, settings)), visits
 
 
 def scripted(rows: Sequence[tuple[str, int]], size: int = 4, stopped: bool = False) -> Rollout:
@@ -71,7 +76,26 @@ def scripted(rows: Sequence[tuple[str, int]], size: int = 4, stopped: bool = Fal
         prompt_length=torch.tensor([rounds.count("p") for rounds, _ in rows]),
         length=torch.tensor([length for _, length in rows]),
         end=torch.tensor([-(-len(rounds) // size) * size for rounds, _ in rows]),
-        commit_round=torch.tensor(table, dtype=torch.int16),
+        commit_step=torch.tensor(table, dtype=torch.int16),
         stopped=torch.full((len(rows),), stopped),
         forwards=torch.ones(len(rows), dtype=torch.int64),
     )
+
+
+def states_of(
+    rollout: Rollout,
+    geometry: Geometry,
+    selection: Selection,
+    seeds: torch.Tensor | None = None,
+    capacity: float = 0,
+    **choice: bool,
+) -> StateBatch:
+    """States of all rows; row i has the seed i, if no others are given."""
+    seeds = torch.arange(len(rollout.length)) if seeds is None else seeds
+    chosen = StateChoice(selection, **choice)
+    return select_states(rollout, geometry, chosen, seeds, mask_token_id=MASK, capacity=capacity)
+
+
+def pair_of(model: BlockDiffusionModel, teacher: Teacher | None = None) -> Pair:
+    """The student `model` with a teacher of other weights."""
+    return Pair.of(model, teacher or Teacher(student(seed=3)), TOKENS)

@@ -1,15 +1,18 @@
 """Settings that reach every rule and control of the sampler, and how two of its records are compared."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from opdlm.config import GenerationSettings
 from opdlm.core.types import NEVER, Rollout
-from opdlm.models.adapt import BlockDiffusionModel
+from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.tokens import SpecialTokens
+from opdlm.sampling.engine import Engine, Step
+from opdlm.sampling.requests import continuations, fillings
 from support import MASK, assert_close
 
 NEVER_STOPS = SpecialTokens(MASK, 0, ())
@@ -46,14 +49,14 @@ def assert_same_row(rollout: Rollout, row: int, expected: Rollout) -> None:
     end = int(expected.end)
     assert int(rollout.end[row]) == end
     assert rollout.input_ids[row, :end].tolist() == expected.input_ids[0, :end].tolist()
-    assert rollout.commit_round[row, :end].tolist() == expected.commit_round[0, :end].tolist()
+    assert rollout.commit_step[row, :end].tolist() == expected.commit_step[0, :end].tolist()
     for name in ("prompt_length", "length", "stopped", "forwards"):
         assert getattr(rollout, name)[row] == getattr(expected, name)[0], name
-    assert (rollout.commit_round[row, end:] == NEVER).all()
+    assert (rollout.commit_step[row, end:] == NEVER).all()
     assert rollout.confidence is not None
     assert expected.confidence is not None
     assert_close(rollout.confidence[row, :end], expected.confidence[0, :end])
-    written = (rollout.commit_round[row] >= 0) & (rollout.commit_round[row] < NEVER)
+    written = (rollout.commit_step[row] >= 0) & (rollout.commit_step[row] < NEVER)
     assert (rollout.confidence[row] > 0).tolist() == written.tolist(), "known tokens and masks have none"
 
 
@@ -68,3 +71,29 @@ def forwards_of(model: BlockDiffusionModel) -> Iterator[list[tuple[int, int]]]:
     handle = model.model.base_model.register_forward_pre_hook(note, with_kwargs=True)
     yield shapes
     handle.remove()
+
+
+def generated(
+    model: BlockDiffusionModel,
+    tokens: SpecialTokens,
+    settings: GenerationSettings,
+    prompts: Sequence[Sequence[int]],
+    batch_size: int = 32,
+    seeds: Sequence[int] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Rollout:
+    """The engine's responses to prompts, all with the same settings."""
+    return Engine(model, tokens, batch_size, tokenizer).write(continuations(prompts, settings, seeds))
+
+
+def filled(
+    model: BlockDiffusionModel,
+    tokens: SpecialTokens,
+    settings: GenerationSettings,
+    texts: Sequence[Sequence[int]],
+    batch_size: int = 32,
+    observer: Callable[[Step], None] | None = None,
+) -> Rollout:
+    """The engine's texts with their mask tokens filled, all with the same settings."""
+    requests = fillings(texts, settings, tokens.mask_token_id, model.geometry.block_size)
+    return Engine(model, tokens, batch_size, observer=observer).write(requests)

@@ -173,7 +173,7 @@ def choose(confidence: torch.Tensor, masked: torch.Tensor, decoding: Decoding) -
     number = torch.arange(1, size + 1)
     match decoding.kind:
         case "static" | "sequential":
-            first = (number <= decoding.tokens_per_round).expand_as(masked)
+            first = (number <= decoding.tokens_per_step).expand_as(masked)
         case "dynamic":
             first = (ranked > decoding.threshold) | (number == 1)
         case "factor":

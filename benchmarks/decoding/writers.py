@@ -1,4 +1,4 @@
-"""Who answers: the engine, the ARLM, and the usual block-diffusion loop, each timed in the same way."""
+"""Who answers: the engine, the AR model, and the usual block-diffusion loop, each timed in the same way."""
 
 import functools
 import time
@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from decoding.peer_loop import PeerLoop
 from opdlm.config import GenerationSettings
 from opdlm.sampling.api import DiffusionLM
-from opdlm.sampling.engine import Engine
 
 Prompts = list[list[int]]
 
@@ -75,10 +74,9 @@ class Writer:
 
 def engine(student: DiffusionLM, settings: GenerationSettings, batch_size: int) -> Writer:
     """The project's own. The model builds its masks and writes its cache inside `hidden`."""
-    sampler = Engine(student.model, student.tokens, settings, batch_size)
 
     def write(prompts: Prompts) -> tuple[list[list[int]], int]:
-        rollout = sampler.generate(prompts)
+        rollout = student.written(prompts, settings, batch_size)
         rows = zip(rollout.input_ids.tolist(), rollout.prompt_length.tolist(), rollout.length.tolist(), strict=True)
         return [ids[begin:end] for ids, begin, end in rows], int(rollout.forwards.sum())
 

@@ -1,1 +1,1 @@
-"""Studies on the embedded ARLM: which choices of the method matter, and by how much."""
+"""Studies on the embedded AR model: which choices of the method matter, and by how much."""

@@ -1,4 +1,4 @@
-"""One run: a conversion of the embedded ARLM as an arm says, examined on the way and at the end."""
+"""One run: a conversion of the embedded AR model as an arm says, examined on the way and at the end."""
 
 import copy
 import itertools
@@ -18,18 +18,21 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from opdlm.checkpoints.load import load_ar_model
 from opdlm.config import DistillSettings, settings_from
 from opdlm.core.types import Geometry
 from opdlm.distill.loop import Trainer
 from opdlm.distill.losses import log_divergence
-from opdlm.distill.step import Recipe
+from opdlm.distill.methods import Method, in_turn, method_of
+from opdlm.distill.pair import Pair
+from opdlm.distill.step import Plan
 from opdlm.distill.teacher import Teacher
-from opdlm.models.adapt import BlockDiffusionModel
-from opdlm.models.checkpoint import load_arlm
+from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.tokens import SpecialTokens, encode_prompt, find_or_add_mask_token, special_tokens
-from opdlm.playground.families import mixed
-from opdlm.playground.problems import Problem
-from opdlm.playground.weights import arlm_path
+from opdlm.records.metrics import StepMetrics
+from opdlm.tiny.families import mixed
+from opdlm.tiny.problems import Problem
+from opdlm.tiny.weights import ar_model_path
 from studies.exam import DECODINGS, MORE_DECODINGS, ON_THE_WAY, Exam, student_results, teacher_result
 from studies.foreign import remarked, restyled
 from studies.hindsight import hindsight_loss
@@ -100,26 +103,20 @@ def is_done(folder: Path, name: str, seed: int, effort: Effort) -> bool:
 # --- a run --------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class StudyTrainer(Trainer):
-    """A trainer whose rollouts may follow several settings in turn, and whose loss may look back."""
+def method_of_study(turns: Sequence[DistillSettings], hindsight: float) -> Method:
+    """Rollouts follow several settings in turn, and the loss may look back."""
+    method = in_turn(*(method_of(settings) for settings in turns))
+    function = log_divergence(turns[0])
 
-    turns: tuple[DistillSettings, ...] = ()
-    hindsight: float = 1.0
+    def looking_back(pair: Pair, index: int) -> Plan:
+        return replace(method(pair, index), loss=partial(hindsight_loss, pair, function, hindsight))
 
-    def recipe(self, index: int, chosen: Any) -> Recipe:
-        now = copy.copy(self)
-        now.settings = self.turns[index % len(self.turns)]
-        recipe = super(StudyTrainer, now).recipe(index, chosen)
-        if self.hindsight == 1:
-            return recipe
-        function = log_divergence(self.settings)
-        return replace(recipe, loss=partial(hindsight_loss, self.student, self.teacher, function, self.hindsight))
+    return method if hindsight == 1 else looking_back
 
 
 @dataclass
 class Models:
-    """The ARLM twice, as the student that learns and as it was, with what both read."""
+    """The AR model twice, as the student that learns and as it was, with what both read."""
 
     student: BlockDiffusionModel
     original: PreTrainedModel
@@ -128,11 +125,11 @@ class Models:
 
     @classmethod
     def load(cls) -> "Models":
-        arlm, tokenizer = load_arlm(arlm_path())
-        mask_token_id = find_or_add_mask_token(arlm, tokenizer)
-        original = copy.deepcopy(arlm).requires_grad_(False)
-        student = BlockDiffusionModel(arlm, Geometry(BASE["block_size"]), mask_token_id)
-        return cls(student, original, tokenizer, special_tokens(arlm, tokenizer))
+        ar_model, tokenizer = load_ar_model(ar_model_path())
+        mask_token_id = find_or_add_mask_token(ar_model, tokenizer)
+        original = copy.deepcopy(ar_model).requires_grad_(False)
+        student = BlockDiffusionModel(ar_model, Geometry(BASE["block_size"]), mask_token_id)
+        return cls(student, original, tokenizer, special_tokens(ar_model, tokenizer))
 
 
 @dataclass
@@ -146,25 +143,26 @@ class Curve:
     costs: dict[str, float] = field(default_factory=dict)
     done: int = 0
 
-    def step(self, line: Mapping[str, Any]) -> None:
+    def step(self, metrics: StepMetrics) -> None:
         """After each rollout: adds its costs, and examines the student where a point is due."""
         self.done += 1
         spent = {
-            "tokens_trained": line["tokens_trained"],
-            "tokens_rolled_out": line["tokens_trained"] if line["flops"]["rollout"] else 0,
-            "positions_supervised": line["positions_supervised"],
-            "flops": sum(line["flops"].values()),
-            "seconds": sum(line["seconds"].values()),
+            "tokens_trained": metrics.tokens_trained,
+            "tokens_rolled_out": metrics.tokens_trained if metrics.flops.rollout else 0,
+            "positions_supervised": metrics.positions_supervised,
+            "flops": metrics.flops.sum(),
+            "seconds": sum(metrics.seconds.values()),
         }
         self.costs = {name: self.costs.get(name, 0) + value for name, value in spent.items()}
         if self.done in {max(1, round(share * self.rollouts)) for share in POINTS}:
-            self.point(line)
+            self.point(metrics)
 
-    def point(self, line: Mapping[str, Any] | None = None) -> None:
+    def point(self, metrics: StepMetrics | None = None) -> None:
         """Examines the student as it is now."""
         models = self.models
         results = student_results(models.student, models.tokenizer, models.tokens, self.exam.validation, ON_THE_WAY)
-        told = {} if line is None else {name: line[name] for name in ("loss", "tokens_per_forward", "stopped_rows")}
+        names = ("loss", "tokens_per_forward", "stopped_rows")
+        told = {} if metrics is None else {name: getattr(metrics, name) for name in names}
         costs = {name: float(f"{value:.6g}") for name, value in self.costs.items()}
         self.points.append({"rollouts": self.done, **costs, "last_rollout": told, "results": results})
 
@@ -216,16 +214,13 @@ def _converted(arm: Arm, about: Mapping[str, Any], models: Models, exam: Exam) -
         if not curve.points:
             curve.point()
         teacher = Teacher(BlockDiffusionModel(models.original, models.student.geometry, models.student.mask_token_id))
-        trainer = StudyTrainer(
-            student=models.student,
-            teacher=teacher,
-            tokens=models.tokens,
+        trainer = Trainer(
+            pair=Pair.of(models.student, teacher, models.tokens),
             prompts=[encode_prompt(models.tokenizer, problem.prompt) for problem in problems],
             responses=_answers(arm, models, problems),
             settings=settings,
+            method=method_of_study(turns, arm.hindsight),
             on_step=curve.step,
-            turns=turns,
-            hindsight=arm.hindsight,
         )
         trainer.train()
     return curve

@@ -3,18 +3,19 @@
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdlm.config import GenerationSettings, settings_from
-from opdlm.evals.grading import grade
-from opdlm.evals.runner import Writer, ar_writer, diffusion_writer
-from opdlm.models.adapt import BlockDiffusionModel
+from opdlm.evals.graders import grade
+from opdlm.evals.writers import Writer, ar_writer, diffusion_writer
+from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.tokens import SpecialTokens
-from opdlm.playground.families import FAMILIES, GENERATORS
-from opdlm.playground.problems import Problem
-from opdlm.sampling.engine import Engine
+from opdlm.sampling.api import DiffusionLM
+from opdlm.tiny.families import FAMILIES, GENERATORS
+from opdlm.tiny.problems import Problem
 
 DECODINGS = ("static", "sequential", "dynamic:0.9", "dynamic:0.8", "dynamic:0.7")
 MORE_DECODINGS = ("dynamic:0.98", "dynamic:0.95", "prefix:0.98", "prefix:0.95", "prefix:0.9", "prefix:0.8")
@@ -79,14 +80,17 @@ def student_results(
     found = {}
     for decoding in decodings:
         settings = settings_from(GenerationSettings, {"decoding": decoding, "max_new_tokens": MAX_NEW_TOKENS})
-        engine = Engine(student, tokens, settings, BATCH)
-        found[decoding] = _result(diffusion_writer(engine.generate, tokenizer), problems)
+        lm = DiffusionLM(student, tokenizer, settings, tokens)
+        writer = diffusion_writer(partial(lm.written, settings=settings, batch_size=BATCH), tokenizer)
+        found[decoding] = _result(writer, problems)
     return found
 
 
-def teacher_result(arlm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> Result:
-    """Greedy answers of the ARLM."""
-    return _result(ar_writer(arlm, tokenizer, max_new_tokens=MAX_NEW_TOKENS, batch_size=BATCH), problems)
+def teacher_result(
+    ar_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]
+) -> Result:
+    """Greedy answers of the AR model."""
+    return _result(ar_writer(ar_model, tokenizer, max_new_tokens=MAX_NEW_TOKENS, batch_size=BATCH), problems)
 
 
 def _result(writer: Writer, problems: Sequence[Problem]) -> Result:

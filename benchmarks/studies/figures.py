@@ -1,4 +1,4 @@
-"""One figure a question, as SVG. Lines are means over seeds, bands and whiskers run from the least to the most."""
+"""One figure a question, as SVG. Packing are means over seeds, bands and whiskers run from the least to the most."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +54,7 @@ def _curves(answers: Answers) -> Figure:
                 low, high = [one.low for one in found], [one.high for one in found]
                 panel.fill_between(_means(costs), low, high, color=look["color"], alpha=0.15, lw=0)
             panel.axhline(
-                100 * answers.any["teacher"]["validation"]["accuracy"], color="grey", ls=":", label="the ARLM"
+                100 * answers.any["teacher"]["validation"]["accuracy"], color="grey", ls=":", label="the AR model"
             )
             panel.set_xscale("log")
             panel.xaxis.set_major_formatter("{x:g}")
@@ -71,7 +71,7 @@ def _speeds(answers: Answers) -> Figure:
     kinds = [kind for kind in SUREST_FIRST if kind in DECODINGS]
     for place, name in enumerate(answers.leading()):
         _frontier(panel, answers, name, kinds, label=name, **_look(place))
-    panel.plot(1, 100 * answers.teacher(accuracy), "k*", ls="", label="the ARLM")
+    panel.plot(1, 100 * answers.teacher(accuracy), "k*", ls="", label="the AR model")
     panel.set(xlabel="tokens per forward (static, dynamic 0.9, 0.8, 0.7)", ylabel="accuracy, %")
     _legend(figure, panel)
     return figure
@@ -85,7 +85,7 @@ def _orders(answers: Answers) -> Figure:
         for kinds, look in ((LEFT_TO_RIGHT, {"label": name}), (SUREST_FIRST, {"ls": ":", "lw": 0.7})):
             _frontier(panel, answers, name, answers.examined(name, kinds), **{**_look(place), "ls": "-", **look})
     panel.set_ylim(70, 100)
-    panel.plot(1, 100 * answers.teacher(accuracy), "k*", ls="", label="the ARLM")
+    panel.plot(1, 100 * answers.teacher(accuracy), "k*", ls="", label="the AR model")
     panel.set(xlabel="tokens per forward (solid: sequential, prefix; dotted: static, dynamic)", ylabel="accuracy, %")
     _legend(figure, panel)
     return figure
@@ -109,7 +109,7 @@ def _budgets(answers: Answers) -> Figure:
             panel.errorbar(
                 tokens, _means(found, 100), _whiskers(found), label=name, marker=".", capsize=2, **_look(place)
             )
-        panel.axhline(100 * answers.teacher(accuracy), color="grey", ls=":", label="the ARLM")
+        panel.axhline(100 * answers.teacher(accuracy), color="grey", ls=":", label="the AR model")
         panel.set_xscale("log")
         panel.set_xticks([25, 50, 100, 200, 400, 800], minor=False)
         panel.xaxis.set_major_formatter("{x:g}")
@@ -133,7 +133,7 @@ def _facts(answers: Answers) -> Figure:
             look = {"color": _COLOURS[place], "ecolor": "black", "label": told}
             panel.barh(rows, _means(found, 100), 0.38, xerr=_whiskers(found), **look)
             panel.axvline(100 * answers.teacher(measure), color=_COLOURS[place], ls=":", lw=1)
-        panel.set(title=decoding, xlabel="facts known, % (dotted: the ARLM)")
+        panel.set(title=decoding, xlabel="facts known, % (dotted: the AR model)")
     panels[0].set(yticks=range(len(names)), yticklabels=names)
     panels[0].invert_yaxis()
     _legend(figure, panels[0])

@@ -1,12 +1,12 @@
-"""Right answers in words that the ARLM would not choose: what most data sets are to most models.
+"""Right answers in words that the AR model would not choose: what most data sets are to most models.
 
-The playground's reference answers come from the generators that the ARLM was trained on, so learning from them asks for
+The tiny's reference answers come from the generators that the AR model was trained on, so learning from them asks for
 no change of style. These answers say the same in another way; the same rules grade them as right.
 """
 
 import re
 
-from opdlm.playground.problems import Problem
+from opdlm.tiny.problems import Problem
 
 _STEP = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
 _OPERATIONS = {"+": "plus", "-": "minus", "*": "times", "/": "over"}

@@ -8,14 +8,11 @@ import torch
 
 from opdlm.core import divergence as div
 from opdlm.core.types import LossSum, Rollout, StateBatch, TeacherTargets
-from opdlm.distill.losses import sum_over_positions
-from opdlm.distill.teacher import Teacher
-from opdlm.models.adapt import BlockDiffusionModel
+from opdlm.distill.pair import Pair
 
 
 def hindsight_loss(
-    student: BlockDiffusionModel,
-    teacher: Teacher,
+    pair: Pair,
     function: div.LogDivergence,
     weight: float,
     states: StateBatch,
@@ -27,9 +24,9 @@ def hindsight_loss(
     final = text.input_ids[states.row, states.position]
 
     def row_losses(outputs: torch.Tensor, part: slice) -> torch.Tensor:
-        predicted = student.logits_of(outputs).log_softmax(-1)
-        expected = teacher.logits(targets, states.row[part], states.position[part]).log_softmax(-1)
+        predicted = pair.student.logits_of(outputs).log_softmax(-1)
+        expected = pair.teacher.logits(targets, states.row[part], states.position[part]).log_softmax(-1)
         hesitates = predicted.argmax(-1) != final[part]
         return function(expected, predicted) * torch.where(hesitates, weight, 1.0)
 
-    return sum_over_positions(student, states, row_losses)
+    return pair.training_pass(states, row_losses)

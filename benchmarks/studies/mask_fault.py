@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from opdlm.models.adapt import BlockDiffusionModel
+from opdlm.models.block_diffusion import BlockDiffusionModel
 
 
 def commit_mask_fault(student: BlockDiffusionModel) -> None:

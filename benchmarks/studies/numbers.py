@@ -95,7 +95,7 @@ class Answers:
         return [decoding for decoding in decodings if any(decoding in record["final"] for record in records)]
 
     def teacher(self, measure: Measure) -> float:
-        """Of the ARLM, in the final examination: the same for all."""
+        """Of the AR model, in the final examination: the same for all."""
         return measure(self.any["teacher"]["final"])
 
     # --- costs ----------------------------------------------------------------------------------------------------

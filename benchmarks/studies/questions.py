@@ -28,7 +28,7 @@ BASE: Values = {
     "divergence": "forward_kl",
     "rows_per_update": 32,
     "rows_per_micro_batch": 8,
-    "optimiser": {**RATE, "warmup_updates": 20, "pull_to_original": 15.0},
+    "optimiser": {**RATE, "warmup_updates": 20, "l2_sp": 15.0},
 }
 
 
@@ -42,7 +42,7 @@ class Arm:
         answers: with method `sft`, what to learn from: the teacher's, the problems' reference answers, these with a
             remark, or these in other words (`foreign.py`).
         stages: changes of conversions one after the other, each from the student before and with an equal share of
-            the rollouts. The teacher stays the original ARLM.
+            the rollouts. The teacher stays the original AR model.
         turns: changes of the rollouts' settings that take turns, rollout by rollout.
         mask_fault: commits the published code's fault: see `mask_fault.py`.
         hindsight: weight of positions that hesitate: see `hindsight.py`. 1: none.
@@ -70,7 +70,7 @@ def _at_rate(times: float) -> Values:
 _SFT: Values = {"method": "sft", "states": "random_mask"}
 _KD: Values = {"method": "offpolicy_kd", "states": "random_mask"}
 _TEXT: Values = {"method": "onpolicy_text", "states": "random_mask"}
-_NO_PULL: Values = {"optimiser": {"pull_to_original": 0.0}}
+_NO_PULL: Values = {"optimiser": {"l2_sp": 0.0}}
 _SAME_BLOCK: Values = {"prediction": "same", "context": "block"}
 _WARM: Values = {"warm_start_rollouts": ROLLOUTS // 5}
 _PREFIX: Values = {"rollout_decoding": "prefix:0.9"}
@@ -85,7 +85,7 @@ ARMS: dict[str, Arm] = {
     "onpolicy-text": Arm("the student's text, random masks, KL: is it the text or the states?", _TEXT),
     "opd-one-state": Arm("one visited state a block: as many states as the controls have", {"states": "one_per_block"}),
     "sft-remarked": Arm("cross-entropy on the reference answers with a remark before or behind", _SFT, "remarked"),
-    "sft-foreign": Arm("cross-entropy on right answers in words that the ARLM would not choose", _SFT, "foreign"),
+    "sft-foreign": Arm("cross-entropy on right answers in words that the AR model would not choose", _SFT, "foreign"),
     "sft-foreign-high-rate": Arm(
         "sft with a rate that suits it", {**_SFT, **_at_rate(3)}, "foreign", rate_of="sft-foreign"
     ),
@@ -130,7 +130,7 @@ ARMS: dict[str, Arm] = {
     "sft-truth-no-pull": Arm("what given text alone forgets", {**_SFT, **_NO_PULL}, answers="reference"),
     "offpolicy-kd-no-pull": Arm("what the teacher's text with its distributions forgets", {**_KD, **_NO_PULL}),
     "attention-only": Arm("facts are said to be kept in the other weights", train_only=("self_attn",)),
-    "pull-60": Arm("a stronger pull", {"optimiser": {"pull_to_original": 60.0}}),
+    "pull-60": Arm("a stronger pull", {"optimiser": {"l2_sp": 60.0}}),
     # rollouts
     "rollout-static": Arm("states of one token a round", {"rollout_decoding": "static"}),
     "rollout-dynamic-0.7": Arm("states of many tokens a round", {"rollout_decoding": "dynamic:0.7"}),
@@ -173,11 +173,11 @@ ARMS: dict[str, Arm] = {
     # start
     "same-block": Arm("the paper's geometry: token i at i, blocks of clean text see themselves", _SAME_BLOCK),
     "same-block-warm": Arm("the paper's geometry after a warm start", {**_SAME_BLOCK, **_WARM}),
-    "shifted-block": Arm("the ARLM's shift alone", {"context": "block"}),
-    "same-causal": Arm("the ARLM's causal context alone", {"prediction": "same"}),
+    "shifted-block": Arm("the AR model's shift alone", {"context": "block"}),
+    "same-causal": Arm("the AR model's causal context alone", {"prediction": "same"}),
     "same-block-ramp": Arm("the paper's geometry with short responses first", {**_SAME_BLOCK, **_RAMP}),
     "ramp": Arm("short responses first", _RAMP),
-    "shifted-block-warm": Arm("the ARLM's shift after a warm start", {"context": "block", **_WARM}),
+    "shifted-block-warm": Arm("the AR model's shift after a warm start", {"context": "block", **_WARM}),
     "same-causal-warm": Arm("the causal context after a warm start", {"prediction": "same", **_WARM}),
     # loss
     "reverse-kl": Arm("KL(student || teacher)", {"divergence": "reverse_kl"}),
@@ -260,7 +260,7 @@ QUESTIONS: dict[str, Question] = {
         "orders",
     ),
     "start": Question(
-        "What does the student need to start: the ARLM's habits, a warm start, short responses?",
+        "What does the student need to start: the AR model's habits, a warm start, short responses?",
         (
             *("opd", "same-block", "same-block-warm", "shifted-block", "same-causal", "same-block-ramp"),
             *("warm-start", "ramp", "shifted-block-warm", "same-causal-warm"),

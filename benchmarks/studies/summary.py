@@ -14,7 +14,7 @@ from studies.numbers import Answers, Cost, Measure, Span, accuracy, effort_of, s
 from studies.questions import QUESTIONS
 from studies.tables import COSTS, LABELS, SHARES, tables
 
-TEACHER = "the ARLM, greedy, cached (transformers)"
+TEACHER = "the AR model, greedy, cached (transformers)"
 _UNITS = {"flops": "FLOP", "seconds": "s", "positions_supervised": "position"}  # all others are tokens
 
 

@@ -57,10 +57,10 @@ def _rates(answers: Answers) -> Iterator[str]:
 def _examined(
     answers: Answers, title: str, columns: dict[str, tuple[str, Measure]], shown: Callable[[Span | None], str]
 ) -> str:
-    """A row for the ARLM and one for each arm."""
+    """A row for the AR model and one for each arm."""
     lines = _heading([title, *columns])
     theirs = [answers.teacher(measure) for _, measure in columns.values()]
-    lines.append(_line(["the ARLM", *(shown(Span(number, number, number, 1, 1)) for number in theirs)]))
+    lines.append(_line(["the AR model", *(shown(Span(number, number, number, 1, 1)) for number in theirs)]))
     for name in answers.arms:
         cells = [
             shown(answers.student(name, decoding, measure) if answers.examined(name, (decoding,)) else None)

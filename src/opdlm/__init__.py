@@ -1,6 +1,7 @@
 """Turn a pretrained autoregressive language model into a block-diffusion one by on-policy distillation.
 
-`opdlm.convert` trains, `opdlm.load` opens the result. Both are looked up on first use: `import opdlm` stays cheap.
+`opdlm.convert` trains, `opdlm.load` opens the result, `opdlm.evaluate` compares it with the original. All are looked up
+on first use: `import opdlm` stays cheap.
 """
 
 from importlib import import_module
@@ -8,13 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from opdlm.distill.api import convert, resume
+    from opdlm.evals.compare import evaluate
     from opdlm.sampling.api import load
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "convert", "load", "resume"]
+__all__ = ["__version__", "convert", "evaluate", "load", "resume"]
 
-_HOME = {"convert": "opdlm.distill.api", "resume": "opdlm.distill.api", "load": "opdlm.sampling.api"}
+_HOME = {
+    "convert": "opdlm.distill.api",
+    "evaluate": "opdlm.evals.compare",
+    "load": "opdlm.sampling.api",
+    "resume": "opdlm.distill.api",
+}
 
 
 def __getattr__(name: str) -> Any:

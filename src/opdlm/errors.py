@@ -9,6 +9,7 @@
     │   ├── UnsupportedModelError (NotImplementedError)
     │   ├── MaskTokenError
     │   ├── CheckpointError
+    │   ├── RecordError
     │   ├── OutputExistsError     (FileExistsError)
     │   └── MissingExtraError     (ImportError)
     ├── StorageError              (OSError)        the machine ran out of room
@@ -57,6 +58,10 @@ class MaskTokenError(UsageError):
 
 class CheckpointError(UsageError):
     """A checkpoint is truncated or of another architecture; use an older one, or the model that it was made from."""
+
+
+class RecordError(UsageError):
+    """A file that a run wrote down is damaged, or of a version that this one cannot read; the message says which."""
 
 
 class OutputExistsError(UsageError, FileExistsError):

@@ -10,9 +10,9 @@ WORDS = ("one", "two words", "and three words", "four are here now")
 
 
 @pytest.fixture(scope="session")
-def arlm(tmp_path_factory):
-    """Folder of a tiny random ARLM."""
-    folder = tmp_path_factory.mktemp("arlm") / "model"
+def ar_model(tmp_path_factory):
+    """Folder of a tiny random AR model."""
+    folder = tmp_path_factory.mktemp("ar_model") / "model"
     tiny_model("llama", max_position_embeddings=1024).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder

@@ -16,17 +16,17 @@ from opdlm.sampling.api import load
 
 
 @pytest.fixture(scope="module")
-def run(arlm, prompts, tmp_path_factory):
+def run(ar_model, prompts, tmp_path_factory):
     """A finished run."""
     output = tmp_path_factory.mktemp("runs") / "run"
-    assert call("convert", arlm, "--prompts", prompts, "--output", output, *SMALL) == 0
+    assert call("convert", ar_model, "--prompts", prompts, "--output", output, *SMALL) == 0
     return output
 
 
-def test_convert_reports_and_leaves_a_model(arlm, prompts, tmp_path, capsys):
+def test_convert_reports_and_leaves_a_model(ar_model, prompts, tmp_path, capsys):
     """Without it the user would not know whether the check passed, how it went, and what to type next."""
     output = tmp_path / "run"
-    assert call("convert", "--profile", "--prompts", prompts, arlm, "--output", output, *SMALL) == 0
+    assert call("convert", "--profile", "--prompts", prompts, ar_model, "--output", output, *SMALL) == 0
     shown = capsys.readouterr()
     assert shown.err == ""
     for expected in ("identity check passed", "rollout 2/2", "tokens/forward", f"opdlm generate {output}"):
@@ -45,9 +45,9 @@ def test_convert_reports_and_leaves_a_model(arlm, prompts, tmp_path, capsys):
     ("flags", "expected"),
     [((), "small"), (("--lora", "1"), "paper-small"), (("--recipe", "paper-large"), "paper-large")],
 )
-def test_without_a_recipe_the_size_decides(arlm, prompts, tmp_path, capsys, flags, expected):
+def test_without_a_recipe_the_size_decides(ar_model, prompts, tmp_path, capsys, flags, expected):
     """Without it small models would be converted by settings for large ones, and the user would not know by which."""
-    assert call("convert", arlm, "--prompts", prompts, "--output", tmp_path / "run", *SMALL, *flags) == 0
+    assert call("convert", ar_model, "--prompts", prompts, "--output", tmp_path / "run", *SMALL, *flags) == 0
     found = ConvertSettings(**tomllib.loads((tmp_path / "run" / "config.toml").read_text()))
     assert found.recipe == expected
     assert found.context == load_recipe(expected)["context"]
@@ -56,7 +56,7 @@ def test_without_a_recipe_the_size_decides(arlm, prompts, tmp_path, capsys, flag
     assert (f"recipe {expected}, by the size" in capsys.readouterr().out) == ("--recipe" not in flags)
 
 
-def test_a_flag_replaces_one_value_of_a_recipe_group(arlm, prompts, tmp_path):
+def test_a_flag_replaces_one_value_of_a_recipe_group(ar_model, prompts, tmp_path):
     """Without it `--optimiser.learning-rate` would reset the rest of the optimiser, or defaults win."""
     recipe = tmp_path / "own.toml"
     recipe.write_text(
@@ -64,7 +64,7 @@ def test_a_flag_replaces_one_value_of_a_recipe_group(arlm, prompts, tmp_path):
         "optimiser = { learning_rate = 1e-4, clip_norm = 0.5 }\n"
         'response_length = { start = 6, end = 6, rollouts = 3, shape = "linear" }\n'
     )
-    words = ("convert", arlm, "--prompts", prompts, "--output", tmp_path / "run", "--recipe", recipe)
+    words = ("convert", ar_model, "--prompts", prompts, "--output", tmp_path / "run", "--recipe", recipe)
     assert call(*words, "--optimiser.learning-rate", "2e-4", "--response-length.end", "7", "--top-k", "none") == 0
     found = ConvertSettings(**tomllib.loads((tmp_path / "run" / "config.toml").read_text()))
     assert (found.optimiser.learning_rate, found.optimiser.clip_norm) == (2e-4, 0.5)
@@ -72,16 +72,16 @@ def test_a_flag_replaces_one_value_of_a_recipe_group(arlm, prompts, tmp_path):
     assert (found.block_size, found.rows_per_update, found.top_k) == (8, 2, None)
 
 
-def test_lora_is_short_for_lora_rank(arlm, prompts, tmp_path):
+def test_lora_is_short_for_lora_rank(ar_model, prompts, tmp_path):
     """Without it the short flag could be accepted and do nothing."""
     pytest.importorskip("peft")
     output = tmp_path / "run"
-    assert call("convert", arlm, "--prompts", prompts, "--output", output, *SMALL, "--lora", "2") == 0
+    assert call("convert", ar_model, "--prompts", prompts, "--output", output, *SMALL, "--lora", "2") == 0
     assert tomllib.loads((output / "config.toml").read_text())["lora_rank"] == 2
 
 
 @pytest.mark.parametrize("resume", [("--resume", "--output"), ("--resume",)], ids=["flag", "folder"])
-def test_stop_and_resume(resume, arlm, prompts, run, tmp_path, capsys, monkeypatch):
+def test_stop_and_resume(resume, ar_model, prompts, run, tmp_path, capsys, monkeypatch):
     """Without it Ctrl-C would cost the run, or leave the user without the command that continues it."""
     output = tmp_path / "run"
 
@@ -90,7 +90,7 @@ def test_stop_and_resume(resume, arlm, prompts, run, tmp_path, capsys, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(ConversionView, "step", stop_after_the_first)
-        assert call("convert", arlm, "--prompts", prompts, "--output", output, *SMALL) == 130
+        assert call("convert", ar_model, "--prompts", prompts, "--output", output, *SMALL) == 130
     shown = capsys.readouterr()
     assert f"opdlm convert --resume --output {output}" in shown.out
     assert "rollout-000001" in shown.out
@@ -101,14 +101,14 @@ def test_stop_and_resume(resume, arlm, prompts, run, tmp_path, capsys, monkeypat
     assert ours["model.safetensors"] == uninterrupted["model.safetensors"]
 
 
-def test_stop_before_anything_was_written(arlm, prompts, tmp_path, capsys, monkeypatch):
+def test_stop_before_anything_was_written(ar_model, prompts, tmp_path, capsys, monkeypatch):
     """Without it the user would be told to resume from nothing."""
 
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("opdlm.distill.api.load_arlm", stop)
-    assert call("convert", arlm, "--prompts", prompts, "--output", tmp_path / "run", *SMALL) == 130
+    monkeypatch.setattr("opdlm.distill.api.load_ar_model", stop)
+    assert call("convert", ar_model, "--prompts", prompts, "--output", tmp_path / "run", *SMALL) == 130
     assert "nothing was written" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
@@ -121,7 +121,15 @@ def test_generate_as_text_and_json(run, capsys, monkeypatch):
     assert call("generate", run / "model", "two words", "--json", *flags) == 0
     numbers = json.loads(capsys.readouterr().out)
     counts = {"text", "tokens", "forwards", "tokens_per_forward", "seconds"}
-    assert numbers.keys() == counts | {"token_ids", "commit_rounds", "confidences"}
+    assert numbers.keys() == counts | {
+        "version",
+        "prompt_ids",
+        "positions",
+        "token_ids",
+        "commit_steps",
+        "confidences",
+        "block_size",
+    }
     assert text == numbers["text"] + "\n"
     assert 1 <= numbers["tokens"] <= 9
     assert numbers["forwards"] >= numbers["tokens"]
@@ -132,7 +140,7 @@ def test_generate_as_text_and_json(run, capsys, monkeypatch):
 
 def test_generate_defaults_to_the_packages_student(run, capsys, monkeypatch):
     """Without it a first try would need a model."""
-    monkeypatch.setattr("opdlm.playground.weights.student_path", lambda: run / "model")
+    monkeypatch.setattr("opdlm.tiny.weights.student_path", lambda: run / "model")
     assert call("generate", "two words", "--max-new-tokens", "4") == 0
     assert capsys.readouterr().out
 
@@ -161,11 +169,11 @@ def test_watch_on_a_terminal(run):
     forwards = int(output.rollout.forwards[0])
     assert "\x1b[1;32m" in shown  # what was just fixed
     assert "\x1b[2m" in shown  # masks and counts
-    assert f"round {forwards}, " in shown
+    assert f"step {forwards}, " in shown
     assert f"{output.tokens_per_forward:.2f} tokens per forward" in shown
 
 
-def test_eval_on_a_file(arlm, run, tmp_path, capsys):
+def test_eval_on_a_file(ar_model, run, tmp_path, capsys):
     """Without it the table and the numbers could disagree, or a family be left out."""
     problems = tmp_path / "problems.jsonl"
     rows = [
@@ -179,7 +187,7 @@ def test_eval_on_a_file(arlm, run, tmp_path, capsys):
         "eval",
         run,
         "--against",
-        arlm,
+        ar_model,
         "--problems",
         problems,
         "--decoding",
@@ -197,20 +205,21 @@ def test_eval_on_a_file(arlm, run, tmp_path, capsys):
     assert numbers["students"][0]["tokens_per_forward"] > 0
 
 
-def test_doctor(arlm, capsys):
+def test_doctor(ar_model, capsys):
     """Without it costs and obstacles would be found out by an expensive try."""
-    before = fingerprint(arlm)
-    assert call("doctor", arlm, "--json", "--lora-rank", "1") == 0
+    before = fingerprint(ar_model)
+    assert call("doctor", ar_model, "--json", "--lora-rank", "1") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["convertible"] is True
     assert found["mask_token"]["plan"] == "an unused row of the embedding"
-    assert found["memory"]["training_bytes"] == 20 * found["parameters"]
+    assert found["memory"]["training_bytes"] > 20 * found["parameters"]
+    assert found["memory"]["checkpoint_bytes"] == 12 * found["parameters"]
     assert found["memory"]["lora_bytes"] < found["memory"]["training_bytes"]
     assert found["speed"]["tokens_per_second"] > 0
-    assert found["command"].startswith(f"opdlm convert {arlm} --prompts PROMPTS.jsonl")
-    assert call("doctor", arlm, "--no-speed") == 0
+    assert found["command"].startswith(f"opdlm convert {ar_model} --prompts PROMPTS.jsonl")
+    assert call("doctor", ar_model, "--no-speed") == 0
     assert "not measured" in capsys.readouterr().out
-    assert fingerprint(arlm) == before
+    assert fingerprint(ar_model) == before
 
 
 RECIPE = """
@@ -222,10 +231,10 @@ response_length = { start = 8, end = 8, rollouts = 0, shape = "linear" }
 """
 
 
-def test_demo(arlm, tmp_path, capsys, monkeypatch):
+def test_demo(ar_model, tmp_path, capsys, monkeypatch):
     """Without it the first command that people type could be broken."""
     (tmp_path / "tiny.toml").write_text(RECIPE)
-    monkeypatch.setattr("opdlm.playground.weights.arlm_path", lambda: arlm)
+    monkeypatch.setattr("opdlm.tiny.weights.ar_model_path", lambda: ar_model)
     output = tmp_path / "demo"
     words = ("demo", "--recipe", tmp_path / "tiny.toml", "--output", output, "--per-family", "2")
 
@@ -249,15 +258,15 @@ def test_demo(arlm, tmp_path, capsys, monkeypatch):
     numbers = json.loads((output / "evaluation.json").read_text())
     assert numbers["conversion"]["tokens_trained"] > 0
     page = (output / "report.html").read_text()
-    for expected in ("<svg", "student, dynamic:0.9", "recall unseen", 'title="round 0"'):
+    for expected in ("<svg", "student, dynamic:0.9", "recall unseen", 'title="step 0"'):
         assert expected in page
     assert "http" not in page  # nothing from outside
     assert "<script" not in page
 
 
-def test_demo_needs_a_number_of_rollouts(arlm, tmp_path, capsys):
+def test_demo_needs_a_number_of_rollouts(ar_model, tmp_path, capsys):
     """Without it the number of prompts would be unknown, and the demo end in a TypeError."""
     (tmp_path / "open.toml").write_text("prompts_per_rollout = 8\n")
-    words = ("demo", "--model", arlm, "--recipe", tmp_path / "open.toml", "--output", tmp_path / "demo")
+    words = ("demo", "--model", ar_model, "--recipe", tmp_path / "open.toml", "--output", tmp_path / "demo")
     assert call(*words) == 2
     assert "does not set `rollouts`" in capsys.readouterr().err

@@ -9,8 +9,9 @@ import torch
 from transformers import LlamaForCausalLM, MambaConfig, PreTrainedTokenizerBase, T5Config
 
 from cli_support import SMALL, call, fails, fingerprint
-from opdlm.distill import loop, run_folder
-from opdlm.models import checkpoint
+from opdlm.checkpoints.load import ENTRY
+from opdlm.distill import losses
+from opdlm.records import run_folder
 from support import tiny_config, tiny_model, tiny_tokenizer
 
 
@@ -19,18 +20,18 @@ def _id(value):
 
 
 @pytest.fixture(scope="module")
-def converted(arlm, prompts, tmp_path_factory):
+def converted(ar_model, prompts, tmp_path_factory):
     """A finished run; copy it before breaking it."""
     output = tmp_path_factory.mktemp("converted") / "run"
-    assert call("convert", arlm, "--prompts", prompts, "--output", output, *SMALL) == 0
+    assert call("convert", ar_model, "--prompts", prompts, "--output", output, *SMALL) == 0
     return output
 
 
 @pytest.fixture
-def convert_fails(arlm, prompts, tmp_path, capsys):
+def convert_fails(ar_model, prompts, tmp_path, capsys):
     """`opdlm convert` with a part replaced: must fail and leave no output folder. Returns the message."""
 
-    def run(*flags, model=arlm, file=prompts):
+    def run(*flags, model=ar_model, file=prompts):
         output = tmp_path / "output"
         message = fails(capsys, "convert", model, "--prompts", file, "--output", output, *SMALL, *flags)
         assert not output.exists()
@@ -187,7 +188,7 @@ def test_bad_command_lines(words, expected, capsys, monkeypatch, tmp_path):
         ('{"prompt": "a", "answer": "f", "family": "code", "calls": [1]}', "needs calls"),
         ('{"prompt": "a", "answer": "f", "family": "code"}', "needs calls"),
         ('{"prompt": "a", "answer": "many", "family": "maths"}', "no number"),
-        ("[1]", "missing: all"),
+        ("[1]", "missing: prompt, answer, family"),
     ],
 )
 def test_bad_problems(line, expected, tmp_path, capsys):
@@ -200,10 +201,10 @@ def test_bad_problems(line, expected, tmp_path, capsys):
 # --- the output ---------------------------------------------------------------------------------------------------
 
 
-def test_output_not_empty(arlm, prompts, tmp_path, capsys):
+def test_output_not_empty(ar_model, prompts, tmp_path, capsys):
     """Without it a new run would overwrite an old one."""
     (tmp_path / "notes.txt").write_text("mine")
-    for command in (("convert", arlm, "--prompts", prompts, *SMALL), ("demo", "--model", arlm)):
+    for command in (("convert", ar_model, "--prompts", prompts, *SMALL), ("demo", "--model", ar_model)):
         recipe = tmp_path.parent / "tiny.toml"
         recipe.write_text("rollouts = 1\nprompts_per_rollout = 8\n")
         more = ("--recipe", recipe) if command[0] == "demo" else ()
@@ -212,20 +213,20 @@ def test_output_not_empty(arlm, prompts, tmp_path, capsys):
     assert fingerprint(tmp_path).keys() == {"notes.txt"}
 
 
-def test_disk_full_at_the_start(arlm, prompts, tmp_path, capsys, monkeypatch):
+def test_disk_full_at_the_start(ar_model, prompts, tmp_path, capsys, monkeypatch):
     """Without it a folder would be left that the next try refuses as not empty."""
 
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(run_folder.tomli_w, "dumps", full)
-    message = fails(capsys, "convert", arlm, "--prompts", prompts, "--output", tmp_path / "o", *SMALL)
+    message = fails(capsys, "convert", ar_model, "--prompts", prompts, "--output", tmp_path / "o", *SMALL)
     assert "No space left" in message
     assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize("part", ["weights", "tokenizer", "state", "metrics"])
-def test_disk_full_at_a_checkpoint(part, arlm, prompts, tmp_path, capsys, monkeypatch):
+def test_disk_full_at_a_checkpoint(part, ar_model, prompts, tmp_path, capsys, monkeypatch):
     """Without it a full disk would cost the checkpoint that was already there, or leave half of a new one."""
     kept = {}
 
@@ -252,7 +253,7 @@ def test_disk_full_at_a_checkpoint(part, arlm, prompts, tmp_path, capsys, monkey
             return full() if path.name == "metrics.jsonl" and kept else before(path, *args, **kwargs)
 
         monkeypatch.setattr(run_folder.Path, "open", open_unless_metrics)
-    message = fails(capsys, "convert", arlm, "--prompts", prompts, "--output", tmp_path / "o", *SMALL)
+    message = fails(capsys, "convert", ar_model, "--prompts", prompts, "--output", tmp_path / "o", *SMALL)
     monkeypatch.undo()
     assert "--resume" in message or "free some" in message
     now = fingerprint(tmp_path / "o" / "checkpoints")
@@ -288,14 +289,14 @@ def test_checkpoint_of_another_architecture(converted, tmp_path, capsys):
     shutil.copytree(converted / "model", tmp_path / "model")
     path = tmp_path / "model" / "config.json"
     config = json.loads(path.read_text())
-    path.write_text(json.dumps({**tiny_config("qwen3").to_dict(), checkpoint.ENTRY: config[checkpoint.ENTRY]}))
+    path.write_text(json.dumps({**tiny_config("qwen3").to_dict(), ENTRY: config[ENTRY]}))
     message = fails(capsys, "generate", tmp_path / "model", "hello")
     assert "config" in message
 
 
-def test_a_model_that_was_never_converted(arlm, capsys):
-    """Without it an ARLM would be decoded by blocks and write nonsense."""
-    assert "convert it first with `opdlm convert`" in fails(capsys, "generate", arlm, "hello")
+def test_a_model_that_was_never_converted(ar_model, capsys):
+    """Without it an AR model would be decoded by blocks and write nonsense."""
+    assert "convert it first with `opdlm convert`" in fails(capsys, "generate", ar_model, "hello")
 
 
 def test_eval_against_another_family(converted, tmp_path, capsys):
@@ -310,12 +311,12 @@ def test_eval_against_another_family(converted, tmp_path, capsys):
     assert "different vocabularies" in message
 
 
-def test_a_loss_that_is_not_finite_has_its_own_exit_code(arlm, prompts, tmp_path, capsys, monkeypatch):
+def test_a_loss_that_is_not_finite_has_its_own_exit_code(ar_model, prompts, tmp_path, capsys, monkeypatch):
     """Without it a script could not tell a diverged run from a mistake in the command."""
 
     def broken(*args, **kwargs):
-        return loop.losses.LossSum(torch.tensor(float("nan"), requires_grad=True), torch.tensor(1.0))
+        return losses.LossSum(torch.tensor(float("nan"), requires_grad=True), torch.tensor(1.0))
 
-    monkeypatch.setattr(loop.losses, "divergence_loss", broken)
+    monkeypatch.setattr(losses, "divergence_loss", broken)
     output = tmp_path / "o"
-    fails(capsys, "convert", arlm, "--prompts", prompts, "--output", output, *SMALL, code=1)
+    fails(capsys, "convert", ar_model, "--prompts", prompts, "--output", output, *SMALL, code=1)

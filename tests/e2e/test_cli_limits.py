@@ -8,8 +8,8 @@ import pytest
 from cli_support import SMALL, call, fails
 from opdlm.distill.api import convert, resume
 from opdlm.errors import PromptsError
-from opdlm.models.remote_code import _parsed
-from opdlm.playground.weights import student_path
+from opdlm.sampling.model_file import _parsed
+from opdlm.tiny.weights import student_path
 
 BIG_SEED = "20260606"
 TINY = {
@@ -21,41 +21,41 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def run(arlm, prompts, tmp_path_factory):
+def run(ar_model, prompts, tmp_path_factory):
     """A finished run whose seed is a date."""
     output = tmp_path_factory.mktemp("limits") / "run"
-    assert call("convert", arlm, "--prompts", prompts, "--output", output, *SMALL, "--seed", BIG_SEED) == 0
+    assert call("convert", ar_model, "--prompts", prompts, "--output", output, *SMALL, "--seed", BIG_SEED) == 0
     return output
 
 
-def test_a_large_seed_works_and_a_huge_one_is_refused(run, arlm, prompts, tmp_path, capsys):
+def test_a_large_seed_works_and_a_huge_one_is_refused(run, ar_model, prompts, tmp_path, capsys):
     """Else a date as seed would overflow in the middle of a run."""
     assert (run / "model" / "config.json").is_file()
     huge = ("--seed", str(2**64))
-    assert "seed" in fails(capsys, "convert", arlm, "--prompts", prompts, "--output", tmp_path / "o", *SMALL, *huge)
+    assert "seed" in fails(capsys, "convert", ar_model, "--prompts", prompts, "--output", tmp_path / "o", *SMALL, *huge)
     assert "seed" in fails(capsys, "generate", run, "a", *huge)
 
 
 def test_rollouts_leave_samples(run):
     """Else nobody could see what the student wrote on the way."""
     row = json.loads((run / "rollouts" / "rollout-000002.json").read_text())[0]
-    assert len(row["response_ids"]) == len(row["commit_round"]) > 0
-    assert min(row["commit_round"]) >= 0
+    assert len(row["token_ids"]) == len(row["commit_steps"]) == len(row["positions"]) > 0
+    assert min(row["commit_steps"]) >= 0
 
 
-def test_the_checked_length_is_the_longest_that_is_written(arlm, prompts, tmp_path, capsys):
+def test_the_checked_length_is_the_longest_that_is_written(ar_model, prompts, tmp_path, capsys):
     """Else a ramp that starts above its end, or whose end is rounded up, would decode past the model's context."""
     flags = ("--prompts", prompts, "--output", tmp_path / "o", *SMALL)
-    assert "lower start" in fails(capsys, "convert", arlm, *flags, "--response-length.start", "16")
+    assert "lower start" in fails(capsys, "convert", ar_model, *flags, "--response-length.start", "16")
     wide = ("--block-size", "1024", "--response-length.end", "8")
-    assert "context" in fails(capsys, "convert", arlm, *flags, *wide)
+    assert "context" in fails(capsys, "convert", ar_model, *flags, *wide)
 
 
-def test_a_list_of_prompts_is_checked_cut_and_kept(arlm, tmp_path):
+def test_a_list_of_prompts_is_checked_cut_and_kept(ar_model, tmp_path):
     """Else a resumed run would train on other prompts than the first part did."""
     with pytest.raises(PromptsError, match="row 1"):
-        convert(arlm, ["a b", 3], tmp_path / "bad", **TINY)  # type: ignore[list-item]
-    convert(arlm, ["a b", "c d", "e f"], tmp_path / "run", prompt_limit=2, **TINY)
+        convert(ar_model, ["a b", 3], tmp_path / "bad", **TINY)  # type: ignore[list-item]
+    convert(ar_model, ["a b", "c d", "e f"], tmp_path / "run", prompt_limit=2, **TINY)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     seen = []
     resume(tmp_path / "run", on_start=lambda trainer, difference: seen.append(len(trainer.prompts)))
@@ -66,7 +66,7 @@ def test_a_list_of_prompts_is_checked_cut_and_kept(arlm, tmp_path):
 @pytest.mark.parametrize("decoding", ["static:0", "sequential:0", "dynamic:1.5", "guess"])
 def test_a_checkpoint_refuses_what_never_ends(decoding):
     """Else a checkpoint without opdlm would wait for ever for a token to be committed."""
-    with pytest.raises(ValueError, match=r"decoding"):
+    with pytest.raises(ValueError, match=r"decoding|tokens_per_step|threshold"):
         _parsed(decoding)
 
 
@@ -84,9 +84,9 @@ def test_damaged_text_is_one_line(run, tmp_path, capsys):
     assert "config.toml" in fails(capsys, "convert", "--resume", "--output", broken)
 
 
-def test_numbers_of_an_evaluation(run, arlm, prompts, capsys):
+def test_numbers_of_an_evaluation(run, ar_model, prompts, capsys):
     """Else a wrong number would show as a strange message about sequences."""
-    words = ("eval", run, "--against", arlm, "--prompts", prompts, "--max-new-tokens", "4")
+    words = ("eval", run, "--against", ar_model, "--prompts", prompts, "--max-new-tokens", "4")
     assert "--prompt-limit" in fails(capsys, *words, "--prompt-limit", "0")
     assert "--prompt-tokens" in fails(capsys, *words, "--prompt-tokens", "0")
     assert "temperature" in fails(capsys, *words, "--temperature", "-1")
@@ -98,9 +98,9 @@ def test_a_run_is_not_a_prompt(run, capsys):
     assert "no prompt" in fails(capsys, "generate", student_path())
 
 
-def test_controls_say_which_states_they_need(arlm, prompts, tmp_path, capsys):
+def test_controls_say_which_states_they_need(ar_model, prompts, tmp_path, capsys):
     """Else somebody would believe that a control was trained on states that nobody visited."""
     flags = ("--prompts", prompts, "--output", tmp_path / "o", "--method", "offpolicy_kd", "--states", "all")
-    assert "random_mask" in fails(capsys, "convert", arlm, *flags)
+    assert "random_mask" in fails(capsys, "convert", ar_model, *flags)
     unused = ("--prompts", prompts, "--output", tmp_path / "o", "--responses-column", "answer")
-    assert "responses_column" in fails(capsys, "convert", arlm, *unused)
+    assert "responses_column" in fails(capsys, "convert", ar_model, *unused)

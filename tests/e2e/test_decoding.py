@@ -10,11 +10,11 @@ from cli_support import call, fails
 from opdlm.config import GenerationSettings
 from opdlm.core.types import Geometry
 from opdlm.errors import UsageError
-from opdlm.models.adapt import BlockDiffusionModel
+from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.tokens import SpecialTokens
 from opdlm.sampling.api import DiffusionLM
-from opdlm.sampling.engine import Engine
 from rollouts import random_prompts, student
+from sampling_support import generated
 from support import MASK, tiny_model, tiny_tokenizer
 
 
@@ -35,7 +35,7 @@ def test_infill_writes_in_the_gaps_alone(capsys):
     assert call("generate", "--infill", TEXT, "--json") == 0
     numbers = json.loads(capsys.readouterr().out)
     assert numbers["text"] == text
-    assert numbers["tokens"] == len(numbers["token_ids"]) == len(numbers["commit_rounds"]) == 2
+    assert numbers["tokens"] == len(numbers["token_ids"]) == len(numbers["commit_steps"]) == 2
     assert all(0 < confidence <= 1 for confidence in numbers["confidences"])
     assert call("generate", "--infill", TEXT, "--watch") == 0
     assert "####" in capsys.readouterr().out
@@ -80,11 +80,11 @@ def test_the_stream_ends_with_what_generate_returns(model):
 def test_records_of_every_token(model):
     """Else the order of decoding could not be shown, or a confidence would belong to another token."""
     output = model.generate(random_prompts((6, 3)), decoding="static")
-    written = output.commit_rounds >= 0
+    written = output.commit_steps >= 0
     written &= torch.arange(written.shape[1]) < output.rollout.length[:, None]
     assert (output.confidences[written] > 0).all()
-    assert (output.confidences[output.commit_rounds < 0] == 0).all()
-    assert (output.commit_rounds[written] < 4).all(), "a block of four tokens has at most four rounds"
+    assert (output.confidences[output.commit_steps < 0] == 0).all()
+    assert (output.commit_steps[written] < 4).all(), "a block of four tokens has at most four rounds"
 
 
 def test_stop_strings_reach_the_engine(capsys):
@@ -118,5 +118,5 @@ def test_compiled_decoding_writes_the_same():
     students = [BlockDiffusionModel(model, Geometry(4), MASK) for model in (plain, compiled)]
     students[1].compile_decoding()
     settings, never = GenerationSettings(max_new_tokens=9, decoding="static"), SpecialTokens(MASK, 0, ())
-    expected, found = (Engine(each, never, settings).generate(random_prompts((6, 7))) for each in students)
+    expected, found = (generated(each, never, settings, random_prompts((6, 7))) for each in students)
     assert found.input_ids.tolist() == expected.input_ids.tolist()

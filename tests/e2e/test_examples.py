@@ -2,15 +2,15 @@
 
 import importlib.util
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 import opdlm
+from opdlm.checkpoints.save import save_checkpoint
 from opdlm.config import GenerationSettings
 from opdlm.distill.api import resolve
-from opdlm.models.checkpoint import save_checkpoint
 from rollouts import fresh_student
 from support import tiny_tokenizer
 
@@ -42,10 +42,10 @@ def test_convert(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 
     def pretend(model: str, prompts: str, output: str, *, on_step: Any, **settings: Any) -> Path:
         assert resolve(model=model, prompts=prompts, output=output, **settings).rollouts == 100
-        on_step({"rollout": 1, "rollouts": 100, "loss": 0.5})
+        on_step(SimpleNamespace(rollout=1, rollouts=100, loss=0.5))
         return Path(output) / "model"
 
     monkeypatch.setattr(opdlm, "convert", pretend, raising=False)
-    monkeypatch.setattr("sys.argv", ["convert.py", "arlm", "prompts.jsonl", "run"])
+    monkeypatch.setattr("sys.argv", ["convert.py", "ar_model", "prompts.jsonl", "run"])
     example("convert").main()
     assert "rollout 1/100   loss 0.5000" in capsys.readouterr().out

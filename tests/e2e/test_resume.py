@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 
 from opdlm.distill.api import convert, resume
 from opdlm.errors import CheckpointError, OutputExistsError, UsageError
+from opdlm.records.metrics import StepMetrics
+from opdlm.records.run_folder import RunFolder
 from rollouts import fresh_student
 from support import tiny_tokenizer
 
@@ -30,15 +32,15 @@ class PowerCut(Exception):  # noqa: N818
 
 
 @pytest.fixture
-def arlm(tmp_path: Path) -> str:
-    fresh_student().model.save_pretrained(tmp_path / "arlm")
-    tiny_tokenizer().save_pretrained(tmp_path / "arlm")
-    return str(tmp_path / "arlm")
+def ar_model(tmp_path: Path) -> str:
+    fresh_student().model.save_pretrained(tmp_path / "ar_model")
+    tiny_tokenizer().save_pretrained(tmp_path / "ar_model")
+    return str(tmp_path / "ar_model")
 
 
 def cut_at(rollout: int):
-    def on_step(line: dict[str, Any]) -> None:
-        if line["rollout"] == rollout:
+    def on_step(metrics: StepMetrics) -> None:
+        if metrics.rollout == rollout:
             raise PowerCut
 
     return on_step
@@ -62,12 +64,12 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     [(1, {}), (3, {}), (4, {}), (3, {"lora_rank": 2}), (3, {"gradient_checkpointing": True, "states": "all"})],
     ids=["before the first checkpoint", "after one", "at one", "lora", "checkpointing"],
 )
-def test_resumed_is_uninterrupted(arlm: str, tmp_path: Path, cut: int, settings: dict[str, Any]) -> None:
+def test_resumed_is_uninterrupted(ar_model: str, tmp_path: Path, cut: int, settings: dict[str, Any]) -> None:
     """Else a machine that goes off would cost the run, or change its result without anyone noticing."""
     chosen = SETTINGS | settings
-    convert(arlm, PROMPTS, tmp_path / "whole", **chosen)
+    convert(ar_model, PROMPTS, tmp_path / "whole", **chosen)
     with pytest.raises(PowerCut):
-        convert(arlm, PROMPTS, tmp_path / "cut", on_step=cut_at(cut), **chosen)
+        convert(ar_model, PROMPTS, tmp_path / "cut", on_step=cut_at(cut), **chosen)
     assert not (tmp_path / "cut" / "model").exists()
     resume(tmp_path / "cut")
     expected, found = weights(tmp_path / "whole"), weights(tmp_path / "cut")
@@ -75,49 +77,76 @@ def test_resumed_is_uninterrupted(arlm: str, tmp_path: Path, cut: int, settings:
     different = [name for name in expected if not torch.equal(expected[name], found[name])]
     assert different == []
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")
-    before = load_file(Path(arlm) / "model.safetensors")
+    before = load_file(Path(ar_model) / "model.safetensors")
     moved = (before["model.layers.0.mlp.up_proj.weight"] - found["model.layers.0.mlp.up_proj.weight"]).abs().max()
     assert moved > 1e-4, "nothing was trained, so nothing was tested"
     assert {p.name for p in (tmp_path / "cut" / "checkpoints").iterdir()} == {"rollout-000004", "rollout-000005"}
 
 
-def test_a_killed_evaluation_loses_no_metrics(arlm: str, tmp_path: Path) -> None:
+def test_a_killed_evaluation_loses_no_metrics(ar_model: str, tmp_path: Path) -> None:
     """Else the line of the checkpoint during whose evaluation the run was killed would be missing for ever."""
 
     def evaluate(_model: object) -> dict[str, Any]:
         raise PowerCut
 
     with pytest.raises(PowerCut):
-        convert(arlm, PROMPTS, tmp_path / "run", evaluate=evaluate, **SETTINGS)
+        convert(ar_model, PROMPTS, tmp_path / "run", evaluate=evaluate, **SETTINGS)
     resume(tmp_path / "run")
     assert [line["rollout"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5]
 
 
-def test_gradient_checkpointing_is_switched_on(arlm: str, tmp_path: Path) -> None:
+def test_gradient_checkpointing_is_switched_on(ar_model: str, tmp_path: Path) -> None:
     """Else the setting would save no memory; with it, the weights are those without."""
-    convert(arlm, PROMPTS, tmp_path / "plain", **SETTINGS)
+    convert(ar_model, PROMPTS, tmp_path / "plain", **SETTINGS)
     calls: list[str] = []
 
     def watch(trainer: Any, _difference: float) -> None:
-        layer = trainer.student.model.get_submodule("model.layers.0.mlp")
+        layer = trainer.pair.student.model.get_submodule("model.layers.0.mlp")
         layer.register_forward_pre_hook(lambda *_: calls.append("grad" if torch.is_grad_enabled() else ""))
 
-    convert(arlm, PROMPTS, tmp_path / "saving", on_start=watch, gradient_checkpointing=True, **SETTINGS)
+    convert(ar_model, PROMPTS, tmp_path / "saving", on_start=watch, gradient_checkpointing=True, **SETTINGS)
     updates = metrics(tmp_path / "saving")[-1]["updates"]
     assert calls.count("grad") == 2 * updates, "each update computes the layer a second time"
     expected, found = weights(tmp_path / "plain"), weights(tmp_path / "saving")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_runs_are_not_overwritten_or_invented(arlm: str, tmp_path: Path) -> None:
+def test_runs_are_not_overwritten_or_invented(ar_model: str, tmp_path: Path) -> None:
     """Else a second run would destroy the first, or a misspelt folder would be resumed as an empty run."""
-    convert(arlm, PROMPTS, tmp_path / "run", **(SETTINGS | {"rollouts": 1}))
+    convert(ar_model, PROMPTS, tmp_path / "run", **(SETTINGS | {"rollouts": 1}))
     before = weights(tmp_path / "run")
     with pytest.raises(OutputExistsError):
-        convert(arlm, PROMPTS, tmp_path / "run", **SETTINGS)
+        convert(ar_model, PROMPTS, tmp_path / "run", **SETTINGS)
     with pytest.raises(CheckpointError):
         resume(tmp_path / "nun")
     with pytest.raises(UsageError, match="--output"):
-        convert(arlm, PROMPTS, "", **SETTINGS)
+        convert(ar_model, PROMPTS, "", **SETTINGS)
     resume(tmp_path / "run")  # a finished run stays as it is
     assert all(torch.equal(before[name], value) for name, value in weights(tmp_path / "run").items())
+
+
+def test_a_run_of_an_earlier_version_resumes(ar_model: str, tmp_path: Path) -> None:
+    """Else an upgrade would cost every run that is under way: records without a version, settings with old names."""
+    chosen = SETTINGS | {"optimiser": SETTINGS["optimiser"] | {"l2_sp": 2.0}, "rollout_decoding": "static:2"}
+    convert(ar_model, PROMPTS, tmp_path / "whole", **chosen)
+    with pytest.raises(PowerCut):
+        convert(ar_model, PROMPTS, tmp_path / "cut", on_step=cut_at(3), **chosen)
+    run = RunFolder(tmp_path / "cut")
+    config = run.config.read_text()
+    assert "l2_sp" in config
+    assert "tokens_per_step" in config
+    run.config.write_text(config.replace("l2_sp", "pull_to_original").replace("tokens_per_step", "tokens_per_round"))
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    run.metrics.write_text("".join(json.dumps(without_version(line)) + "\n" for line in lines))
+    checkpoint = run.latest()
+    assert checkpoint is not None
+    state = run.load_state(checkpoint)
+    torch.save(state | {"line": without_version(state["line"])}, checkpoint / "training_state.pt")
+    resume(tmp_path / "cut")
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")
+
+
+def without_version(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in ("version", "evaluation")}

@@ -1,21 +1,21 @@
 """The models that ship with the package are what the documentation says, and work at once."""
 
 import hashlib
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
-from opdlm.evals.runner import ar_writer, evaluate
-from opdlm.models.checkpoint import load_arlm
-from opdlm.playground.families import evaluation_set
-from opdlm.playground.weights import arlm_path, student_path
+from opdlm.checkpoints.load import load_ar_model
+from opdlm.evals.answers import answered
+from opdlm.evals.writers import ar_writer
 from opdlm.sampling.api import load
+from opdlm.tiny.families import evaluation_set
+from opdlm.tiny.weights import ar_model_path, student_path
 
 PER_FAMILY = 24
 
 
-@pytest.mark.parametrize("folder", [arlm_path(), student_path()], ids=["arlm", "student"])
+@pytest.mark.parametrize("folder", [ar_model_path(), student_path()], ids=["ar_model", "student"])
 def test_weights_are_the_published_ones(folder: Path) -> None:
     """Else a changed file would go unnoticed, or the package would grow beyond what was promised (6 MB a model)."""
     digest, name = (folder / "SHA256SUMS").read_text().split()
@@ -24,17 +24,11 @@ def test_weights_are_the_published_ones(folder: Path) -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) < 6e6
 
 
-def test_the_student_carries_the_current_code() -> None:
-    """Else the shipped checkpoint would decode with code that no test sees."""
-    current = files("opdlm.models").joinpath("remote_code.py").read_text(encoding="utf-8")
-    assert (student_path() / "modeling_opdlm.py").read_text(encoding="utf-8") == current
-
-
-def test_the_arlm_knows_its_tasks() -> None:
+def test_the_ar_model_knows_its_tasks() -> None:
     """Else every number of the demo would be relative to a teacher that cannot do the tasks."""
-    model, tokenizer = load_arlm(arlm_path())
+    model, tokenizer = load_ar_model(ar_model_path())
     writer = ar_writer(model, tokenizer, max_new_tokens=64, batch_size=32)
-    report = evaluate("teacher", writer, evaluation_set(PER_FAMILY))
+    report = answered("teacher", writer, evaluation_set(PER_FAMILY))
     assert all(row.accuracy >= 0.9 for row in report.families)
     assert report.accuracy >= 0.95
 

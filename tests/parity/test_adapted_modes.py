@@ -6,7 +6,8 @@ import torch
 from opdlm.core.layout import Attention
 from opdlm.core.types import Geometry
 from opdlm.errors import IdentityCheckError, UnsupportedModelError
-from opdlm.models.adapt import BlockDiffusionModel, identity_check
+from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.models.identity import identity_check
 from support import MASK, assert_close, tiny_config, tiny_model
 
 GEOMETRY = Geometry(4)
@@ -149,7 +150,9 @@ def test_identity_check_finds_a_model_that_stays_causal() -> None:
         mask, position = kwargs.get("attention_mask"), kwargs.get("position_ids")
         if mask is None or position is None:
             return args, kwargs
-        keys = torch.arange(mask.shape[-1]) if kwargs.get(model.cache_argument) is not None else position[:, None, None, :]
+        keys = (
+            torch.arange(mask.shape[-1]) if kwargs.get(model.cache_argument) is not None else position[:, None, None, :]
+        )
         later = position[:, None, :, None] < keys
         return args, kwargs | {"attention_mask": mask.masked_fill(later, torch.finfo(mask.dtype).min)}
 

@@ -11,8 +11,9 @@ from torch.nn.attention.flex_attention import create_mask
 
 from opdlm.core.layout import Attention, causal
 from opdlm.core.types import Geometry
-from opdlm.models.adapt import NEVER_SAMPLED, BlockDiffusionModel, identity_check
+from opdlm.models.block_diffusion import NEVER_SAMPLED, BlockDiffusionModel
 from opdlm.models.cache import KVCache
+from opdlm.models.identity import identity_check
 from opdlm.models.parts import input_embedding
 from support import ARCHITECTURES, MASK, VOCABULARY, WINDOW, assert_close, tiny_model
 
@@ -39,10 +40,10 @@ def clean(geometry: Geometry, ids: torch.Tensor) -> Attention:
 
 
 def packed(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Clean tokens, then every block again as a noised copy of its own; (ids, position, copy), each [B, 2T]."""
+    """Clean tokens, then every block again as a noised stream of its own; (ids, position, stream), each [B, 2T]."""
     noised = torch.where(positions(ids) % 3 == 1, MASK, ids)
-    copy = positions(ids) // SIZE + 1
-    return torch.cat([ids, noised], 1), positions(ids).repeat(1, 2), torch.cat([torch.zeros_like(ids), copy], 1)
+    stream = positions(ids) // SIZE + 1
+    return torch.cat([ids, noised], 1), positions(ids).repeat(1, 2), torch.cat([torch.zeros_like(ids), stream], 1)
 
 
 # --- the original is inside ---------------------------------------------------------------------------------------
@@ -72,11 +73,11 @@ def test_blocks_of_one_token_are_causal(name: str) -> None:
 @each_architecture
 @torch.no_grad()
 def test_a_causal_context_is_the_original_stream(name: str) -> None:
-    """Else `context="causal"` could not share the ARLM's KV cache: its clean stream would be something else."""
+    """Else `context="causal"` could not share the AR model's KV cache: its clean stream would be something else."""
     model, ids = adapted(name), random_ids()
-    row, position, copy = packed(ids)
+    row, position, stream = packed(ids)
     geometry = Geometry(SIZE, context="causal")
-    hidden = model.hidden(row, Attention.within(geometry, position, copy))
+    hidden = model.hidden(row, Attention.within(geometry, position, stream))
     assert_close(hidden[:, :LENGTH], model.causal_hidden(ids))
 
 
@@ -97,13 +98,13 @@ def seen_by_definition(geometry: Geometry, attention: Attention, window: int | N
     rows, queries, keys = *attention.query_position.shape, attention.key_position.shape[1]
     seen = torch.zeros(rows, queries, keys, dtype=torch.bool)
     for b, q, k in torch.cartesian_prod(torch.arange(rows), torch.arange(queries), torch.arange(keys)).tolist():
-        q_pos, q_copy = int(attention.query_position[b, q]), int(attention.query_copy[b, q])
-        k_pos, k_copy = int(attention.key_position[b, k]), int(attention.key_copy[b, k])
+        q_pos, q_stream = int(attention.query_position[b, q]), int(attention.query_stream[b, q])
+        k_pos, k_stream = int(attention.key_position[b, k]), int(attention.key_stream[b, k])
         q_block, k_block = q_pos // geometry.block_size, k_pos // geometry.block_size
-        if q_copy == 0:
-            seen[b, q, k] = k_copy == 0 and k_block <= q_block
+        if q_stream == 0:
+            seen[b, q, k] = k_stream == 0 and k_block <= q_block
         else:
-            seen[b, q, k] = (k_copy == 0 and k_block < q_block) or (k_copy == q_copy and k_block == q_block)
+            seen[b, q, k] = (k_stream == 0 and k_block < q_block) or (k_stream == q_stream and k_block == q_block)
         if window is not None and q_pos - k_pos >= window:
             seen[b, q, k] = False
     return seen
@@ -129,8 +130,8 @@ def test_one_block_is_bidirectional(name: str) -> None:
 def test_a_packed_row_is_its_blocks_one_by_one(name: str) -> None:
     """Else a training row of many noised blocks would not be the states that decoding visits, one at a time."""
     model, ids = adapted(name), random_ids()
-    row, position, copy = packed(ids)
-    together = model.hidden(row, Attention.within(model.geometry, position, copy))
+    row, position, stream = packed(ids)
+    together = model.hidden(row, Attention.within(model.geometry, position, stream))
     for start in range(0, LENGTH, SIZE):
         end = min(start + SIZE, LENGTH)
         alone = torch.cat([ids[:, :start], row[:, LENGTH + start : LENGTH + end]], 1)
@@ -155,9 +156,9 @@ def test_cached_is_uncached(name: str) -> None:
         block = step - lag
         inside = (block >= 0) & (block < 5)
         window = block.clamp(0, 4) * SIZE + torch.arange(SIZE)
-        query_copy = torch.where(inside, 0, -1).expand(-1, SIZE)
-        key_copy = torch.where((keys // SIZE <= block) & inside, 0, -1)
-        attention = Attention(model.geometry, window, query_copy, keys, key_copy)
+        query_stream = torch.where(inside, 0, -1).expand(-1, SIZE)
+        key_stream = torch.where((keys // SIZE <= block) & inside, 0, -1)
+        attention = Attention(model.geometry, window, query_stream, keys, key_stream)
         hidden = model.hidden(ids.gather(1, window), attention, cache)
         expected = whole.gather(1, window[..., None].expand(-1, -1, whole.shape[-1]))
         assert_close(hidden[inside[:, 0]], expected[inside[:, 0]])
@@ -170,7 +171,7 @@ def test_no_information_flows_backwards(name: str) -> None:
     By gradient, not by value: a leak of any size is a nonzero gradient.
     """
     model, ids = adapted(name), random_ids(rows=1, length=4 * SIZE)
-    row, position, copy = packed(ids)
+    row, position, stream = packed(ids)
     embedded: list[torch.Tensor] = []
 
     def keep(_module: torch.nn.Module, _inputs: object, output: torch.Tensor) -> None:
@@ -179,7 +180,7 @@ def test_no_information_flows_backwards(name: str) -> None:
 
     handle = input_embedding(model.model).register_forward_hook(keep)
     try:
-        hidden = model.hidden(row, Attention.within(model.geometry, position, copy))
+        hidden = model.hidden(row, Attention.within(model.geometry, position, stream))
     finally:
         handle.remove()
     direction = torch.randn(hidden.shape[-1], generator=torch.Generator().manual_seed(0))
@@ -223,8 +224,8 @@ def test_a_sliding_window_limits_every_layer() -> None:
 def test_masks_are_the_papers(window: int | None) -> None:
     """Else dense or FlexAttention would train under a mask that is not the method's (BD3-LM, figure 3)."""
     ids = random_ids(rows=2, length=3 * SIZE + 1)
-    _, position, copy = packed(ids)
-    attention = Attention.within(Geometry(SIZE), position, copy)
+    _, position, stream = packed(ids)
+    attention = Attention.within(Geometry(SIZE), position, stream)
     expected = seen_by_definition(Geometry(SIZE), attention, window)
     assert torch.equal(attention.dense(window), expected)
     flex = create_mask(attention.flex(window).mask_mod, 2, None, *expected.shape[1:], device="cpu")

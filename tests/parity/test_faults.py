@@ -10,30 +10,33 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 import opdlm
+import rollouts
 from opdlm.config import DistillSettings, GenerationSettings
 from opdlm.core.divergence import forward_kl
 from opdlm.core.layout import Attention
-from opdlm.core.states import select_states
 from opdlm.core.types import Geometry, LossSum, Rollout, StateBatch
 from opdlm.distill.loop import Trainer
 from opdlm.distill.losses import divergence_loss
+from opdlm.distill.methods import method_of
+from opdlm.distill.pair import Pair
+from opdlm.distill.step import Batch, Plan
 from opdlm.distill.teacher import Teacher
-from opdlm.models.adapt import BlockDiffusionModel
+from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.tokens import SpecialTokens
 from opdlm.sampling.engine import Engine
-from rollouts import TOKENS, fresh_student, random_prompts, student, written
+from opdlm.sampling.requests import continuations
+from rollouts import fresh_student, pair_of, random_prompts, student, written
 from support import MASK, assert_close, tiny_tokenizer
 
 
 def states_of(rollout: Rollout, selection: str = "all", size: int = 4, **options: object) -> StateBatch:
-    seeds = torch.arange(len(rollout.length))
-    return select_states(rollout, Geometry(size), selection, MASK, seeds, **options)  # type: ignore[arg-type]
+    return rollouts.states_of(rollout, Geometry(size), selection, **options)  # type: ignore[arg-type]
 
 
 def loss_of(model: BlockDiffusionModel, rollout: Rollout, states: StateBatch) -> tuple[LossSum, list[torch.Tensor]]:
     """The loss against another random model, and its gradients."""
-    teacher = Teacher(student(seed=3))
-    loss = divergence_loss(model, teacher, forward_kl, states, rollout, teacher.targets(rollout))
+    pair = pair_of(model)
+    loss = divergence_loss(pair, forward_kl, states, rollout, pair.teacher.targets(rollout))
     return loss, list(torch.autograd.grad(loss.total, list(model.parameters()), allow_unused=True))
 
 
@@ -46,7 +49,7 @@ def trainer(model: BlockDiffusionModel, prompts: Sequence[Sequence[int]], **sett
         "optimiser": {"learning_rate": 1e-3},
     }
     chosen = DistillSettings(**(common | settings))  # type: ignore[arg-type]
-    return Trainer(model, Teacher(student(seed=3)), TOKENS, prompts, chosen)
+    return Trainer(pair_of(model), prompts, chosen)
 
 
 def test_nothing_is_edited_in_place() -> None:
@@ -60,7 +63,7 @@ def test_nothing_is_edited_in_place() -> None:
     values = [getattr(record, f.name) for record in (rollout, states) for f in fields(record)]
     tensors = [value for value in values if value is not None]
     kept = [tensor.clone() for tensor in tensors]
-    attention = Attention.within(model.geometry, states.position_ids, states.copy, states.text)
+    attention = Attention.within(model.geometry, states.position_ids, states.stream, states.document)
     mask = attention.dense().clone()
     gradients = []
     for recompute in (False, True):
@@ -69,7 +72,7 @@ def test_nothing_is_edited_in_place() -> None:
             model.train()
         teacher = Teacher(student(seed=3))
         targets = teacher.targets(rollout)
-        loss = divergence_loss(model, teacher, forward_kl, states, rollout, targets)
+        loss = divergence_loss(pair_of(model, teacher), forward_kl, states, rollout, targets)
         teacher.targets(rollout)
         Teacher(model).targets(rollout)  # with an adapter, student and teacher are the same module
         gradients.append(torch.autograd.grad(loss.total, [p for p in model.parameters() if p.requires_grad]))
@@ -88,7 +91,7 @@ def test_training_blocks_are_decoding_blocks(prompt_length: int) -> None:
     rollout, visits = written(model, random_prompts((prompt_length,)))
     starts = {start for _, start, _ in visits}
     states = states_of(rollout)
-    noised = states.copy[0] > 0
+    noised = states.stream[0] > 0
     assert set((states.position_ids[0, noised] // 4 * 4).tolist()) == starts
     assert min(starts) == prompt_length // 4 * 4
     first = noised & (states.position_ids[0] < prompt_length)
@@ -109,8 +112,7 @@ def test_padding_is_in_no_loss_and_no_count() -> None:
     total, count = torch.tensor(0.0), 0.0
     for row in range(len(rollout.length)):
         alone = rollout.rows(torch.tensor([row]))
-        seeds = torch.tensor([row])
-        part = select_states(alone, model.geometry, "one_per_block", MASK, seeds)
+        part = states_of(alone, "one_per_block", seeds=torch.tensor([row]))
         one, _ = loss_of(model, alone, part)
         total, count = total + one.total.detach(), count + float(one.count)
     assert_close(loss.total.detach(), total, atol=1e-4, rtol=1e-4)
@@ -126,24 +128,22 @@ def test_padding_is_in_no_loss_and_no_count() -> None:
 
 def test_metrics_count_response_tokens_alone() -> None:
     """The same fault in the numbers: padding, prompts and what lies behind the end are no response tokens."""
-    model, lines = fresh_student(), []
-    work = trainer(model, random_prompts((1, 3, 4, 6)), rollouts=1)
-    work.on_step = lines.append
-    rollout, _ = work.recipe(0, work.prompts_of(0)).write([work.prompts[i] for i in work.prompts_of(0)], range(4))
-    work.train()
+    work = trainer(fresh_student(), random_prompts((1, 3, 4, 6)), rollouts=1)
+    rollout = method_of(work.settings)(work.pair, 0).write(work.batch(0)).rollout
+    metrics = work.train()
     tokens = int((rollout.length - rollout.prompt_length).sum())
     assert tokens < 4 * 12
-    assert lines[0]["tokens_trained"] == lines[0]["total"]["tokens_rolled_out"] == tokens
-    assert lines[0]["tokens_per_forward"] == pytest.approx(tokens / int(rollout.forwards.sum()))
+    assert metrics.tokens_trained == metrics.total.tokens_rolled_out == tokens
+    assert metrics.tokens_per_forward == pytest.approx(tokens / int(rollout.forwards.sum()))
 
 
 def test_text_is_never_made_of_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault: responses were stored as text and tokenised again, so that commit rounds slipped against tokens.
+    """Fault: responses were stored as text and tokenised again, so that commit steps slipped against tokens.
 
     A conversion runs with a tokenizer that cannot decode and that encodes prompts only.
     """
-    fresh_student().model.save_pretrained(tmp_path / "arlm")
-    tiny_tokenizer().save_pretrained(tmp_path / "arlm")
+    fresh_student().model.save_pretrained(tmp_path / "ar_model")
+    tiny_tokenizer().save_pretrained(tmp_path / "ar_model")
     encoded = []
     encode = PreTrainedTokenizerFast._encode_plus
 
@@ -160,7 +160,7 @@ def test_text_is_never_made_of_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ramp = {"start": 8, "end": 8, "rollouts": 0}
     prompts = ["abc", "2+2="]
     opdlm.convert(
-        str(tmp_path / "arlm"),
+        str(tmp_path / "ar_model"),
         prompts,
         tmp_path / "run",
         device="cpu",
@@ -183,7 +183,7 @@ def test_the_end_of_sequence_is_supervised(selection: str) -> None:
         found = set()
         for seed in range(20 if selection != "all" else 1):  # some states have the end fixed already
             seeds = torch.arange(len(rollout.length)) + 100 * seed
-            states = select_states(rollout, Geometry(4), selection, MASK, seeds, **options)  # type: ignore[arg-type]
+            states = states_of(rollout, selection, seeds=seeds, **options)
             found |= set(zip(states.row.tolist(), states.position.tolist(), strict=True))
         return found
 
@@ -198,10 +198,8 @@ def test_the_teacher_reads_each_row_once(monkeypatch: pytest.MonkeyPatch) -> Non
     """
     seen: list[tuple[int, ...]] = []
     for selection in ("one_per_block", "all"):
-        model, lines = fresh_student(), []
-        work = trainer(model, random_prompts((1, 3, 4, 6)), states=selection, rollouts=1)
-        work.on_step = lines.append
-        inner, calls = work.teacher.model, []
+        work = trainer(fresh_student(), random_prompts((1, 3, 4, 6)), states=selection, rollouts=1)
+        inner, calls = work.pair.teacher.model, []
         alone, sharing = inner.causal_hidden, inner.hidden
 
         def count(ids: torch.Tensor, attention: Attention | None = None) -> torch.Tensor:
@@ -214,13 +212,13 @@ def test_the_teacher_reads_each_row_once(monkeypatch: pytest.MonkeyPatch) -> Non
         with monkeypatch.context() as patched:
             patched.setattr(inner, "causal_hidden", count)
             patched.setattr(inner, "hidden", count)
-            work.train()
+            metrics = work.train()
         assert len(calls) == 2, "each row in one pass: two updates of two rows"
         assert all(len(ids) <= 2 for ids in calls)
         assert all(ids.shape[1] <= 18 for ids in calls), "prompt and response, not doubled: at most 6 + 12"
         seen.append(tuple(ids.numel() for ids in calls))
         parameters = sum(p.numel() for p in inner.parameters()) - inner.model.get_input_embeddings().weight.numel()
-        assert lines[0]["flops"]["teacher"] == 2 * parameters * sum(seen[-1])
+        assert metrics.flops.teacher == 2 * parameters * sum(seen[-1])
     assert seen[0] == seen[1]
 
 
@@ -256,13 +254,14 @@ def test_weights_move_through_no_file(tmp_path: Path, monkeypatch: pytest.Monkey
 
     opened = io.open
     texts: list[Rollout] = []
-    write = work._by_student
+    method = method_of(work.settings)
 
-    def sample(prompts: Sequence[Sequence[int]], seeds: Sequence[int], **common: object) -> object:
-        texts.append(write(random_prompts((5,)), [1], **common)[0])
-        return write(prompts, seeds, **common)
+    def sampled(pair: Pair, index: int) -> Plan:
+        plan = method(pair, index)
+        texts.append(plan.write(Batch(random_prompts((5,)), [1])).rollout)
+        return plan
 
-    monkeypatch.setattr(work, "_by_student", sample)
+    work.method = sampled
     with monkeypatch.context() as patched:
         patched.chdir(tmp_path)
         for module in ("builtins", "io"):
@@ -282,8 +281,8 @@ def test_static_decoding_writes_a_token_a_forward(size: int) -> None:
     settings = GenerationSettings(decoding="static", max_new_tokens=96)  # type: ignore[arg-type]
     model = student(size)
     forwards = []
-    engine = Engine(model, SpecialTokens(MASK, 0, ()), settings, observer=lambda seen: forwards.append(seen))
-    rollout = engine.generate(random_prompts((8, 16)))
+    engine = Engine(model, SpecialTokens(MASK, 0, ()), observer=lambda seen: forwards.append(seen))
+    rollout = engine.write(continuations(random_prompts((8, 16)), settings))
     tokens = rollout.length - rollout.prompt_length
     assert (tokens / rollout.forwards >= 1.0).all()
     assert len(forwards) == int(rollout.forwards.max()), "what the record says is what the model computed"

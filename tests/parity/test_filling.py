@@ -6,10 +6,10 @@ import torch
 from opdlm.config import GenerationSettings
 from opdlm.core.types import Rollout
 from opdlm.models.tokens import SpecialTokens
-from opdlm.sampling.engine import Engine, Round
+from opdlm.sampling.engine import Step
 from opdlm.sampling.reference import generate_row
 from rollouts import TOKENS, random_prompts, student
-from sampling_support import CHOICES, assert_same_row, settings_of
+from sampling_support import CHOICES, assert_same_row, filled, settings_of
 from support import MASK
 
 every_prediction = pytest.mark.parametrize("prediction", ["same", "shifted"])
@@ -44,7 +44,7 @@ def test_filling_is_the_references(size: int, context: str, prediction: str) -> 
     for choice in (CHOICES[0], CHOICES[3], CHOICES[9]):
         settings = settings_of(choice)
         for batch_size in (2, 32):
-            rollout = Engine(model, TOKENS, settings, batch_size).fill(texts)
+            rollout = filled(model, TOKENS, settings, texts, batch_size=batch_size)
             for row, text in enumerate(texts):
                 assert_same_row(rollout, row, generate_row(model, text, settings, TOKENS, row, fill=True))
 
@@ -53,16 +53,16 @@ def test_filling_changes_nothing_but_the_gaps() -> None:
     """Else text that the user wrote would be replaced, or a gap would stay because a stop token was drawn before it."""
     tokens = SpecialTokens(MASK, 0, tuple(range(MASK)))  # whatever is drawn could end a text
     texts = [with_gaps(text, seed) for seed, text in enumerate(GAPS)]
-    rollout = Engine(student(), tokens, GenerationSettings(temperature=1.0), 2).fill(texts)
+    rollout = filled(student(), tokens, GenerationSettings(temperature=1.0), texts, batch_size=2)
     assert not rollout.stopped.any()
     for row, text in enumerate(texts):
         length = int(rollout.length[row])
         assert length == max(i for i, token in enumerate(text) if token == MASK) + 1
         assert int(rollout.prompt_length[row]) == text.index(MASK)
-        filled = [*rollout.input_ids[row].tolist(), *text][: int(rollout.end[row])]
-        for column, (found, known) in enumerate(zip(filled, text, strict=False)):
+        whole = [*rollout.input_ids[row].tolist(), *text][: int(rollout.end[row])]
+        for column, (found, known) in enumerate(zip(whole, text, strict=False)):
             assert (found != MASK) if known == MASK else (found == known)
-            assert (rollout.commit_round[row, column] == -1) == (known != MASK)
+            assert (rollout.commit_step[row, column] == -1) == (known != MASK)
 
 
 @every_prediction
@@ -74,11 +74,11 @@ def test_a_gap_sees_its_block_and_no_further(prediction: str) -> None:
         """What the model says of the two gaps when it sees them for the first time."""
         seen: list[torch.Tensor] = []
 
-        def keep(now: Round) -> None:
-            if now.round[0] == 0:
+        def keep(now: Step) -> None:
+            if now.step[0] == 0:
                 seen.append(now.logits[0, 2 if now.start[0] == 4 else 0].clone())
 
-        return seen, Engine(model, TOKENS, GenerationSettings(), observer=keep).fill([ids])
+        return seen, filled(model, TOKENS, GenerationSettings(), [ids], observer=keep)
 
     (first, second), rollout = first_logits(text)
     near, far = list(text), list(text)

@@ -11,14 +11,15 @@ from opdlm.config import GenerationSettings
 from opdlm.core.layout import CLEAN, Attention
 from opdlm.core.types import NEVER, Geometry
 from opdlm.errors import UsageError
-from opdlm.models.adapt import BlockDiffusionModel
+from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.cache import KVCache
 from opdlm.sampling.api import DiffusionLM
 from opdlm.sampling.engine import Engine
 from opdlm.sampling.reference import generate_row
+from opdlm.sampling.requests import continuations, fillings
 from opdlm.sampling.slots import Slots
-from rollouts import TOKENS, arlm, fresh_student, random_prompts, student, written
-from sampling_support import CHOICES, NEVER_STOPS, assert_same_row, forwards_of, settings_of
+from rollouts import TOKENS, ar_model, fresh_student, random_prompts, student, written
+from sampling_support import CHOICES, NEVER_STOPS, assert_same_row, forwards_of, generated, settings_of
 from support import MASK, assert_close, tiny_model, tiny_tokenizer
 
 every_prediction = pytest.mark.parametrize("prediction", ["same", "shifted"])
@@ -36,7 +37,7 @@ def test_the_engine_is_the_reference(size: int, context: str, prediction: str) -
     model, prompts = student(size, prediction, context), random_prompts((1, 3, 4, 6))
     for choice in CHOICES:
         settings = settings_of(choice, max_new_tokens=11)
-        rollout = Engine(model, TOKENS, settings, batch_size=2).generate(prompts, seeds=[7, 5, 3, 1])
+        rollout = generated(model, TOKENS, settings, prompts, batch_size=2, seeds=[7, 5, 3, 1])
         for row, prompt in enumerate(prompts):
             assert_same_row(rollout, row, generate_row(model, prompt, settings, TOKENS, [7, 5, 3, 1][row]))
 
@@ -49,7 +50,7 @@ def test_the_engine_is_the_reference_with_sliding_windows(name: str) -> None:
     prompts = random_prompts((9, 2))
     prompts += [[*prompts[0][:8], 17]]  # and two texts with a prefix in common
     for chosen in (prompts, prompts[::2]):
-        rollout = Engine(model, NEVER_STOPS, settings).generate(chosen)
+        rollout = generated(model, NEVER_STOPS, settings, chosen)
         for row, prompt in enumerate(chosen):
             assert_same_row(rollout, row, generate_row(model, prompt, settings, NEVER_STOPS, row))
 
@@ -57,13 +58,13 @@ def test_the_engine_is_the_reference_with_sliding_windows(name: str) -> None:
 def test_the_models_are_not_degenerate() -> None:
     """Else the tests of this file would compare rows of one repeated token, and all would pass."""
     rollout, _ = written(student(), max_new_tokens=40)
-    response = (rollout.commit_round >= 0) & (rollout.commit_round < NEVER)
+    response = (rollout.commit_step >= 0) & (rollout.commit_step < NEVER)
     assert len(rollout.input_ids[response].unique()) > 20
-    assert rollout.commit_round[response].unique().tolist() == [0, 1, 2, 3]
+    assert rollout.commit_step[response].unique().tolist() == [0, 1, 2, 3]
     assert 0 < rollout.stopped.sum() < len(rollout.stopped)
     for choice in CHOICES[3:]:  # the rules that choose how many tokens they fix
         settings = settings_of(choice, max_new_tokens=40)
-        rounds = Engine(student(), NEVER_STOPS, settings).generate(random_prompts()).commit_round[:, 12:40]
+        rounds = generated(student(), NEVER_STOPS, settings, random_prompts()).commit_step[:, 12:40]
         at_once = torch.stack([(rounds.unflatten(1, (7, 4)) == r).sum(-1) for r in range(4)])
         assert {1, 2} <= set(at_once.flatten().tolist()), (choice, "they fix one token, and they fix several")
 
@@ -89,13 +90,13 @@ def test_batch_of_one_is_a_batch_of_many(beginning: str, prediction: str) -> Non
     model, prompts = student(4, prediction), prompts_with(beginning)
     for choice in (CHOICES[4], CHOICES[10]):
         settings = settings_of(choice, max_new_tokens=14)
-        together = Engine(model, TOKENS, settings, 32).generate(prompts)
+        together = generated(model, TOKENS, settings, prompts, batch_size=32)
         for batch_size in (1, 2, 3):
-            other = Engine(model, TOKENS, settings, batch_size).generate(prompts)
+            other = generated(model, TOKENS, settings, prompts, batch_size=batch_size)
             for row in range(len(prompts)):
                 assert_same_row(other, row, together.rows(torch.tensor([row])))
         for row, prompt in enumerate(prompts):
-            alone = Engine(model, TOKENS, settings).generate([prompt], seeds=[row])
+            alone = generated(model, TOKENS, settings, [prompt], seeds=[row])
             assert_same_row(together, row, alone)
 
 
@@ -107,13 +108,13 @@ def test_a_shared_prefix_is_computed_once() -> None:
     settings = GenerationSettings(decoding="static", max_new_tokens=1)  # type: ignore[arg-type]
     model, prompts = fresh_student(), prompts_with("a shared prefix")
     for batch_size, wide in ((6, [(1, 8), (6, 8 + 4)]), (1, [(1, 8), *[(1, 4 + 4)] * 2, *[(1, 8 + 4)] * 2])):
-        engine = Engine(model, NEVER_STOPS, settings, batch_size)
+        engine = Engine(model, NEVER_STOPS, batch_size)
         with forwards_of(model) as shapes:
-            engine.generate(prompts)
+            engine.write(continuations(prompts, settings))
         assert [shape for shape in shapes if shape[1] > 4] == wide
         assert engine.query_tokens == sum(rows * tokens for rows, tokens in shapes)
     with forwards_of(model) as shapes:
-        Engine(model, NEVER_STOPS, settings).generate(prompts_with("one prompt"))
+        generated(model, NEVER_STOPS, settings, prompts_with("one prompt"))
     assert shapes[:2] == [(1, 8), (5, 4)]
 
 
@@ -121,11 +122,11 @@ def test_a_shared_prefix_is_computed_once() -> None:
 def test_dropping_idle_slots_changes_nothing(choice: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the last rows of a batch would continue another row's text, or be computed along with empty ones."""
     model, prompts = student(), random_prompts((1, 2, 3, 4, 5, 6, 7, 9))
-    compact = Engine(model, TOKENS, settings_of(choice, max_new_tokens=24), 6)
-    rollout = compact.generate(prompts)
+    requests = continuations(prompts, settings_of(choice, max_new_tokens=24))
+    compact, full = Engine(model, TOKENS, 6), Engine(model, TOKENS, 6)
+    rollout = compact.write(requests)
     monkeypatch.setattr(Slots, "_keep", lambda *_: None)
-    full = Engine(model, TOKENS, settings_of(choice, max_new_tokens=24), 6)
-    expected = full.generate(prompts)
+    expected = full.write(requests)
     for row in range(len(prompts)):
         assert_same_row(rollout, row, expected.rows(torch.tensor([row])))
     assert compact.query_tokens < full.query_tokens
@@ -134,9 +135,10 @@ def test_dropping_idle_slots_changes_nothing(choice: dict[str, Any], monkeypatch
 def test_what_is_generated_can_be_trained_on() -> None:
     """Else the first update on a rollout would fail: autograd saves no inference tensor."""
     model, prompts = student(), random_prompts()
-    engine = Engine(model, TOKENS, GenerationSettings(max_new_tokens=9, temperature=1.0), 2)
-    rollouts = [engine.generate(prompts), *(row for _, row in engine.finished_rows(prompts))]
-    rollouts += [engine.fill([[7, MASK, 8, 9, MASK], [MASK, 7]])]
+    engine, settings = Engine(model, TOKENS, 2), GenerationSettings(max_new_tokens=9, temperature=1.0)
+    requests = continuations(prompts, settings)
+    rollouts = [engine.write(requests), *(row for _, row in engine.finished(requests))]
+    rollouts += [engine.write(fillings([[7, MASK, 8, 9, MASK], [MASK, 7]], settings, MASK, 4))]
     weight = torch.ones(MASK + 1, 1, requires_grad=True)
     for rollout in rollouts:
         assert not any(torch.is_inference(getattr(rollout, field.name)) for field in fields(rollout))
@@ -149,12 +151,12 @@ def test_a_row_depends_on_its_own_seed_alone() -> None:
     """Else the order of the prompts would change the responses, or equal prompts would get equal samples."""
     settings = GenerationSettings(temperature=1.0, max_new_tokens=12)
     prompts = random_prompts()
-    engine = Engine(student(), TOKENS, settings, batch_size=2)
-    forwards = engine.generate(prompts, seeds=[0, 1, 2, 3, 4])
-    backwards = engine.generate(prompts[::-1], seeds=[4, 3, 2, 1, 0])
+    engine = Engine(student(), TOKENS, batch_size=2)
+    forwards = engine.write(continuations(prompts, settings, [0, 1, 2, 3, 4]))
+    backwards = engine.write(continuations(prompts[::-1], settings, [4, 3, 2, 1, 0]))
     for row in range(5):
         assert_same_row(forwards, row, backwards.rows(torch.tensor([4 - row])))
-    twice = engine.generate([prompts[0]] * 2, seeds=[8, 9])
+    twice = engine.write(continuations([prompts[0]] * 2, settings, [8, 9]))
     assert not torch.equal(twice.input_ids[0], twice.input_ids[1])
 
 
@@ -177,14 +179,14 @@ def test_a_padded_batch_is_its_single_rows(side: str, prediction: str) -> None:
         assert (together.sequences[row, length:] == model.tokens.pad_token_id).all()
 
 
-def test_blocks_of_one_token_are_the_arlms_own_decoding() -> None:
-    """Else the teacher's text (off-policy controls) would not be the ARLM's, nor would S = 1 be autoregression."""
+def test_blocks_of_one_token_are_the_ar_models_own_decoding() -> None:
+    """Else the teacher's text (off-policy controls) would not be the AR model's, nor would S = 1 be autoregression."""
     settings = GenerationSettings(max_new_tokens=20)
     prompts = random_prompts()
-    rollout = Engine(student(1, "shifted", "causal"), TOKENS, settings, 3).generate(prompts)
+    rollout = generated(student(1, "shifted", "causal"), TOKENS, settings, prompts, batch_size=3)
     assert rollout.stopped.any()
     for row, prompt in enumerate(prompts):
-        expected = arlm().generate(
+        expected = ar_model().generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
             max_new_tokens=20,
@@ -229,7 +231,7 @@ def test_a_fused_commit_costs_no_forward() -> None:
     model = fresh_student()
     settings = GenerationSettings(decoding="static", max_new_tokens=16)  # type: ignore[arg-type]
     with forwards_of(model) as shapes:
-        rollout = Engine(model, NEVER_STOPS, settings).generate(random_prompts((4,)))
+        rollout = generated(model, NEVER_STOPS, settings, random_prompts((4,)))
     assert len(shapes) == int(rollout.forwards) == 16, "one a token: the prompt and the commits ride along"
     assert shapes == [(1, 8), *[(1, 4)] * 3] * 4, "a block that rides along is not computed in later rounds"
 
@@ -239,7 +241,7 @@ def test_a_prompt_that_comes_later_disturbs_nobody() -> None:
     model, prompts = fresh_student(), random_prompts((4, 7, 10))
     settings = GenerationSettings(decoding="sequential:2", max_new_tokens=6)  # type: ignore[arg-type]
     with forwards_of(model) as shapes:
-        rollout = Engine(model, NEVER_STOPS, settings, batch_size=2).generate(prompts)
+        rollout = generated(model, NEVER_STOPS, settings, prompts, batch_size=2)
     assert rollout.forwards.tolist() == [3, 4, 3]
     assert shapes[3] == (1, 8), "the latecomer's two blocks, alone"
     assert [rows for rows, _ in shapes] == [2, 2, 2, 1, 2, 1, 1]
@@ -251,10 +253,10 @@ def test_a_mask_token_in_a_prompt_is_given_text() -> None:
     """Else a prompt that names the mask token would be rewritten, in part, by the batched sampler alone."""
     prompts = [[7, MASK, 8, 9, 10, MASK, 11], [MASK, 7]]
     settings = GenerationSettings(max_new_tokens=7)
-    rollout = Engine(student(), NEVER_STOPS, settings).generate(prompts)
+    rollout = generated(student(), NEVER_STOPS, settings, prompts)
     for row, prompt in enumerate(prompts):
         assert rollout.input_ids[row, : len(prompt)].tolist() == prompt
-        assert (rollout.commit_round[row, : len(prompt)] == -1).all()
+        assert (rollout.commit_step[row, : len(prompt)] == -1).all()
         assert_same_row(rollout, row, generate_row(student(), prompt, settings, NEVER_STOPS, row))
 
 
@@ -262,7 +264,7 @@ def test_a_bias_on_no_token_is_refused() -> None:
     """Else a mistyped id would change nothing, in silence."""
     for token in (-1, MASK + 1):
         with pytest.raises(UsageError, match=f"from 0 to {MASK}"):
-            Engine(student(), TOKENS, settings_of({"logit_bias": {token: 1.0}}))
+            generated(student(), TOKENS, settings_of({"logit_bias": {token: 1.0}}), random_prompts())
 
 
 def test_the_mask_token_is_never_written() -> None:
@@ -284,9 +286,9 @@ def test_rows_come_out_as_they_finish() -> None:
     """Else the server would hold back short answers until the longest is done; one slot must serve many prompts."""
     prompts = random_prompts((4, 4, 4))
     settings = GenerationSettings(max_new_tokens=24, temperature=1.0)
-    engine = Engine(student(), TOKENS, settings, batch_size=2)
+    engine = Engine(student(), TOKENS, batch_size=2)
     order, lengths = [], {}
-    for index, row in engine.finished_rows(prompts):
+    for index, row in engine.finished(continuations(prompts, settings)):
         order.append(index)
         lengths[index] = int(row.forwards)
     assert sorted(order) == [0, 1, 2]
@@ -299,7 +301,7 @@ def test_the_length_cap_is_exact(max_new_tokens: int) -> None:
     """Else a response would be longer than asked for, or its record would count what lies behind the cap."""
     settings = GenerationSettings(max_new_tokens=max_new_tokens, temperature=1.0)
     prompts: Sequence[Sequence[int]] = random_prompts()
-    rollout = Engine(student(), NEVER_STOPS, settings, 2).generate(prompts)
+    rollout = generated(student(), NEVER_STOPS, settings, prompts, batch_size=2)
     assert (rollout.length - rollout.prompt_length == max_new_tokens).all()
     assert torch.equal(rollout.end, -(-rollout.length // 4) * 4)
     assert not rollout.stopped.any()

@@ -11,16 +11,18 @@ import torch
 from opdlm.config import DistillSettings, OptimiserSettings
 from opdlm.core.divergence import forward_kl
 from opdlm.core.layout import Attention
-from opdlm.core.states import select_states
-from opdlm.core.types import Geometry, LossSum, Rollout, StateBatch, TeacherTargets
-from opdlm.distill import losses
+from opdlm.core.types import Geometry, Rollout, StateBatch
+from opdlm.distill import losses, pair
 from opdlm.distill.adapter import adapter_off, add_adapter, merged
-from opdlm.distill.step import Recipe, StepCounts, training_step
+from opdlm.distill.methods import METHODS
+from opdlm.distill.rollout import Written
+from opdlm.distill.step import Batch, StepCounts, training_step
 from opdlm.distill.teacher import Teacher
 from opdlm.distill.update import Updater
-from opdlm.models.adapt import BlockDiffusionModel
+from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.parts import input_embedding
-from rollouts import TOKENS, fresh_student, random_prompts, student, written
+from opdlm.parallel.ranks import OneProcess
+from rollouts import TOKENS, fresh_student, pair_of, random_prompts, states_of, student, written
 from support import MASK, assert_close, tiny_model
 
 every_geometry = pytest.mark.parametrize(
@@ -30,33 +32,28 @@ every_geometry = pytest.mark.parametrize(
 )
 
 
-def states_of(rollout: Rollout, geometry: Geometry, selection: str, **options: object) -> StateBatch:
-    seeds = torch.arange(len(rollout.length))
-    return select_states(rollout, geometry, selection, MASK, seeds, **options)  # type: ignore[arg-type]
-
-
 def student_logits(model: BlockDiffusionModel, states: StateBatch) -> torch.Tensor:
     """[M, V] of the packed training rows."""
-    attention = Attention.within(model.geometry, states.position_ids, states.copy, states.text)
-    return model.logits(model.hidden(states.input_ids, attention)[states.line, states.predictor])
+    attention = Attention.within(model.geometry, states.position_ids, states.stream, states.document)
+    return model.logits(model.hidden(states.input_ids, attention)[states.sequence, states.predictor])
 
 
-def rounds_of(rollout: Rollout, states: StateBatch, size: int) -> list[int]:
-    """[M] the round of the state that each supervised position belongs to: the first round of what is masked there."""
-    rounds: dict[tuple[int, int, int], int] = {}
-    masked = (states.input_ids == MASK) & (states.copy > 0)
-    for line, column in masked.nonzero().tolist():
-        row, position = int(states.text[line, column]), int(states.position_ids[line, column])
-        state = row, int(states.copy[line, column]), position // size
-        rounds[state] = min(rounds.get(state, 99), int(rollout.commit_round[row, position]))
+def steps_of(rollout: Rollout, states: StateBatch, size: int) -> list[int]:
+    """[M] the step of the state that each supervised position belongs to: the first step of what is masked there."""
+    steps: dict[tuple[int, int, int], int] = {}
+    masked = (states.input_ids == MASK) & (states.stream > 0)
+    for sequence, column in masked.nonzero().tolist():
+        row, position = int(states.document[sequence, column]), int(states.position_ids[sequence, column])
+        state = row, int(states.stream[sequence, column]), position // size
+        steps[state] = min(steps.get(state, 99), int(rollout.commit_step[row, position]))
     found = []
-    for row, line, predictor, position in zip(
-        *(t.tolist() for t in (states.row, states.line, states.predictor, states.position)), strict=True
+    for row, sequence, predictor, position in zip(
+        *(t.tolist() for t in (states.row, states.sequence, states.predictor, states.position)), strict=True
     ):
-        copies = [int(states.copy[line, predictor])]
-        if copies == [0]:  # a shifted block's first token is predicted by the clean text: in every state of the block
-            copies = [c for c in range(1, 9) if (row, c, position // size) in rounds]
-        found.append(rounds[row, copies[0], position // size])
+        streams = [int(states.stream[sequence, predictor])]
+        if streams == [0]:  # a shifted block's first token is predicted by the clean text: in every state of the block
+            streams = [c for c in range(1, 9) if (row, c, position // size) in steps]
+        found.append(steps[row, streams[0], position // size])
     return found
 
 
@@ -66,7 +63,7 @@ def test_a_packed_row_is_what_the_sampler_saw(geometry: Geometry) -> None:
     """Else training would see states, or a view of them, that decoding never meets (the published code's geometry).
 
     Prompts of 1, 3, 4, 6 and 9 tokens, every visited state of every block, logits against logits; then the same for the
-    states that `one_per_block` and `one_per_rollout` choose. A text alone in its line, and two or more in each.
+    states that `one_per_block` and `one_per_rollout` choose. A document alone in its sequence, and two or more in each.
     """
     model = student(geometry.block_size, geometry.prediction, geometry.context)
     rollout, visits = written(model)
@@ -74,27 +71,27 @@ def test_a_packed_row_is_what_the_sampler_saw(geometry: Geometry) -> None:
     for selection, capacity in (("all", 0), ("all", 200), ("one_per_block", 100), ("one_per_rollout", 100)):
         states = states_of(rollout, geometry, selection, capacity=capacity)
         logits = student_logits(model, states)
-        rounds = rounds_of(rollout, states, geometry.block_size)
-        for index, round_ in enumerate(rounds):
+        steps = steps_of(rollout, states, geometry.block_size)
+        for index, step_ in enumerate(steps):
             row, position = int(states.row[index]), int(states.position[index])
             start = position // geometry.block_size * geometry.block_size
             if geometry.prediction == "shifted" and position == start:
-                # Its logits come from the clean text: the same in every round in which it is still masked.
-                round_ = int(rollout.commit_round[row, position])
-            assert_close(logits[index], visits[row, start, round_][position - start])
+                # Its logits come from the clean text: the same in every step in which it is still masked.
+                step_ = int(rollout.commit_step[row, position])
+            assert_close(logits[index], visits[row, start, step_][position - start])
         if selection == "all":
-            response = (rollout.commit_round >= 0) & (
-                torch.arange(rollout.commit_round.shape[1]) < rollout.length[:, None]
+            response = (rollout.commit_step >= 0) & (
+                torch.arange(rollout.commit_step.shape[1]) < rollout.length[:, None]
             )
-            assert len(rounds) == int((rollout.commit_round[response] + 1).sum()), "a visited state is missing"
+            assert len(steps) == int((rollout.commit_step[response] + 1).sum()), "a visited state is missing"
 
 
 @every_geometry
-def test_no_gradient_to_later_blocks_or_other_copies(geometry: Geometry) -> None:
+def test_no_gradient_to_later_blocks_or_other_streams(geometry: Geometry) -> None:
     """Else a state would read its own answer. By gradient: a leak of any size is a nonzero one.
 
-    The other way round too: every masked position uses its whole own block, the tokens to its right included. Texts
-    share lines here, and see nothing of each other either.
+    The other way round too: every masked position uses its whole own block, the tokens to its right included.
+    Documents share sequences here, and see nothing of each other either.
     """
     model, size = student(geometry.block_size, geometry.prediction, geometry.context), geometry.block_size
     rollout, _ = written(model)
@@ -110,22 +107,23 @@ def test_no_gradient_to_later_blocks_or_other_copies(geometry: Geometry) -> None
     handle.remove()
     direction = torch.randn(logits.shape[-1], generator=torch.Generator().manual_seed(0))
     for index in range(0, len(logits), max(1, len(logits) // 12)):
-        line, column = int(states.line[index]), int(states.predictor[index])
+        sequence, column = int(states.sequence[index]), int(states.predictor[index])
         (gradient,) = torch.autograd.grad(logits[index, :MASK] @ direction[:MASK], embedded[0], retain_graph=True)
         touched = (gradient != 0).any(-1)
-        position, copy = states.position_ids[line], states.copy[line]
+        position, stream = states.position_ids[sequence], states.stream[sequence]
         own = position // size == position[column] // size
-        if copy[column] == 0:  # the clean predictor of a shifted block's first token
+        if stream[column] == 0:  # the clean predictor of a shifted block's first token
             last = int(states.position[index])
-            allowed = (copy == 0) & (position < last)
+            allowed = (stream == 0) & (position < last)
         else:
-            allowed = ((copy == copy[column]) & own) | ((copy == 0) & (position < position[column] // size * size))
-        assert torch.equal(touched[line], allowed & (states.text[line] == states.row[index]))
-        touched[line] = False
-        assert not touched.any(), "lines of the batch see each other"
+            before = (stream == 0) & (position < position[column] // size * size)
+            allowed = ((stream == stream[column]) & own) | before
+        assert torch.equal(touched[sequence], allowed & (states.document[sequence] == states.row[index]))
+        touched[sequence] = False
+        assert not touched.any(), "sequences of the batch see each other"
 
 
-def test_the_teacher_says_what_the_arlm_says() -> None:
+def test_the_teacher_says_what_the_ar_model_says() -> None:
     """Else the target of token i would be another position's, or would depend on padding behind the text."""
     model = student()
     rollout, _ = written(model)
@@ -139,59 +137,61 @@ def test_the_teacher_says_what_the_arlm_says() -> None:
         assert_close(found[:, :MASK], expected[:, :MASK].detach())
 
 
-def test_the_converted_arlm_has_no_loss() -> None:
+def test_the_converted_ar_model_has_no_loss() -> None:
     """Else teacher and student would be compared one token apart: with S = 1 and the shift, they are the same model."""
     model = student(1, "shifted", "causal")
     rollout, _ = written(model)
     states = states_of(rollout, model.geometry, "one_per_block")
     teacher = Teacher(model)
-    loss = losses.divergence_loss(model, teacher, forward_kl, states, rollout, teacher.targets(rollout))
+    pair = pair_of(model, teacher)
+    loss = losses.divergence_loss(pair, forward_kl, states, rollout, teacher.targets(rollout))
     assert loss.count == (rollout.length - rollout.prompt_length).sum()
     assert abs(float(loss.total.detach())) < 1e-4
 
 
-# --- texts that share lines ---------------------------------------------------------------------------------------
+# --- packing ------------------------------------------------------------------------------------------------------
 
 
 def predicting(model: BlockDiffusionModel, states: StateBatch) -> torch.Tensor:
     """[M, D] hidden states at the predicting positions."""
-    attention = Attention.within(model.geometry, states.position_ids, states.copy, states.text)
-    return model.hidden(states.input_ids, attention)[states.line, states.predictor]
+    attention = Attention.within(model.geometry, states.position_ids, states.stream, states.document)
+    return model.hidden(states.input_ids, attention)[states.sequence, states.predictor]
 
 
 @pytest.mark.parametrize("selection", ["all", "one_per_block"])
 @pytest.mark.parametrize("capacity", [0, 150, math.inf])
-def test_a_line_of_texts_is_each_text_alone(selection: str, capacity: float) -> None:
+def test_a_packed_sequence_is_each_document_alone(selection: str, capacity: float) -> None:
     """Else a text would be trained, and taught, differently with others beside it: values, loss and gradient."""
     model, teacher = fresh_student(), Teacher(student(seed=3))
     rollout, _ = written(model)
+    pair = pair_of(model, teacher)
     together = states_of(rollout, model.geometry, selection, capacity=capacity)
     assert capacity == 0 or len(together.input_ids) < 5
-    loss = losses.divergence_loss(model, teacher, forward_kl, together, rollout, teacher.targets(rollout))
+    loss = losses.divergence_loss(pair, forward_kl, together, rollout, teacher.targets(rollout))
     loss.total.backward()
     gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
     total, hidden = 0.0, predicting(model, together).detach()
     for row in range(5):
         alone = rollout.rows(torch.tensor([row]))
-        states = select_states(alone, model.geometry, selection, MASK, torch.tensor([row]))  # type: ignore[arg-type]
+        states = states_of(alone, model.geometry, selection, torch.tensor([row]))  # type: ignore[arg-type]
         assert len(states.input_ids) == 1
         assert_close(hidden[together.row == row], predicting(model, states).detach())
-        one = losses.divergence_loss(model, teacher, forward_kl, states, alone, teacher.targets(alone))
+        one = losses.divergence_loss(pair, forward_kl, states, alone, teacher.targets(alone))
         one.total.backward()
         total += float(one.total.detach())
     assert float(loss.total.detach()) == pytest.approx(total, rel=1e-5)
     assert_same_gradients(gradients, [p.grad for p in model.parameters() if p.grad is not None])
 
 
-def test_the_teacher_reads_texts_that_share_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else its targets would depend on who shares a line, or hold padding; its cost is what it computed."""
+def test_the_teacher_reads_packed_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its targets would depend on who shares a sequence, or hold padding; its cost is what it computed."""
     model = student()
     rollout, _ = written(model)
     teacher = Teacher(model)
     apart = [teacher.targets(rollout.rows(torch.tensor([row]))) for row in range(5)]
     for capacity in (0, 60, math.inf):
-        monkeypatch.setattr(BlockDiffusionModel, "line_capacity", capacity)
+        monkeypatch.setattr(BlockDiffusionModel, "packing_capacity", capacity)
         targets = teacher.targets(rollout)
         assert len(targets.hidden) == (rollout.length - rollout.prompt_length).sum()
         assert_close(targets.hidden, torch.cat([one.hidden for one in apart]))
@@ -200,9 +200,9 @@ def test_the_teacher_reads_texts_that_share_lines(monkeypatch: pytest.MonkeyPatc
         assert capacity != math.inf or targets.query_tokens == tokens
 
 
-def test_lines_hold_less_padding_than_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packed_sequences_hold_less_padding_than_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else nothing would be won: tokens computed, against rows that are padded to the longest; no padding at all where
-    one line may hold everything.
+    one sequence may hold everything.
     """
     model = student()
     rollout, _ = written(model, random_prompts((40, 3, 4, 6, 9)))
@@ -212,8 +212,10 @@ def test_lines_hold_less_padding_than_rows(monkeypatch: pytest.MonkeyPatch) -> N
     padded = 5 * max(states.input_ids.numel() for states in rows)
     assert needed < counts.student_query_tokens < 0.8 * padded
     assert counts.teacher_query_tokens < 0.8 * 5 * int(rollout.length.max())
-    assert BlockDiffusionModel(tiny_model(attention="flex_attention"), model.geometry, MASK).line_capacity == math.inf
-    monkeypatch.setattr(BlockDiffusionModel, "line_capacity", math.inf)
+    assert (
+        BlockDiffusionModel(tiny_model(attention="flex_attention"), model.geometry, MASK).packing_capacity == math.inf
+    )
+    monkeypatch.setattr(BlockDiffusionModel, "packing_capacity", math.inf)
     _, counts = step(model, rollout, states="one_per_block")
     assert counts.student_query_tokens == needed
     assert counts.teacher_query_tokens == int(rollout.length.sum())
@@ -245,18 +247,11 @@ def step(
     """Gradients of one update on all rows of `rollout`."""
     rows = len(rollout.length)
     chosen = DistillSettings(prompts_per_rollout=rows, rows_per_update=rows, **settings)  # type: ignore[arg-type]
-    teacher = teacher or Teacher(student(seed=3))
-    function = losses.log_divergence(chosen)
-
-    def loss(states: StateBatch, texts: Rollout, targets: TeacherTargets | None) -> LossSum:
-        if method == "sft":
-            return losses.cross_entropy_loss(model, states, texts, targets)
-        return losses.divergence_loss(model, teacher, function, states, texts, targets)
-
+    pair = pair_of(model, teacher)
+    plan = METHODS[method](chosen, pair, 0)
+    plan = replace(plan, write=lambda batch: Written(rollout, 0), targets=pair.teacher.targets)
     updater = Recorded(model)
-    selection = "random_mask" if method == "sft" else chosen.states
-    recipe = Recipe(lambda prompts, seeds: (rollout, 0), selection, method == "sft", teacher.targets, loss)
-    counts = training_step([[1]] * rows, range(rows), model, recipe, updater, chosen)
+    counts = training_step(Batch([[1]] * rows, range(rows)), plan, pair, updater, chosen, OneProcess())
     assert len(updater.gradients) == 1
     return updater.gradients[0], counts
 
@@ -287,11 +282,11 @@ def test_normalisations_are_what_they_say() -> None:
     rollout, _ = written(model)
     states = states_of(rollout, model.geometry, "one_per_block")
     totals, counts = [], []
-    per_position = ("row", "line", "predictor", "position", "weight")
+    per_position = ("row", "sequence", "predictor", "position", "weight")
     for row in range(5):
         mine = states.row == row
         part = replace(states, **{name: getattr(states, name)[mine] for name in per_position})
-        loss = losses.divergence_loss(model, teacher, forward_kl, part, rollout, teacher.targets(rollout))
+        loss = losses.divergence_loss(pair_of(model, teacher), forward_kl, part, rollout, teacher.targets(rollout))
         totals.append(float(loss.total.detach()))
         counts.append(int(loss.count))
     assert len(set(counts)) > 1
@@ -318,7 +313,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         model = fresh_student(tie_word_embeddings=tied)
         rollout, _ = written(model)
         whole, _ = step(model, rollout)
-        monkeypatch.setattr(losses, "CHUNK_FLOATS", 5 * (MASK + 1))
+        monkeypatch.setattr(pair, "CHUNK_FLOATS", 5 * (MASK + 1))
         parts, _ = step(model, rollout)
         monkeypatch.undo()
         assert_same_gradients(parts, whole)
@@ -338,7 +333,7 @@ def test_gradient_checkpointing_changes_nothing_and_happens() -> None:
     written(model)  # the sampler's cache still works afterwards
 
 
-def test_an_adapter_has_the_arlm_inside() -> None:
+def test_an_adapter_has_the_ar_model_inside() -> None:
     """Else a LoRA run would be taught by itself, would train nothing, or would save another model than it trained."""
     model = fresh_student()
     rollout, _ = written(model)

@@ -5,7 +5,7 @@ import torch
 
 from opdlm.core.layout import Attention
 from opdlm.core.types import Geometry
-from opdlm.models.adapt import BlockDiffusionModel
+from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.cache import KVCache
 from support import MASK, assert_close, tiny_model
 
@@ -26,8 +26,8 @@ def step(model: BlockDiffusionModel, ids: torch.Tensor, start: int, cache: KVCac
     """Clean tokens at [start, start + Q) on top of the columns before; `empty` more columns are in view, but empty."""
     window = start + torch.arange(ids.shape[1]).expand_as(ids)
     keys = torch.arange(start + ids.shape[1] + empty).expand(ids.shape[0], -1)
-    key_copy = torch.where(keys < start + ids.shape[1], 0, -1)
-    return model.hidden(ids, Attention(GEOMETRY, window, torch.zeros_like(ids), keys, key_copy), cache)
+    key_stream = torch.where(keys < start + ids.shape[1], 0, -1)
+    return model.hidden(ids, Attention(GEOMETRY, window, torch.zeros_like(ids), keys, key_stream), cache)
 
 
 def test_a_slot_is_reused_without_being_cleared(model: BlockDiffusionModel) -> None:
@@ -63,12 +63,12 @@ def test_a_view_writes_only_its_rows(model: BlockDiffusionModel) -> None:
     assert torch.equal(step(model, ids[1:2], 0, cache.at(torch.tensor([1]))), whole[1:2])
 
 
-def test_keep_and_grow_do_not_change_what_is_there(model: BlockDiffusionModel) -> None:
+def test_keep_and_resize_do_not_change_what_is_there(model: BlockDiffusionModel) -> None:
     """Else rows would continue with the past of another row after the batch has been compacted."""
     ids, cache = random_ids(3, 12), KVCache(3, 8)
     step(model, ids[:, :8], 0, cache)
     cache.keep(torch.tensor([2, 0]))
-    cache.grow(12)
+    cache.resize(2, 12)
     kept = ids[[2, 0]]
     expected = step(model, kept, 0, KVCache(2, 12))[:, 8:]
     assert_close(step(model, kept[:, 8:], 8, cache), expected)
@@ -82,7 +82,7 @@ def test_a_shared_prefix_is_written_once(model: BlockDiffusionModel) -> None:
     whole = cache._layers[0].keys.clone()
     for layer in cache._layers.values():
         layer.keys[1:, :, :8], layer.values[1:, :, :8] = 9.0, 9.0
-    cache.spread(8)
+    cache.spread(0, 8)
     assert_close(cache._layers[0].keys, whole)
     assert_close(step(model, ids[:, 8:], 8, cache), step(model, ids, 0, KVCache(3, 12))[:, 8:])
 
@@ -90,7 +90,7 @@ def test_a_shared_prefix_is_written_once(model: BlockDiffusionModel) -> None:
 def test_misuse_is_refused(model: BlockDiffusionModel) -> None:
     """Else columns behind the end would be lost, or every round would be kept alive by the autograd graph."""
     ids = random_ids(1, 8)
-    with pytest.raises(ValueError, match=r"grow\(\)"):
+    with pytest.raises(ValueError, match=r"resize\(\)"):
         step(model, ids, 0, KVCache(1, 4))
     position = torch.arange(8)[None]
     attention = Attention.within(GEOMETRY, position, torch.zeros_like(position))

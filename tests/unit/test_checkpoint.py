@@ -9,6 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import opdlm
+from opdlm.checkpoints import save
+from opdlm.checkpoints.load import count_parameters, generation_settings, is_checkpoint, load_ar_model, load_checkpoint
+from opdlm.checkpoints.save import save_checkpoint
 from opdlm.config import GenerationSettings
 from opdlm.core.types import Geometry
 from opdlm.errors import (
@@ -19,9 +23,7 @@ from opdlm.errors import (
     StorageError,
     UnsupportedModelError,
 )
-from opdlm.models import checkpoint
-from opdlm.models.adapt import BlockDiffusionModel
-from opdlm.models.checkpoint import generation_settings, is_checkpoint, load_arlm, load_checkpoint, save_checkpoint
+from opdlm.models.block_diffusion import BlockDiffusionModel
 from support import MASK, tiny_model, tiny_tokenizer
 
 GENERATION = GenerationSettings.model_validate({"decoding": "dynamic:0.7", "max_new_tokens": 33})
@@ -73,12 +75,12 @@ def assert_same_weights(one: torch.nn.Module, other: torch.nn.Module) -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_a_checkpoint_is_also_a_plain_arlm(folder: Path) -> None:
+def test_a_checkpoint_is_also_a_plain_ar_model(folder: Path) -> None:
     """Else the weights could not be used, compared or converted again by tools that know nothing of opdlm."""
     plain = AutoModelForCausalLM.from_pretrained(folder)
     assert_same_weights(plain, tiny_model())
     assert AutoTokenizer.from_pretrained(folder).mask_token_id == MASK
-    model, _ = load_arlm(folder)
+    model, _ = load_ar_model(folder)
     assert type(model) is type(plain)
 
 
@@ -129,7 +131,7 @@ def test_the_folder_is_described(folder: Path) -> None:
         "mask_token_id": MASK,
         "prediction": "shifted",
         "context": "causal",
-        "opdlm_version": checkpoint.opdlm.__version__,
+        "opdlm_version": opdlm.__version__,
     }
     assert config["auto_map"] == {"AutoModelForCausalLM": "modeling_opdlm.BlockDiffusionForCausalLM"}
     assert config["architectures"] == ["LlamaForCausalLM"]
@@ -154,7 +156,7 @@ def test_an_earlier_checkpoint_is_replaced_only_by_a_complete_one(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "model_card", full)
+        patch.setattr(save, "model_card", full)
         with pytest.raises(StorageError, match="disk is full"):
             saved(tmp_path / "model", seed=1)
     assert_same_weights(load_checkpoint(tmp_path / "model")[0].model, first.model)
@@ -204,7 +206,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def interrupt(*_: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "model_card", interrupt)
+    monkeypatch.setattr(save, "model_card", interrupt)
     with pytest.raises(KeyboardInterrupt):
         saved(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
@@ -241,7 +243,7 @@ def refused(path: Path | str, kind: type[OpdlmError], *words: str) -> None:
 def test_parameters_are_counted_without_weights(name: str) -> None:
     """Else a model would get the recipe for another size; tied weights count once."""
     model = tiny_model(name)
-    assert checkpoint.count_parameters(model.config) == sum(p.numel() for p in model.parameters())
+    assert count_parameters(model.config) == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "./no/such/folder", "/no/such/folder", "nothing"])
@@ -307,7 +309,7 @@ def test_no_tokenizer(damaged: Path) -> None:
     refused(damaged, CheckpointError, "no tokenizer")
 
 
-def test_a_plain_arlm_is_not_a_checkpoint(tmp_path: Path) -> None:
+def test_a_plain_ar_model_is_not_a_checkpoint(tmp_path: Path) -> None:
     """Else an unconverted model would be decoded in blocks and write nonsense."""
     tiny_model().save_pretrained(tmp_path)
     refused(tmp_path, CheckpointError, "opdlm convert")

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from opdlm.config import GenerationSettings
 from opdlm.core import commit
 from opdlm.core.propose import Proposals
-from opdlm.sampling.rules import commit_rule, history
+from opdlm.sampling.rules import MOST_NUMBERS, as_numbers, decide, history
 
 RULES: dict[str, commit.CommitRule] = {
-    "static": commit.static,
-    "static:2": partial(commit.static, tokens_per_round=2),
-    "sequential:3": partial(commit.sequential, tokens_per_round=3),
+    "static": partial(commit.static, tokens_per_step=1),
+    "static:2": partial(commit.static, tokens_per_step=2),
+    "sequential:3": partial(commit.sequential, tokens_per_step=3),
     "dynamic:0.8": partial(commit.dynamic, threshold=0.8),
     "prefix:0.8": partial(commit.prefix, threshold=0.8),
     "factor:0.6": partial(commit.factor, factor=0.6),
-    "entropy:2": partial(commit.entropy_bound, bound=2.0),
+    "entropy:2": partial(commit.entropy_bound, bound=2.0, by_confidence=False),
     "entropy by confidence": partial(commit.entropy_bound, bound=2.0, by_confidence=True),
     "klass:0.8": partial(commit.klass, threshold=0.8, drift=0.05, history=2),
 }
@@ -46,7 +46,7 @@ def fixed(committed: torch.Tensor) -> list[set[int]]:
 
 
 @st.composite
-def rounds(draw: st.DrawFn) -> tuple[Proposals, torch.Tensor]:
+def drawn_steps(draw: st.DrawFn) -> tuple[Proposals, torch.Tensor]:
     """Proposals of 3 rows and what is masked. Confidences and drifts are coarse, so that they tie and touch bounds."""
     size = draw(st.integers(1, 6))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
@@ -114,7 +114,7 @@ BY_HAND: dict[str, Row] = {
 
 @pytest.mark.parametrize("rule", BY_HAND)
 @settings(max_examples=60, deadline=None)
-@given(drawn=rounds())
+@given(drawn=drawn_steps())
 def test_each_rule_is_its_papers_definition(rule: str, drawn: tuple[Proposals, torch.Tensor]) -> None:
     """Else a number from a paper would fix other tokens here than there."""
     seen, masked = drawn
@@ -126,7 +126,7 @@ def test_each_rule_is_its_papers_definition(rule: str, drawn: tuple[Proposals, t
 
 
 @settings(max_examples=60, deadline=None)
-@given(drawn=rounds())
+@given(drawn=drawn_steps())
 def test_every_rule_makes_progress(drawn: tuple[Proposals, torch.Tensor]) -> None:
     """Else a row could loop forever, or a rule could overwrite a fixed token.
 
@@ -196,7 +196,7 @@ def test_factor_prefers_the_surer_of_two_that_seem_hopeless() -> None:
 
 
 def test_klass_waits_for_a_history() -> None:
-    """Else the first rounds of a block, which have nothing to be compared with, would count as settled."""
+    """Else the first steps of a block, which have nothing to be compared with, would count as settled."""
     masked = torch.ones(1, 3, dtype=torch.bool)
     for known, expected in ((0, [False, True, False]), (1, [False, True, False]), (2, [True, True, False])):
         drift = torch.full((1, 3, 2), torch.inf)
@@ -212,7 +212,7 @@ def test_certain_tokens_are_free_under_any_bound() -> None:
     certain[0, 2] = 0.0  # a uniform one: log 5 nats
     seen = proposals([[1.0, 1.0, 0.2, 1.0]], certain.log_softmax(-1))
     masked = torch.tensor([[True, True, True, False]])
-    assert commit.entropy_bound(seen, masked, 0.0).tolist() == [[True, True, True, False]]
+    assert commit.entropy_bound(seen, masked, 0.0, by_confidence=False).tolist() == [[True, True, True, False]]
     assert commit.entropy_bound(seen, masked, 0.0, by_confidence=True).tolist() == [[True, True, True, False]]
 
 
@@ -228,20 +228,23 @@ def test_entropy_bound_is_the_sampler_of_transformers(bound: float) -> None:
     zeros = torch.zeros(40, 8, dtype=torch.int64)
     expected = sampler.accept_canvas(zeros, zeros + 1, logits, 0).bool()
     seen = proposals(torch.zeros(40, 8).tolist(), logits.log_softmax(-1))
-    found = commit.entropy_bound(seen, torch.ones_like(expected), bound)
+    found = commit.entropy_bound(seen, torch.ones_like(expected), bound, by_confidence=False)
     assert torch.equal(found, expected)
     assert len(found.sum(-1).unique()) > 2, "all rows fix as many: the test says less than it seems to"
     odd = torch.arange(8) % 2 == 1  # only these are masked
     expected = sampler.accept_canvas(zeros[:, odd], zeros[:, odd] + 1, logits[:, odd], 0).bool()
-    found = commit.entropy_bound(seen, odd.expand(40, -1), bound)
+    found = commit.entropy_bound(seen, odd.expand(40, -1), bound, by_confidence=False)
     assert torch.equal(found[:, odd], expected)
     assert not found[:, ~odd].any()
 
 
 @settings(max_examples=20, deadline=None)
-@given(drawn=rounds())
+@given(drawn=drawn_steps())
 def test_the_settings_reach_the_rule(drawn: tuple[Proposals, torch.Tensor]) -> None:
-    """Else `--decoding factor:0.6` would decode with the default, or with another rule."""
+    """Else `--decoding factor:0.6` would decode with the default, or with another rule.
+
+    Each rule alone, and a batch whose rows have different ones: row by row the same.
+    """
     seen, masked = drawn
     given_ = {
         "factor:0.6": "factor:0.6",
@@ -249,7 +252,24 @@ def test_the_settings_reach_the_rule(drawn: tuple[Proposals, torch.Tensor]) -> N
         "entropy by confidence": {"kind": "entropy", "bound": 2, "by_confidence": True},
         "klass:0.8": {"kind": "klass", "threshold": 0.8, "drift": 0.05, "history": 2},
     }
-    for name, rule in RULES.items():
-        decoding = GenerationSettings.model_validate({"decoding": given_.get(name, name)}).decoding
-        assert torch.equal(commit_rule(decoding)(seen, masked), rule(seen, masked)), name
+    decodings = {
+        name: GenerationSettings.model_validate({"decoding": given_.get(name, name)}).decoding.model_dump()
+        for name in RULES
+    }
+    rows = len(masked)
+    for name, decoding in decodings.items():
+        found = decide([decoding["kind"]], *numbered([decoding] * rows), seen, masked)
+        assert torch.equal(found, RULES[name](seen, masked)), name
         assert history(decoding) == (2 if name == "klass:0.8" else 0)
+    for first in range(len(RULES)):
+        mixed = [list(RULES)[(first + 4 * row) % len(RULES)] for row in range(rows)]
+        chosen = [decodings[name] for name in mixed]
+        found = decide({one["kind"] for one in chosen}, *numbered(chosen), seen, masked)
+        for row, name in enumerate(mixed):
+            assert torch.equal(found[row], RULES[name](seen, masked)[row]), name
+
+
+def numbered(decodings: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rule and its numbers of each row."""
+    rules = [as_numbers(decoding) for decoding in decodings]
+    return torch.tensor([index for index, _ in rules]), torch.tensor([n for _, n in rules]).view(-1, MOST_NUMBERS)

@@ -30,8 +30,8 @@ from opdlm.errors import ConfigError
     ("text", "expected"),
     [
         ("static", StaticDecoding()),
-        ("static:2", StaticDecoding(tokens_per_round=2)),
-        ("sequential:3", SequentialDecoding(tokens_per_round=3)),
+        ("static:2", StaticDecoding(tokens_per_step=2)),
+        ("sequential:3", SequentialDecoding(tokens_per_step=3)),
         ("dynamic", DynamicDecoding(threshold=0.9)),
         ("dynamic:0.8", DynamicDecoding(threshold=0.8)),
         ({"kind": "dynamic", "threshold": 0.5}, DynamicDecoding(threshold=0.5)),

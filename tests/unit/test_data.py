@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from opdlm.distill.data import check_lengths, load_prompts, load_responses
+from opdlm.data.prompts import check_lengths, load_prompts, load_responses
 from opdlm.errors import ContextLengthError, PromptsError
 
 MESSAGES = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
@@ -68,7 +68,7 @@ def test_the_answer_of_a_conversation_is_left_out(tmp_path: Path) -> None:
         ("missing.jsonl", '{"prompt": "a"}\n{"text": "b"}', "row 1 of"),
         ("chat.jsonl", '{"messages": [{"role": "user"}]}', "messages with role and content"),
         ("answer.jsonl", '{"messages": [{"role": "assistant", "content": "a"}]}', "row 0 of"),
-        ("rows.csv", "a,b", "is not a prompts file"),
+        ("rows.csv", "a,b", "is not of a known kind; use one of .jsonl"),
     ],
 )
 def test_mistakes_are_named(name: str, content: str | None, message: str, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_the_mask_is_drawn_right() -> None:
 
 
 def test_a_causal_context_changes_finished_text_alone() -> None:
-    """Else `context = "causal"` would not be the ARLM's own cache, or would make noised blocks causal too."""
+    """Else `context = "causal"` would not be the AR model's own cache, or would make noised blocks causal too."""
     block, strictly = attention(POSITION, COPY).dense(), attention(POSITION, COPY, "causal").dense()
     assert drawn(strictly)[:5] == ["x..........", "xx.........", "xxx........", "xxxx.......", "xxxxx......"]
     assert torch.equal(block[:, 5:], strictly[:, 5:])
@@ -54,11 +54,11 @@ def test_flex_is_dense_with_padding_and_cached_keys() -> None:
             cached = Attention(
                 within.geometry,
                 within.query_position[:, 5:9],
-                within.query_copy[:, 5:9],
+                within.query_stream[:, 5:9],
                 torch.arange(6)[None],
                 torch.tensor([[0, 0, 0, 1, -1, -1]]),
             )
-            shared = Attention.within(within.geometry, within.query_position, within.query_copy, torch.tensor([TEXT]))
+            shared = Attention.within(within.geometry, within.query_position, within.query_stream, torch.tensor([TEXT]))
             for one in (within, cached, shared):
                 dense = one.dense(window)
                 flex = create_mask(one.flex(window).mask_mod, 1, None, *dense.shape[1:], device="cpu")
@@ -70,7 +70,7 @@ def test_texts_of_a_line_do_not_see_each_other() -> None:
     position, copy = [0, 0, 1, 1, 2, 2, 2, 2, 0, 0], [0, 0, 0, 0, 0, 0, 1, 1, -1, -1]
     text = torch.tensor([[0, 1, 0, 1, 0, 1, 0, 1, -9, -10]])
     attended = attention(position, copy)
-    mask = Attention.within(attended.geometry, attended.query_position, attended.query_copy, text).dense()
+    mask = Attention.within(attended.geometry, attended.query_position, attended.query_stream, text).dense()
     assert drawn(mask) == [
         "x.x.......",
         ".x.x......",
@@ -104,7 +104,7 @@ def test_columns_do_not_matter_position_ids_do() -> None:
 
 
 def test_a_block_of_one_token_is_causal() -> None:
-    """Else the teacher, and the ARLM's own decoding, would not be autoregressive."""
+    """Else the teacher, and the AR model's own decoding, would not be autoregressive."""
     position = torch.arange(5)[None]
     valid = position < 4
     mask = causal(position, valid).dense()

@@ -1,4 +1,4 @@
-"""What a round proposes: draws, filters, penalties, and the model's own opinion. V = 8, the last is the mask token."""
+"""What a step proposes: draws, filters, penalties, and the model's own opinion. V = 8, the last is the mask token."""
 
 from itertools import accumulate
 from typing import Any
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from opdlm.core.noise import uniform
-from opdlm.core.propose import Proposals, filtered, moved, penalised, propose
+from opdlm.core.propose import Controls, Proposals, filtered, moved, penalised, propose
 
 LOGITS = torch.tensor([1.2, -0.3, 0.4, 2.0, -1.0, 0.0, 0.9, -1e30])
 ZERO = torch.zeros(1, dtype=torch.int64)
@@ -26,9 +26,28 @@ FILTERS = [
 
 def proposed(count: int, scores: torch.Tensor = LOGITS, /, **filters: Any) -> Proposals:
     """Proposals [1, count] for as many seeds from LOGITS, tokens chosen by `scores`."""
-    chosen: dict[str, Any] = {"temperature": 1.0} | filters
+    controls = controls_of(**({"temperature": 1.0} | filters), bias=(scores - LOGITS)[None])
     seed = torch.arange(count)[None]
-    return propose(LOGITS.expand(1, count, -1), scores.expand(1, count, -1), seed, ZERO, ZERO, **chosen)
+    return propose(LOGITS.expand(1, count, -1), ZERO[None], seed, ZERO, ZERO, controls)
+
+
+def controls_of(
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    bias: torch.Tensor | None = None,
+    rows: int = 1,
+) -> Controls:
+    """The same for all rows; what is off is left out."""
+    return Controls(
+        temperature=torch.full((rows,), temperature),
+        top_k=torch.full((rows,), top_k) if top_k else None,
+        top_k_limit=top_k,
+        top_p=torch.full((rows,), top_p) if top_p < 1 else None,
+        min_p=torch.full((rows,), min_p) if min_p else None,
+        bias=bias,
+    )
 
 
 def filtered_by_hand(probabilities: list[float], top_k: int, top_p: float, min_p: float) -> list[float]:
@@ -70,7 +89,7 @@ def test_samples_follow_the_distribution(filters: dict[str, float]) -> None:
 def test_filters_are_their_definitions_one_after_the_other(seed: int, top_k: int, top_p: float, min_p: float) -> None:
     """Else `top_p` of what `top_k` left, or `min_p` of what both left, would mean another set of tokens."""
     logits = torch.randn(3, 12, generator=torch.Generator().manual_seed(seed)) * 2
-    found = filtered(logits, top_k, top_p, min_p)
+    found = filtered(logits[None], controls_of(top_k=top_k, top_p=top_p, min_p=min_p))[0]
     found = found / found.sum(-1, keepdim=True)
     by_hand = [filtered_by_hand(row, top_k, top_p, min_p) for row in logits.double().softmax(-1).tolist()]
     torch.testing.assert_close(found, torch.tensor(by_hand))
@@ -80,7 +99,11 @@ def test_confidence_is_the_models_own_probability() -> None:
     """Else a threshold would mean something else at another temperature, under a filter, a penalty or a bias."""
     bias = torch.tensor([9.0, 0, 0, -9.0, 0, 0, 0, 0])
     for filters in (*FILTERS, {"temperature": 0.0}):
-        for scores in (LOGITS, LOGITS + bias, penalised(LOGITS[None, None], torch.tensor([[3, 0]]), 3.0)[0, 0]):
+        for scores in (
+            LOGITS,
+            LOGITS + bias,
+            penalised(LOGITS[None, None], torch.tensor([[3, 0]]), torch.tensor(3.0))[0, 0],
+        ):
             seen = proposed(50, scores, **filters)
             torch.testing.assert_close(seen.confidence, LOGITS.softmax(-1)[seen.token])
             torch.testing.assert_close(seen.log_probability, LOGITS.log_softmax(-1).expand(1, 50, -1))
@@ -98,19 +121,19 @@ def test_the_mask_token_is_never_drawn() -> None:
     flat = torch.full((8,), -1e30)
     flat[2] = -500.0  # all but one without any mass
     assert (proposed(2000, flat).token == 2).all()
-    seen = penalised(LOGITS[None, None], torch.tensor([[7, 7]]), 0.5)  # the text is full of masks
+    seen = penalised(LOGITS[None, None], torch.tensor([[7, 7]]), torch.tensor(0.5))  # the text is full of masks
     assert (proposed(2000, seen[0, 0], temperature=50.0).token != 7).all()
 
 
-def test_draws_depend_on_seed_position_and_round_alone() -> None:
+def test_draws_depend_on_seed_position_and_step_alone() -> None:
     """Else a response would change with the batch or with the block that is computed beside it."""
     logits = LOGITS.expand(6, 4, -1)
-    seed, position, round_ = torch.arange(6)[:, None], torch.arange(4)[None], torch.full((6, 1), 2)
-    token = propose(logits, logits, seed, position, round_, temperature=1.0).token
+    seed, position, step = torch.arange(6)[:, None], torch.arange(4)[None], torch.full((6, 1), 2)
+    token = propose(logits, ZERO[None], seed, position, step, controls_of(rows=6)).token
     one = LOGITS.expand(1, 1, -1)
-    assert token[4, 3] == propose(one, one, seed[4:5], position[:, 3:], round_[:1], temperature=1.0).token[0, 0]
+    assert token[4, 3] == propose(one, ZERO[None], seed[4:5], position[:, 3:], step[:1], controls_of()).token[0, 0]
     cumulative = LOGITS.softmax(-1).double().cumsum(-1)
-    drawn = uniform(seed, position, round_) * cumulative[-1]
+    drawn = uniform(seed, position, step) * cumulative[-1]
     assert torch.equal(token, (cumulative <= drawn[..., None]).sum(-1))
 
 
@@ -121,7 +144,7 @@ def test_the_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
     logits = torch.randn(2, 3, 8, generator=generator)
     ids = torch.tensor([[1, 1, 4], [7, 0, 2]])
     before = logits.clone()
-    found = penalised(logits, ids, penalty)
+    found = penalised(logits, ids, torch.tensor(penalty))
     assert torch.equal(logits, before)
     for column in range(3):
         expected = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits[:, column].clone())  # type: ignore[arg-type]
@@ -139,3 +162,35 @@ def test_entropy_and_drift_are_nats() -> None:
     torch.testing.assert_close(moved(seen.log_probability, other), divergence.expand(1, 2))
     assert (moved(seen.log_probability, seen.log_probability) == 0).all()
     assert seen.drift.shape == (1, 2, 0)
+
+
+def test_rows_with_other_controls_do_not_touch_each_other() -> None:
+    """Else one request's temperature, filter or bias would change what another draws."""
+    each = [
+        controls_of(0.0),
+        controls_of(0.7, top_k=2),
+        controls_of(1.0, top_p=0.5),
+        controls_of(2.0, min_p=0.3),
+        controls_of(1.0, bias=torch.tensor([[9.0, 0, 0, 0, 0, 0, 0, 0]])),
+        controls_of(5.0),
+    ]
+
+    def joined(name: str, off: float) -> torch.Tensor:
+        values = [getattr(one, name) for one in each]
+        return torch.cat([torch.tensor([off]) if value is None else value.to(torch.float32) for value in values])
+
+    together = Controls(
+        temperature=joined("temperature", 0),
+        top_k=joined("top_k", 0).long(),
+        top_k_limit=2,
+        top_p=joined("top_p", 1),
+        min_p=joined("min_p", 0),
+        bias=torch.cat([torch.zeros(1, 8) if one.bias is None else one.bias for one in each]),
+    )
+    rows, count = len(each), 300
+    seed = torch.arange(rows * count).view(rows, count)
+    found = propose(LOGITS.expand(rows, count, -1), torch.zeros(rows, 1).long(), seed, ZERO, ZERO, together).token
+    for row, controls in enumerate(each):
+        alone = propose(LOGITS.expand(1, count, -1), ZERO[None], seed[row : row + 1], ZERO, ZERO, controls).token
+        assert torch.equal(found[row], alone[0])
+    assert len({tuple(row.tolist()) for row in found}) == rows

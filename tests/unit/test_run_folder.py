@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from opdlm.config import ConvertSettings
-from opdlm.distill.run_folder import RunFolder
-from opdlm.errors import CheckpointError, OutputExistsError, StorageError
+from opdlm.errors import CheckpointError, OutputExistsError, RecordError, StorageError
+from opdlm.records.metrics import Flops, StepMetrics, Totals
+from opdlm.records.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_a_full_disk_while_logging_is_named(run: RunFolder, monkeypatch: pytest.
 
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(StorageError, match="No space left"):
-        run.log({"rollout": 1})
+        run.log(metrics_of(1))
 
 
 def test_half_a_checkpoint_is_cleared_away(run: RunFolder) -> None:
@@ -107,28 +108,48 @@ def test_a_damaged_state_is_named(run: RunFolder, content: bytes) -> None:
         run.load_state(checkpoint)
 
 
+def metrics_of(rollout: int) -> StepMetrics:
+    """With this number, and nothing in them."""
+    return StepMetrics(
+        rollout=rollout,
+        rollouts=9,
+        loss=1.0,
+        gradient_norm=1.0,
+        learning_rate=1e-3,
+        updates=rollout,
+        tokens_trained=3,
+        positions_supervised=2,
+        stopped_rows=1,
+        tokens_per_forward=1.5,
+        flops=Flops(rollout=1, teacher=2, student=3),
+        seconds={"rollout": 0.5},
+        peak_memory_bytes=1,
+        total=Totals(tokens_trained=3 * rollout),
+    )
+
+
 def metrics(run: RunFolder) -> list[int]:
-    return [json.loads(line)["rollout"] for line in run.metrics.read_text().splitlines()]
+    return [logged.rollout for logged in run.logged()]
 
 
 def test_metrics_go_back_to_the_checkpoint(run: RunFolder) -> None:
     """Else rollouts that a resumed run does again would be in the metrics, and in every figure, twice."""
     for rollout in range(1, 6):
-        run.log({"rollout": rollout})
+        run.log(metrics_of(rollout))
     run.forget_after(3)
     assert metrics(run) == [1, 2, 3]
-    run.log({"rollout": 4})
+    run.log(metrics_of(4))
     assert metrics(run) == [1, 2, 3, 4]
 
 
 def test_metrics_of_a_killed_run_are_mended(run: RunFolder) -> None:
     """Else a line cut in the middle would stop the resumed run, and a lost one would leave a hole in the totals."""
-    run.log({"rollout": 1})
+    run.log(metrics_of(1))
     with run.metrics.open("a") as file:
         file.write('{"rollout": 2, "lo')
-    run.forget_after(2, {"rollout": 2})
+    run.forget_after(2, metrics_of(2))
     assert metrics(run) == [1, 2]
-    run.forget_after(2, {"rollout": 2})
+    run.forget_after(2, metrics_of(2))
     assert metrics(run) == [1, 2]
     run.forget_after(0)
     assert metrics(run) == []
@@ -137,5 +158,16 @@ def test_metrics_of_a_killed_run_are_mended(run: RunFolder) -> None:
 def test_metrics_that_were_never_written(run: RunFolder) -> None:
     """Else a run killed before its first line could not be resumed."""
     run.forget_after(0)
-    run.log({"rollout": 1})
+    run.log(metrics_of(1))
     assert metrics(run) == [1]
+
+
+def test_metrics_of_the_first_version_are_read(run: RunFolder) -> None:
+    """Else a run that an earlier opdlm began could not be resumed: its lines say no version."""
+    old = metrics_of(1).to_json()
+    del old["version"], old["evaluation"]
+    run.metrics.write_text(json.dumps(old) + "\n")
+    assert run.logged() == [metrics_of(1)]
+    run.metrics.write_text(json.dumps(old | {"version": 7}) + "\n")
+    with pytest.raises(RecordError, match="line 1 is not a StepMetrics of version 1"):
+        run.logged()

@@ -1,38 +1,37 @@
-"""From commit rounds to training rows. Rollouts are written by hand: see `rollouts.scripted`."""
+"""From commit steps to training sequences. Rollouts are written by hand: see `rollouts.scripted`."""
 
 from itertools import combinations
 
 import pytest
 import torch
 
-from opdlm.core.states import select_states
 from opdlm.core.types import Geometry, Rollout, StateBatch
-from rollouts import scripted
+from rollouts import scripted, states_of
 from support import MASK
 
-# Prompt of 5; block 1 (columns 4-7) was decoded in rounds 1, 0, 1; block 2 (8-11) in 2, 0, 1, and column 11 never.
+# Prompt of 5; block 1 (columns 4-7) was decoded in steps 1, 0, 1; block 2 (8-11) in 2, 0, 1, and column 11 never.
 ONE = scripted([("ppppp101201.", 11)])
 GEOMETRY = Geometry(4)
 
 
 def chosen(rollout: Rollout, selection: str, seed: int = 0, **options: object) -> StateBatch:
     seeds = torch.arange(seed, seed + len(rollout.length))
-    return select_states(rollout, GEOMETRY, selection, MASK, seeds, **options)  # type: ignore[arg-type]
+    return states_of(rollout, GEOMETRY, selection, seeds, **options)  # type: ignore[arg-type]
 
 
 def noised_blocks(states: StateBatch, row: int = 0) -> dict[tuple[int, int], list[int]]:
-    """(copy, first position) -> the block's ids."""
+    """(stream, first position) -> the block's ids."""
     found: dict[tuple[int, int], list[int]] = {}
-    mine = states.text == row
-    columns = zip(states.copy[mine].tolist(), states.position_ids[mine].tolist(), states.input_ids[mine], strict=True)
-    for copy, position, token in columns:
-        if copy > 0:
-            found.setdefault((copy, position // 4 * 4), []).append(int(token))
+    mine = states.document == row
+    columns = zip(states.stream[mine].tolist(), states.position_ids[mine].tolist(), states.input_ids[mine], strict=True)
+    for stream, position, token in columns:
+        if stream > 0:
+            found.setdefault((stream, position // 4 * 4), []).append(int(token))
     return found
 
 
 M = MASK
-STATES = {  # first position -> its visited states, round after round
+STATES = {  # first position -> its visited states, step after step
     4: [[14, M, M, M], [14, M, 16, M]],
     8: [[M, M, M, M], [M, 19, M, M], [M, 19, 20, M]],
 }
@@ -41,9 +40,9 @@ STATES = {  # first position -> its visited states, round after round
 def test_all_states_are_the_visited_ones() -> None:
     """Else the student would be trained on states that decoding never shows it."""
     states = chosen(ONE, "all")
-    expected = {(copy + 1, start): ids for start, rounds in STATES.items() for copy, ids in enumerate(rounds)}
+    expected = {(stream + 1, start): ids for start, steps in STATES.items() for stream, ids in enumerate(steps)}
     assert noised_blocks(states) == expected
-    clean = states.copy[0] == 0
+    clean = states.stream[0] == 0
     assert states.input_ids[0, clean].tolist() == list(range(10, 18)), "the clean text up to the last block"
     assert states.position_ids[0, clean].tolist() == list(range(8))
 
@@ -51,7 +50,7 @@ def test_all_states_are_the_visited_ones() -> None:
 def test_only_response_tokens_are_supervised() -> None:
     """Else the loss would run on the prompt, on what follows the end, or on padding (up to five times too much)."""
     states = chosen(ONE, "all")
-    pairs = sorted(zip(states.copy[0, states.predictor].tolist(), states.position.tolist(), strict=True))
+    pairs = sorted(zip(states.stream[0, states.predictor].tolist(), states.position.tolist(), strict=True))
     assert pairs == [(1, 5), (1, 6), (1, 7), (1, 8), (1, 9), (1, 10), (2, 5), (2, 7), (2, 8), (2, 10), (3, 8)]
     assert (states.input_ids[0, states.predictor] == MASK).all()
     assert torch.equal(states.position_ids[0, states.predictor], states.position)
@@ -101,32 +100,32 @@ def test_the_end_can_be_left_out() -> None:
 
 
 def test_shifted_predictors_stand_one_to_the_left() -> None:
-    """Else a student with the ARLM's shift would be trained on the outputs of other tokens than it decodes with."""
+    """Else a student with the AR model's shift would be trained on the outputs of other tokens than it decodes with."""
     shifted = Geometry(4, prediction="shifted")
-    states = select_states(ONE, shifted, "all", MASK, torch.tensor([0]))
+    states = states_of(ONE, shifted, "all")
     same = chosen(ONE, "all")
     assert torch.equal(states.position, same.position)
     assert torch.equal(states.position_ids[0, states.predictor], states.position - 1)
-    own_copy = same.copy[0, same.predictor]
-    expected = torch.where(states.position % 4 == 0, 0, own_copy)  # a block's first token: the clean text before it
-    assert torch.equal(states.copy[0, states.predictor], expected)
+    own_stream = same.stream[0, same.predictor]
+    expected = torch.where(states.position % 4 == 0, 0, own_stream)  # a block's first token: the clean text before it
+    assert torch.equal(states.stream[0, states.predictor], expected)
 
 
-def test_texts_of_different_lengths_share_lines() -> None:
-    """Else a short row would differ from the same row alone, lines would be padded, or padding would be supervised."""
+def test_documents_of_different_lengths_pack() -> None:
+    """Else a short row would differ from the same row alone, or padding would be computed or supervised."""
     rows = [("ppppp101201.", 11), ("p012", 4), ("pppppppp0...", 9)]
     together = chosen(scripted(rows), "one_per_block", seed=5)
     assert len(together.input_ids) == 2, "8 + 8 tokens | 8 + 4 and 0 + 4 tokens"
     for row, one in enumerate(rows):
         alone = chosen(scripted([one]), "one_per_block", seed=5 + row)
-        here, mine = together.text == row, together.row == row
-        for name in ("input_ids", "position_ids", "copy"):
+        here, mine = together.document == row, together.row == row
+        for name in ("input_ids", "position_ids", "stream"):
             assert torch.equal(getattr(together, name)[here], getattr(alone, name)[0])
         assert torch.equal(together.position[mine], alone.position)
         start = here.nonzero()[0, 1]
         assert torch.equal(together.predictor[mine] - start, alone.predictor)
-    assert torch.equal(together.text[together.line, together.predictor], together.row)
-    assert torch.equal(together.text < 0, together.copy < 0)
+    assert torch.equal(together.document[together.sequence, together.predictor], together.row)
+    assert torch.equal(together.document < 0, together.stream < 0)
 
 
 @pytest.mark.parametrize("supervise_end", [True, False])
@@ -174,7 +173,7 @@ def test_random_masks_have_uniform_counts_and_leave_the_prompt() -> None:
 
 def test_inputs_are_left_alone() -> None:
     """Else states of a second update would be taken from an edited rollout."""
-    before = {name: getattr(ONE, name).clone() for name in ("input_ids", "commit_round", "length", "end")}
+    before = {name: getattr(ONE, name).clone() for name in ("input_ids", "commit_step", "length", "end")}
     for selection in ("one_per_block", "all", "one_per_rollout", "random_mask"):
         chosen(ONE, selection)
     assert all(torch.equal(getattr(ONE, name), value) for name, value in before.items())

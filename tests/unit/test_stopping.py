@@ -13,8 +13,10 @@ from opdlm.core.types import Rollout
 from opdlm.errors import UsageError
 from opdlm.models.tokens import SpecialTokens
 from opdlm.sampling.engine import Engine
+from opdlm.sampling.requests import fillings
 from opdlm.sampling.stopping import StopStrings
 from rollouts import TOKENS, random_prompts, student
+from sampling_support import generated
 from support import MASK, tiny_tokenizer
 
 NEVER_STOPS = SpecialTokens(MASK, 0, ())
@@ -68,15 +70,18 @@ def test_what_cannot_be_found_is_refused(strings: list[str], message: str) -> No
     """Else a response would run to its cap though the user asked for an end."""
     tokenizer = None if message == "need the tokenizer" else byte_level_tokenizer()
     with pytest.raises(UsageError, match=message):
-        Engine(student(), TOKENS, GenerationSettings(stop_strings=tuple(strings)), tokenizer=tokenizer)
+        decoded(strings, tokenizer)
 
 
 def decoded(
-    strings: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens: SpecialTokens = NEVER_STOPS, **changes: object
+    strings: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase | None,
+    tokens: SpecialTokens = NEVER_STOPS,
+    **changes: object,
 ) -> Rollout:
     chosen = {"temperature": 1.0, "max_new_tokens": 18, "decoding": "dynamic:0.5", "stop_strings": strings} | changes
     settings = GenerationSettings.model_validate(chosen)
-    return Engine(student(), tokens, settings, 3, tokenizer=tokenizer).generate(random_prompts())
+    return generated(student(), tokens, settings, random_prompts(), batch_size=3, tokenizer=tokenizer)
 
 
 def check_against_text(stopped: Rollout, free: Rollout, tokenizer: PreTrainedTokenizerBase, strings: list[str]) -> int:
@@ -95,7 +100,7 @@ def check_against_text(stopped: Rollout, free: Rollout, tokenizer: PreTrainedTok
         assert bool(stopped.stopped[row]) == (expected is not None or bool(free.stopped[row]))
         assert stopped.end[row] == -(-stopped.length[row] // 4) * 4
         kept = slice(0, expected or length)
-        for name in ("input_ids", "commit_round"):
+        for name in ("input_ids", "commit_step"):
             assert torch.equal(getattr(stopped, name)[row, kept], getattr(free, name)[row, kept])
     return ended
 
@@ -148,8 +153,8 @@ def test_gaps_know_no_stop_string() -> None:
     """Else a text whose gap happens to hold one would come back with its other gaps unfilled."""
     tokenizer = TOKENIZERS["characters"]
     everything = tuple(str(tokenizer.decode([token])) for token in range(3, MASK))
-    engine = Engine(student(), TOKENS, GenerationSettings(stop_strings=everything), tokenizer=tokenizer)
-    filled = engine.fill([[7, MASK, 9, MASK, 8, 8, MASK, MASK]])
+    requests = fillings([[7, MASK, 9, MASK, 8, 8, MASK, MASK]], GenerationSettings(stop_strings=everything), MASK, 4)
+    filled = Engine(student(), TOKENS, tokenizer=tokenizer).write(requests)
     assert filled.length.tolist() == [8]
     assert not filled.stopped.any()
     assert (filled.input_ids != MASK).all()

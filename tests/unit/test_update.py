@@ -47,7 +47,7 @@ def test_the_pull_takes_back_what_training_does_not_need() -> None:
     model = fresh_student()
     parameters = list(model.parameters())
     originals = [p.detach() + 1.0 for p in parameters]
-    settings = OptimiserSettings(learning_rate=1e-2, warmup_updates=0, pull_to_original=5.0)
+    settings = OptimiserSettings(learning_rate=1e-2, warmup_updates=0, l2_sp=5.0)
     updater = Updater(parameters, settings, 1, originals)
     for p in parameters:
         p.grad = torch.zeros_like(p)

@@ -4,8 +4,7 @@ import pytest
 import transformers
 
 from opdlm.errors import UnsupportedModelError
-from opdlm.models.adapt import check_convertible
-from opdlm.models.verdict import sliding_windows
+from opdlm.models.verdict import check_convertible, sliding_windows
 from support import ARCHITECTURES, WINDOW, tiny_config
 
 REFUSED = [

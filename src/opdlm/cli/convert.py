@@ -75,7 +75,7 @@ def _check_complete(settings: Mapping[str, Any]) -> None:
 
 def how_to_continue(output: Path, command: str) -> str:
     """What to say after Ctrl-C: the checkpoint that is there, and how to continue from it."""
-    from opdlm.distill.run_folder import RunFolder
+    from opdlm.records.run_folder import RunFolder
 
     if not (output / "config.toml").is_file():
         return "stopped before the first rollout; nothing was written"
@@ -97,14 +97,14 @@ def _output_of_resumed(folder: str, settings: dict) -> str:
 
 
 def _summary(view: ConversionView, model: Path, profile: bool) -> None:
-    from opdlm.distill.run_folder import RunFolder
+    from opdlm.records.run_folder import RunFolder
 
     settings = RunFolder(model.parent).settings()
     if view.last:
-        total = view.last["total"]
+        total = view.last.total
         view.note(
-            f"trained on {total['tokens_trained']:,} response tokens in {duration(total['seconds'])}; "
-            f"now {view.last['tokens_per_forward']:.2f} tokens per forward in rollouts"
+            f"trained on {total.tokens_trained:,} response tokens in {duration(total.seconds)}; "
+            f"now {view.last.tokens_per_forward:.2f} tokens per forward in rollouts"
         )
     if profile:
         view.note("\n".join(view.profile()))

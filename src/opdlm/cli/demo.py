@@ -1,28 +1,29 @@
 """`opdlm demo`: the whole story on the model that ships with the package."""
 
 import itertools
-import json
 import time
 from argparse import Namespace
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from opdlm.cli.comparison import greedy, table, usual_decodings
 from opdlm.cli.convert import how_to_continue
-from opdlm.cli.evaluate import evaluate_models, write_json
+from opdlm.cli.evaluate import progress
 from opdlm.cli.options import Parser
+from opdlm.cli.tables import comparison_table
 from opdlm.cli.terminal import duration, make_console, quiet_libraries
 from opdlm.cli.views import ConversionView
 from opdlm.config import ConvertSettings, as_text
-from opdlm.errors import ConfigError, StorageError
+from opdlm.errors import ConfigError
+from opdlm.tiny import QUESTIONS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from opdlm.distill.loop import Trainer
-    from opdlm.playground.problems import Problem
+    from opdlm.evals.problem import Problem
+    from opdlm.records.metrics import StepMetrics
+    from opdlm.records.trajectory import Trajectory
 
 _DESCRIPTION = """
 Everything in one go, on a CPU and without the network: take the small autoregressive model that ships with the package,
@@ -63,8 +64,11 @@ def run(arguments: Namespace) -> int:
 
 
 def _story(arguments: Namespace, output: Path) -> None:
-    from opdlm.playground.families import evaluation_set
+    import opdlm
+    from opdlm.evals.compare import usual_decodings
+    from opdlm.records.run_folder import RunFolder
     from opdlm.report.html import write_report
+    from opdlm.tiny.families import evaluation_set
 
     began = time.perf_counter()
     settings = _settings(arguments, output)
@@ -74,27 +78,30 @@ def _story(arguments: Namespace, output: Path) -> None:
     sampler = _Sampler(problems[0], view, settings)
     with view:
         model = _convert(settings, output if arguments.resume else None, view, sampler)
-    sampler.save(model, output / "rollouts" / "sample.json")
+    folder = RunFolder(output)
+    folder.keep_sample(sampler.finished(model))
     view.note("\nteacher and student answer the same new questions ...")
-    comparison = evaluate_models(
-        str(model),
-        settings.model,
-        problems,
-        usual_decodings(settings.usual_decoding.kind),
-        max_new_tokens=settings.response_length.end,
-        batch_size=settings.rollout_batch,
-        device=settings.device,
-    )
-    total = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])["total"]
-    seconds = time.perf_counter() - began
-    write_json(output / "evaluation.json", {**comparison.to_json(), "conversion": total, "demo_seconds": seconds})
+    with progress(make_console(stderr=True)) as show:
+        comparison = opdlm.evaluate(
+            model,
+            settings.model,
+            problems,
+            usual_decodings(settings.usual_decoding.kind),
+            max_new_tokens=settings.response_length.end,
+            batch_size=settings.rollout_batch,
+            device=settings.device,
+            on_progress=show,
+        )
+    total, seconds = folder.logged()[-1].total, time.perf_counter() - began
+    folder.keep_evaluation(comparison.model_copy(update={"conversion": total, "seconds": seconds}))
     report = write_report(output)
-    view.console.print(table(comparison, f"{len(problems)} new questions, batches of {settings.rollout_batch}"))
+    title = f"{len(problems)} new questions, batches of {settings.rollout_batch}"
+    view.console.print(comparison_table(comparison, title))
     view.note(
-        f"{total['tokens_rolled_out']:,} tokens written in rollouts, {total['tokens_trained']:,} trained on, "
-        f"{duration(total['seconds'])} of training, {duration(seconds)} in all"
+        f"{total.tokens_rolled_out:,} tokens written in rollouts, {total.tokens_trained:,} trained on, "
+        f"{duration(total.seconds)} of training, {duration(seconds)} in all"
     )
-    view.note(f'the report is {report}, the model {model}. Next:\n  opdlm generate {model} "What is 7 + 8?" --watch')
+    view.note(f'the report is {report}, the model {model}. Next:\n  opdlm generate {model} "{QUESTIONS[0]}" --watch')
     if arguments.picture is not None:
         view.console.save_svg(arguments.picture, title="opdlm demo")
 
@@ -102,12 +109,12 @@ def _story(arguments: Namespace, output: Path) -> None:
 def _settings(arguments: Namespace, output: Path) -> ConvertSettings:
     """The recipe's settings for this demo, or those of the run that is continued."""
     from opdlm.distill.api import resolve
-    from opdlm.distill.run_folder import RunFolder
-    from opdlm.playground.weights import arlm_path
+    from opdlm.records.run_folder import RunFolder
+    from opdlm.tiny.weights import ar_model_path
 
     if arguments.resume:
         return RunFolder.open(output).settings()
-    model = arguments.model or str(arlm_path())
+    model = arguments.model or str(ar_model_path())
     settings = resolve(recipe=arguments.recipe, model=model, output=str(output))
     if settings.rollouts is None:
         raise ConfigError(f"recipe {arguments.recipe} does not set `rollouts`; the demo needs their number, add it")
@@ -119,15 +126,15 @@ def _settings(arguments: Namespace, output: Path) -> ConvertSettings:
 def _convert(settings: ConvertSettings, resumed: Path | None, view: ConversionView, sampler: "_Sampler") -> Path:
     """The conversion, or the rest of the one in the folder `resumed`."""
     from opdlm.distill import api
-    from opdlm.playground.families import mixed
+    from opdlm.tiny.families import mixed
 
     def start(trainer: "Trainer", difference: float) -> None:
         view.start(trainer, difference)
         sampler.start(trainer)
 
-    def step(line: dict[str, Any]) -> None:
-        view.step(line)
-        sampler.step(line)
+    def step(metrics: "StepMetrics") -> None:
+        view.step(metrics)
+        sampler.step(metrics)
 
     if resumed is not None:
         return api.resume(resumed, on_start=start, on_step=step)
@@ -158,51 +165,37 @@ class _Sampler:
 
         self.trainer, self.tokenizer = trainer, AutoTokenizer.from_pretrained(self.settings.model)
         self.view.note(f"question: {self.problem.prompt}   (right: {self.problem.answer})")
-        resumed = trainer.run is not None and trainer.run.latest() is not None
-        self._show("so far" if resumed else "before")
+        self._show("so far" if trainer.checkpoint is not None else "before")
 
-    def step(self, line: dict[str, Any]) -> None:
+    def step(self, metrics: "StepMetrics") -> None:
         """Every now and then: what it answers now."""
-        every = max(1, line["rollouts"] // _SAMPLES_SHOWN)
-        if line["rollout"] % every == 0 or line["rollout"] == line["rollouts"]:
-            self._show(f"after rollout {line['rollout']}")
+        every = max(1, metrics.rollouts // _SAMPLES_SHOWN)
+        if metrics.rollout % every == 0 or metrics.rollout == metrics.rollouts:
+            self._show(f"after rollout {metrics.rollout}")
 
     def _show(self, when: str) -> None:
+        from opdlm.evals.compare import greedy
         from opdlm.models.tokens import encode_prompt
-        from opdlm.sampling.engine import Engine
+        from opdlm.sampling.api import DiffusionLM
 
         assert self.trainer is not None
         assert self.tokenizer is not None
-        engine = Engine(
-            self.trainer.student, self.trainer.tokens, greedy(self.decoding, self.settings.response_length.end)
-        )
-        written = engine.generate([encode_prompt(self.tokenizer, self.problem.prompt)])
-        begin, end = int(written.prompt_length[0]), int(written.length[0])
-        text = str(self.tokenizer.decode(written.input_ids[0, begin:end], skip_special_tokens=True))
-        flat = " ".join(text.split())
-        rate = (end - begin) / max(1, int(written.forwards[0]))
-        self.view.note(f"{when:>18}: {flat[:100]}  [{rate:.1f} tokens/forward]")
+        settings = greedy(self.decoding, self.settings.response_length.end)
+        student = DiffusionLM(self.trainer.pair.student, self.tokenizer, settings, self.trainer.pair.tokens)
+        output = student.generate([encode_prompt(self.tokenizer, self.problem.prompt)])
+        flat = " ".join(student.decode(output)[0].split())
+        self.view.note(f"{when:>18}: {flat[:100]}  [{output.tokens_per_forward:.1f} tokens/forward]")
 
-    def save(self, model: Path, target: Path) -> None:
-        """The finished student's answer with its commit rounds, for the report. Raises StorageError."""
-        from opdlm.cli.watch import decode_inside
-        from opdlm.models.tokens import encode_prompt
+    def finished(self, model: Path) -> "Trajectory":
+        """The finished student's answer with its commit steps, for the report."""
+        from opdlm.evals.compare import greedy
+        from opdlm.models.tokens import decode_inside, encode_prompt
         from opdlm.sampling.api import load
 
         student = load(model, device=self.settings.device)
-        ids = encode_prompt(student.tokenizer, self.problem.prompt)
-        wanted = greedy(self.decoding, self.settings.response_length.end)
-        rollout = student.generate([ids], **wanted.model_dump()).rollout.to("cpu")
-        texts = partial(decode_inside, student.tokenizer, student.tokens.mask_token_id)
-        response = range(len(ids), int(rollout.length[0]))
-        tokens = [
-            {"position": i, "text": texts([int(rollout.input_ids[0, i])]), "round": int(rollout.commit_round[0, i])}
-            for i in response
-        ]
+        settings = greedy(self.decoding, self.settings.response_length.end)
+        output = student.generate([encode_prompt(student.tokenizer, self.problem.prompt)], **settings.model_dump())
+        made = output.trajectories()[0]
+        texts = [decode_inside(student.tokenizer, student.tokens.mask_token_id, [token]) for token in made.token_ids]
         about = {"prompt": self.problem.prompt, "answer": self.problem.answer, "decoding": self.decoding}
-        size = {"block_size": student.model.geometry.block_size, "forwards": int(rollout.forwards[0])}
-        try:
-            target.parent.mkdir(exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"{target.parent} could not be made ({error.strerror}); free some space") from error
-        write_json(target, {**about, **size, "tokens": tokens})
+        return made.model_copy(update={**about, "texts": tuple(texts)})

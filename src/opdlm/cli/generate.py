@@ -11,19 +11,24 @@ from opdlm.cli.options import Parser, add_settings, given
 from opdlm.cli.terminal import make_console, quiet_libraries
 from opdlm.config import GenerationSettings, settings_from
 from opdlm.errors import UsageError
+from opdlm.tiny import QUESTIONS
 
 if TYPE_CHECKING:
     from opdlm.sampling.api import GenerationOutput
 
 _DESCRIPTION = """
 Answer PROMPT with a converted model. A prompt is one user message where the model has a chat template, plain text
-otherwise; "-" reads it from the standard input. MODEL is the folder of a run, of a model, or a hub name; without it the
-small model that ships with the package answers. What you do not set is as the model was saved. With --infill a text is
+otherwise; "-" reads it from the standard input. MODEL is the folder of a run, of a model, or a hub name. Without it the
+model that ships with the package answers: it has 1.3 million parameters and knows short sums in words, sorting and
+counting words or numbers, small Python functions and some invented facts, as in the first three examples, and nothing
+else. What you do not set is as the model was saved. With --infill a text is
 completed in its gaps, and nothing is written behind it.
 """
 _EXAMPLES = (
-    'opdlm generate run "What is 12 + 30?" --watch',
-    'opdlm generate run "Sort these words from a to z: pear fig apple" --decoding dynamic:0.8 --json',
+    f'opdlm generate "{QUESTIONS[0]}" --watch',
+    f'opdlm generate "{QUESTIONS[1]}" --decoding dynamic:0.8 --json',
+    f'opdlm generate "{QUESTIONS[2]}"',
+    'opdlm generate run "What is the capital of France?" --max-new-tokens 64',
     'opdlm generate run --infill "The capital of France is [[MASK:2]], on the Seine."',
 )
 
@@ -51,8 +56,8 @@ def run(arguments: Namespace) -> int:
     quiet_libraries()
     from opdlm.cli.watch import DraftView
     from opdlm.models.tokens import encode_gaps, encode_prompt
-    from opdlm.playground.weights import student_path
     from opdlm.sampling.api import load
+    from opdlm.tiny.weights import student_path
 
     model = load(name or student_path(), device=arguments.device, compile=arguments.compile)
     mask = model.tokens.mask_token_id
@@ -71,10 +76,7 @@ def run(arguments: Namespace) -> int:
         return 0
     filled = model.tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
     text = model.decode(output)[0] if arguments.infill is None else filled[0]
-    if arguments.json:
-        print(json.dumps(_numbers(output, text, seconds), ensure_ascii=False))
-    else:
-        print(text)
+    print(json.dumps(_numbers(output, text, seconds), ensure_ascii=False) if arguments.json else text)
     return 0
 
 
@@ -93,17 +95,12 @@ def _model_and_prompt(arguments: Namespace) -> tuple[str | None, str]:
 
 
 def _numbers(output: "GenerationOutput", text: str, seconds: float) -> dict[str, object]:
-    """What --json prints; one entry of each list for each token that was written."""
-    rollout, rounds = output.rollout, output.commit_rounds[0]
-    end = int(rollout.length[0])
-    written = (rounds[:end] >= 0).nonzero()[:, 0]
+    """What --json prints: the text, its trajectory, and what it took."""
+    trajectory = output.trajectories()[0]
     return {
         "text": text,
-        "tokens": len(written),
-        "forwards": int(rollout.forwards[0]),
-        "tokens_per_forward": round(output.tokens_per_forward, 4),
+        "tokens": len(trajectory.token_ids),
+        "tokens_per_forward": round(trajectory.tokens_per_forward, 4),
         "seconds": round(seconds, 4),
-        "token_ids": output.sequences[0, written].tolist(),
-        "commit_rounds": rounds[written].tolist(),
-        "confidences": [round(value, 4) for value in output.confidences[0, written].tolist()],
+        **trajectory.model_dump(mode="json", exclude={"decoding", "prompt", "answer", "texts"}),
     }

@@ -1,9 +1,8 @@
 """How a conversion looks: a live line on a terminal, a plain line every few seconds elsewhere."""
 
 import time
-from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -12,20 +11,21 @@ from opdlm.cli.terminal import duration
 
 if TYPE_CHECKING:
     from opdlm.distill.loop import Trainer
+    from opdlm.records.metrics import StepMetrics
 
 
 class ConversionView:
-    """Shows the lines of metrics as they come; hand `start` and `step` to `convert`.
+    """Shows the metrics as they come; hand `start` and `step` to `convert`.
 
     Attributes:
         seconds: by part, over all rollouts seen.
-        last: the newest line of metrics; empty before the first.
+        last: the newest metrics; None before the first.
     """
 
     def __init__(self, console: Console, every_s: float = 5.0) -> None:
         self.console, self.every_s = console, every_s
         self.seconds: dict[str, float] = {}
-        self.last: dict[str, Any] = {}
+        self.last: StepMetrics | None = None
         self._rollouts_seen = 0
         self._printed_at = float("-inf")
         self._live = Progress(
@@ -56,33 +56,34 @@ class ConversionView:
     def start(self, trainer: "Trainer", difference: float) -> None:
         """After the checks, before the first rollout."""
         self.note(f"identity check passed: with a causal mask the largest difference of a logit is {difference:.2g}")
-        checkpoint = trainer.run.latest() if trainer.run is not None else None
-        if checkpoint is not None:
-            self.note(f"continuing from {checkpoint}")
+        if trainer.checkpoint is not None:
+            self.note(f"continuing from {trainer.checkpoint}")
         rows = len(trainer.prompts)
-        self.note(f"{trainer.settings.method}: {trainer.rollouts} rollouts, {rows} prompts, {trainer.student.device}")
+        self.note(
+            f"{trainer.settings.method}: {trainer.rollouts} rollouts, {rows} prompts, {trainer.pair.student.device}"
+        )
         self._live.update(self._task, total=trainer.rollouts)
 
-    def step(self, line: Mapping[str, Any]) -> None:
+    def step(self, metrics: "StepMetrics") -> None:
         """One rollout is done."""
-        self.last = dict(line)
+        self.last = metrics
         self._rollouts_seen += 1
-        for part, value in line["seconds"].items():
+        for part, value in metrics.seconds.items():
             self.seconds[part] = self.seconds.get(part, 0.0) + value
-        text = self._text(line)
-        self._live.update(self._task, completed=line["rollout"], description=text)
-        now, done = time.monotonic(), line["rollout"] == line["rollouts"]
+        text = self._text(metrics)
+        self._live.update(self._task, completed=metrics.rollout, description=text)
+        now, done = time.monotonic(), metrics.rollout == metrics.rollouts
         if not self.console.is_terminal and (done or now - self._printed_at >= self.every_s):
             self._printed_at = now
-            self.note(f"rollout {line['rollout']}/{line['rollouts']}  {text}")
+            self.note(f"rollout {metrics.rollout}/{metrics.rollouts}  {text}")
 
-    def _text(self, line: Mapping[str, Any]) -> str:
-        speed = line["tokens_trained"] / max(1e-9, sum(line["seconds"].values()))
-        left = (line["rollouts"] - line["rollout"]) * sum(self.seconds.values()) / self._rollouts_seen
-        ending = f"  {duration(left)} left" if line["rollout"] < line["rollouts"] else ""
+    def _text(self, metrics: "StepMetrics") -> str:
+        speed = metrics.tokens_trained / max(1e-9, sum(metrics.seconds.values()))
+        left = (metrics.rollouts - metrics.rollout) * sum(self.seconds.values()) / self._rollouts_seen
+        ending = f"  {duration(left)} left" if metrics.rollout < metrics.rollouts else ""
         return (
-            f"loss {line['loss']:.3f}  {line['total']['tokens_trained']:,} tokens  "
-            f"{line['tokens_per_forward']:.2f} tokens/forward  {speed:,.0f} tokens/s{ending}"
+            f"loss {metrics.loss:.3f}  {metrics.total.tokens_trained:,} tokens  "
+            f"{metrics.tokens_per_forward:.2f} tokens/forward  {speed:,.0f} tokens/s{ending}"
         )
 
     def profile(self) -> list[str]:

@@ -1,16 +1,15 @@
-"""The denoising in the terminal: masks as dim blocks, what was just fixed in colour, the counts below."""
+"""The denoising in the terminal: masks as dim blocks, what was just unmasked in colour, the counts below."""
 
 import time
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
 MASK_SIGN = "▒"
@@ -24,19 +23,19 @@ class DraftView:
     def __init__(self, console: Console, tokenizer: "PreTrainedTokenizerBase", mask_token_id: int) -> None:
         self.console, self.tokenizer, self.mask = console, tokenizer, mask_token_id
         self._before: list[int] = []
-        self._round = -1  # the first draft is what round 0 begins with
+        self._step = -1  # the first draft is what step 0 begins with
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         if self._live is not None:
             self._live.start()
 
-    def put_draft(self, ids: "torch.Tensor") -> None:
-        """[L] response ids, the mask token where nothing is fixed."""
-        self._round += 1
+    def put_draft(self, ids: Any) -> None:
+        """[L] response ids, the mask token where nothing is committed; a tensor."""
+        self._step += 1
         self._show(ids.tolist())
 
-    def put(self, ids: "torch.Tensor") -> None:
-        """[L] final response ids."""
-        self._round += 1
+    def put(self, ids: Any) -> None:
+        """[L] final response ids; a tensor."""
+        self._step += 1
         self._show(ids.tolist())
 
     def end(self) -> None:
@@ -49,14 +48,14 @@ class DraftView:
         self._before = ids
         if self._live is None:
             flat = text.plain.replace("\n", "⏎")
-            self.console.print(f"{self._round:4}  {flat}", markup=False, soft_wrap=True)
+            self.console.print(f"{self._step:4}  {flat}", markup=False, soft_wrap=True)
             return
         self._live.update(Group(text, Text(counts, style="dim")), refresh=True)
         time.sleep(_PAUSE_S)
 
     def _counts(self, ids: Sequence[int]) -> str:
         fixed = sum(token != self.mask for token in ids)
-        return f"round {self._round}, {fixed} tokens, {fixed / max(1, self._round):.2f} tokens per forward"
+        return f"step {self._step}, {fixed} tokens, {fixed / max(1, self._step):.2f} tokens per forward"
 
     def _coloured(self, ids: Sequence[int]) -> Text:
         text = Text()
@@ -65,7 +64,7 @@ class DraftView:
         return text
 
     def _runs(self, ids: Sequence[int]) -> Iterator[tuple[str, list[int]]]:
-        """Neighbours of one kind together: mask, fresh (fixed in the last round), fixed."""
+        """Neighbours of one kind together: mask, fresh (unmasked in the last step), fixed."""
         for kind, members in groupby(enumerate(ids), key=lambda item: self._kind(*item)):
             yield kind, [token for _, token in members]
 
@@ -76,11 +75,6 @@ class DraftView:
         return "fixed" if known else "fresh"
 
     def _decode(self, run: list[int]) -> str:
+        from opdlm.models.tokens import decode_inside
+
         return decode_inside(self.tokenizer, self.mask, run)
-
-
-def decode_inside(tokenizer: "PreTrainedTokenizerBase", mask_token_id: int, ids: Sequence[int]) -> str:
-    """Part of a text. Some tokenizers drop the space before a text's first word: a mask token goes before it."""
-    front = str(tokenizer.decode([mask_token_id]))
-    whole = str(tokenizer.decode([mask_token_id, *ids], clean_up_tokenization_spaces=False))
-    return whole.removeprefix(front)

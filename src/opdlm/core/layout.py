@@ -1,13 +1,13 @@
 """Who sees whom: block geometry from position ids, one predicate for training, prefill, decoding and evaluation.
 
-Shape letters: B rows, Q queries, K keys. A token is described by its position id and its copy: 0 is the clean stream
-(finished text), 1, 2, ... are noised copies of single blocks, -1 is padding or an empty cache slot. The mask of block
-diffusion (BD3-LM, arXiv 2503.09573, figure 3: M_BD, M_OBC, M_BC) follows from these two numbers, among the tokens of
-one text:
+Shape letters: B rows, Q queries, K keys. A token is described by its position id and its stream: 0 is the clean
+stream (finished text), 1, 2, ... are noised streams of single blocks, -1 is padding or an empty cache slot. The mask of
+block diffusion (BD3-LM, arXiv 2503.09573, figure 3: M_BD, M_OBC, M_BC) follows from these two numbers, among the tokens
+of one document:
 
     clean  -> clean    block(k) <= block(q), or k <= q with a causal context    (M_BC)
     noised -> clean    block(k) <  block(q)                                     (M_OBC)
-    noised -> noised   same copy and same block                                 (M_BD)
+    noised -> noised   same stream and same block                                 (M_BD)
     clean  -> noised   never
 """
 
@@ -28,26 +28,26 @@ class Attention:
 
     Attributes:
         geometry: block size and context.
-        query_position, query_copy: [B, Q] int64.
-        key_position, key_copy: [B, K] int64.
-        query_text, key_text: [B, Q] and [B, K] int64 where texts share a row: they never see each other. None: one
-            text a row.
+        query_position, query_stream: [B, Q] int64.
+        key_position, key_stream: [B, K] int64.
+        query_document, key_document: [B, Q] and [B, K] int64 where documents share a sequence: they never see each
+            other. None: one document a row.
     """
 
     geometry: Geometry
     query_position: torch.Tensor
-    query_copy: torch.Tensor
+    query_stream: torch.Tensor
     key_position: torch.Tensor
-    key_copy: torch.Tensor
-    query_text: torch.Tensor | None = None
-    key_text: torch.Tensor | None = None
+    key_stream: torch.Tensor
+    query_document: torch.Tensor | None = None
+    key_document: torch.Tensor | None = None
 
     @classmethod
     def within(
-        cls, geometry: Geometry, position: torch.Tensor, copy: torch.Tensor, text: torch.Tensor | None = None
+        cls, geometry: Geometry, position: torch.Tensor, stream: torch.Tensor, document: torch.Tensor | None = None
     ) -> "Attention":
         """Self-attention without a cache: the keys are the queries."""
-        return cls(geometry, position, copy, position, copy, text, text)
+        return cls(geometry, position, stream, position, stream, document, document)
 
     def dense(self, window: int | None = None) -> torch.Tensor:
         """[B, Q, K] bool, True where the query sees the key.
@@ -69,27 +69,27 @@ class Attention:
 
     def _visible(self, q: tuple[Any, ...], k: tuple[Any, ...], window: int | None) -> torch.Tensor:
         """Whether the queries `query_position[q]` see the keys `key_position[k]`."""
-        q_pos, q_copy = self.query_position[q], self.query_copy[q]
-        k_pos, k_copy = self.key_position[k], self.key_copy[k]
+        q_pos, q_stream = self.query_position[q], self.query_stream[q]
+        k_pos, k_stream = self.key_position[k], self.key_stream[k]
         q_block, k_block = q_pos // self.geometry.block_size, k_pos // self.geometry.block_size
         earlier = (k_pos <= q_pos) if self.geometry.context == "causal" else (k_block <= q_block)
-        from_clean = (q_copy == CLEAN) & earlier
-        from_noised = (q_copy > CLEAN) & (k_block < q_block)
-        to_clean = (k_copy == CLEAN) & (from_clean | from_noised)
-        to_noised = (k_copy > CLEAN) & (k_copy == q_copy) & (k_block == q_block)
+        from_clean = (q_stream == CLEAN) & earlier
+        from_noised = (q_stream > CLEAN) & (k_block < q_block)
+        to_clean = (k_stream == CLEAN) & (from_clean | from_noised)
+        to_noised = (k_stream > CLEAN) & (k_stream == q_stream) & (k_block == q_block)
         visible = to_clean | to_noised
         if window is not None:
             visible = visible & (q_pos - k_pos < window)
-        visible = visible | ((q_copy == PADDING) & (k_copy == PADDING) & (q_pos == k_pos))
-        if self.query_text is not None and self.key_text is not None:
-            visible = visible & (self.query_text[q] == self.key_text[k])
+        visible = visible | ((q_stream == PADDING) & (k_stream == PADDING) & (q_pos == k_pos))
+        if self.query_document is not None and self.key_document is not None:
+            visible = visible & (self.query_document[q] == self.key_document[k])
         return visible
 
 
-def causal(position: torch.Tensor, valid: torch.Tensor, text: torch.Tensor | None = None) -> Attention:
-    """The ARLM's own attention over clean tokens: blocks of one token. `position`, `valid`, `text`: [B, T]."""
-    copy = torch.where(valid, CLEAN, PADDING)
-    return Attention.within(Geometry(1, context="causal"), position, copy, text)
+def causal(position: torch.Tensor, valid: torch.Tensor, document: torch.Tensor | None = None) -> Attention:
+    """The AR model's own attention over clean tokens: blocks of one token. `position`, `valid`, `document`: [B, T]."""
+    stream = torch.where(valid, CLEAN, PADDING)
+    return Attention.within(Geometry(1, context="causal"), position, stream, document)
 
 
 def block_start(position: torch.Tensor, block_size: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Uniform random numbers as a pure function of a row's seed, a position and a round.
+"""Uniform random numbers as a pure function of a row's seed, a position and a step.
 
 A counter-based generator: no state, so a row draws the same numbers whatever else is in its batch, on every device, and
 after every restart. The mixing is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).

@@ -1,6 +1,6 @@
-"""What one round proposes: a token for every position, how sure the model is of it, and how that has changed.
+"""What one denoising step proposes: a token for every position, how sure the model is of it, and how that has changed.
 
-Shape letters: B rows, S positions of the block, H rounds of history, V vocabulary.
+Shape letters: B rows, S positions of the block, H steps of history, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class Proposals:
         token: [B, S] int64.
         confidence: [B, S] float32, the model's own probability for `token`: at temperature 1, before any filter.
         log_probability: [B, S, V] float32, the model's own distribution, likewise.
-        drift: [B, S, H] float32, nats: KL(round || round before) of the block's last H rounds, the newest last; inf
-            where the block had no round before. H is 0 unless the rule asks for a history.
+        drift: [B, S, H] float32, nats: KL(step || step before) of the block's last H steps, the newest last; inf where
+            the block had no step before. H is 0 unless the rule asks for a history.
     """
 
     token: torch.Tensor
@@ -32,34 +32,58 @@ class Proposals:
         return -(self.log_probability.exp() * self.log_probability).sum(-1)
 
 
+@dataclass(frozen=True)
+class Controls:
+    """How each row's tokens are drawn; every field but `top_k_limit` is [B], or None where no row uses it.
+
+    Attributes:
+        temperature: float32; 0 takes the highest score.
+        top_k: int64; 0 is off. top_k_limit: the largest of them, known to the host.
+        top_p: float32; 1 is off.
+        min_p: float32; 0 is off.
+        repetition_penalty: float32; 1 is off.
+        bias: [B, V] float32, added to the scores.
+    """
+
+    temperature: torch.Tensor | None = None
+    top_k: torch.Tensor | None = None
+    top_k_limit: int = 0
+    top_p: torch.Tensor | None = None
+    min_p: torch.Tensor | None = None
+    repetition_penalty: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+
+
 def propose(
     logits: torch.Tensor,
-    scores: torch.Tensor,
+    ids: torch.Tensor,
     seed: torch.Tensor,
     position: torch.Tensor,
-    round_: torch.Tensor,
-    *,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
+    step: torch.Tensor,
+    controls: Controls,
 ) -> Proposals:
-    """A token for every position, from `scores`, and the model's opinion of it, from `logits`.
+    """A token for every position, and the model's own opinion of it.
 
     Args:
         logits: [B, S, V] float32, the model's own.
-        scores: [B, S, V] float32, what the token is chosen by: the logits, with any penalty and bias.
-        seed, position, round_: int64, broadcastable to [B, S]; they alone decide the random draw.
-        temperature: 0 takes the highest score.
-        top_k, top_p, min_p: filters of the sampled distribution; 0, 1.0 and 0.0 are off.
+        ids: [B, T] int64, the rows' texts: what a repetition penalty looks at.
+        seed, position, step: int64, broadcastable to [B, S]; they alone decide the random draw.
+        controls: how tokens are drawn.
 
     Returns:
         Proposals without a history.
     """
-    if temperature == 0:
-        token = scores.argmax(-1)
-    else:
-        token = draw(filtered(scores / temperature, top_k, top_p, min_p), uniform(seed, position, round_))
+    scores = logits
+    if controls.repetition_penalty is not None:
+        scores = penalised(scores, ids, controls.repetition_penalty[:, None, None])
+    if controls.bias is not None:
+        scores = scores + controls.bias[:, None]
+    token = scores.argmax(-1)
+    if controls.temperature is not None:
+        greedy = (controls.temperature == 0)[:, None]
+        heat = controls.temperature.masked_fill(greedy[:, 0], 1.0)[:, None, None]
+        drawn = draw(filtered(scores / heat, controls), uniform(seed, position, step))
+        token = torch.where(greedy, token, drawn)
     log_probability = logits.log_softmax(-1)
     confidence = log_probability.gather(-1, token[..., None])[..., 0].exp()
     return Proposals(token, confidence, log_probability, confidence.new_empty(*confidence.shape, 0))
@@ -77,27 +101,31 @@ def draw(probability: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
     return token.clamp(max=probability.shape[-1] - 1)
 
 
-def filtered(logits: torch.Tensor, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> torch.Tensor:
-    """Softmax of `logits` [..., V] without what the filters take out; they apply in this order.
+def filtered(logits: torch.Tensor, controls: Controls) -> torch.Tensor:
+    """Softmax of `logits` [B, S, V] without what the filters take out; they apply in this order.
 
     `top_k`: all but the k most probable. `top_p`: all but the nucleus (arXiv 1904.09751). `min_p`: whatever is less
     probable than `min_p` times the most probable (arXiv 2407.01082).
     """
-    if 0 < top_k < logits.shape[-1]:
-        kth = logits.topk(top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < kth, float("-inf"))
+    if controls.top_k is not None:
+        values = logits.topk(min(controls.top_k_limit, logits.shape[-1]), dim=-1).values
+        index = (controls.top_k - 1).clamp(0, values.shape[-1] - 1)[:, None, None].expand(*values.shape[:2], 1)
+        outside = (logits < values.gather(-1, index)) & (controls.top_k > 0)[:, None, None]
+        logits = logits.masked_fill(outside, float("-inf"))
     probability = logits.softmax(-1)
-    if top_p < 1.0:
+    if controls.top_p is not None:
+        share = controls.top_p.masked_fill(controls.top_p >= 1, torch.inf)[:, None, None]
         descending, order = probability.sort(-1, descending=True)
-        outside = descending.cumsum(-1) - descending >= top_p  # the token that crosses top_p still belongs
+        outside = descending.cumsum(-1) - descending >= share  # the token that crosses top_p still belongs
         probability = probability.masked_fill(outside.gather(-1, order.argsort(-1)), 0.0)
-    if min_p > 0.0:
-        probability = probability.masked_fill(probability < min_p * probability.amax(-1, keepdim=True), 0.0)
+    if controls.min_p is not None:
+        least = controls.min_p[:, None, None] * probability.amax(-1, keepdim=True)
+        probability = probability.masked_fill(probability < least, 0.0)
     return probability
 
 
-def penalised(logits: torch.Tensor, ids: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Logits [B, S, V] with every token of the row's text `ids` [B, T] made less likely, if `penalty` > 1.
+def penalised(logits: torch.Tensor, ids: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
+    """Logits [B, S, V] with every token of the row's text `ids` [B, T] made less likely, where `penalty` [B, 1, 1] > 1.
 
     Positive logits are divided, negative ones multiplied by `penalty` (CTRL, arXiv 1909.05858).
     """

@@ -1,6 +1,6 @@
 """The records that travel between the rooms. Frozen; each field with shape, dtype and unit.
 
-Shape letters: B rows, T positions, P prompt, L response, S block size, N blocks, R denoising rounds, V vocabulary,
+Shape letters: B rows, T positions, P prompt, L response, S block size, N blocks, R denoising steps, V vocabulary,
 K top-k, Q query positions, M supervised (masked) positions of a batch, D hidden size.
 """
 
@@ -10,7 +10,7 @@ from typing import Literal, Self
 import torch
 
 NEVER = 32_000
-"""`commit_round` of a position that the decoder never filled (it stopped before, after the end of the sequence)."""
+"""`commit_step` of a position that the decoder never filled (it stopped before, after the end of the sequence)."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class _Tensors:
 
 @dataclass(frozen=True)
 class Rollout(_Tensors):
-    """Prompts with the responses that a model wrote, and the round in which each token was fixed.
+    """Prompts with the responses that a model wrote, and the denoising step in which each token was committed.
 
     A row holds whole blocks: behind `length` the rest of the last block may follow, as the decoder left it (it is part
     of the visited states, never of the loss), then padding. Column = position id; rows are aligned to the left.
@@ -52,11 +52,11 @@ class Rollout(_Tensors):
         prompt_length: [B] int64, tokens.
         length: [B] int64, tokens of prompt + response up to and including the first stop token, or to the length cap.
         end: [B] int64, first column behind the row's last block.
-        commit_round: [B, T] int16. Round within its block in which the token was fixed, from 0; -1 in the prompt;
+        commit_step: [B, T] int16. Denoising step of its block that committed the token, from 0; -1 in the prompt;
             NEVER where the decoder left a mask and in the padding.
         stopped: [B] bool, the response ends with a stop token (False: cut at the cap).
-        forwards: [B] int64, rounds of the row: forwards in which it took part, but for one over prompts alone.
-        confidence: [B, T] float32, the model's own probability for each token when it was fixed; 0 where it fixed none.
+        forwards: [B] int64, denoising steps of the row: forwards in which it took part, but for one over prompts alone.
+        confidence: [B, T] float32, the model's own probability for each token when it was committed; 0 where none was.
             None where no decoder wrote the text.
     """
 
@@ -64,7 +64,7 @@ class Rollout(_Tensors):
     prompt_length: torch.Tensor
     length: torch.Tensor
     end: torch.Tensor
-    commit_round: torch.Tensor
+    commit_step: torch.Tensor
     stopped: torch.Tensor
     forwards: torch.Tensor
     confidence: torch.Tensor | None = None
@@ -80,28 +80,29 @@ class Rollout(_Tensors):
 
 @dataclass(frozen=True)
 class StateBatch(_Tensors):
-    """Packed rows for the student: [clean prompt + response | noised blocks], and what is to be predicted.
+    """Packed sequences for the student: [clean prompt + response | noised blocks], and what is to be predicted.
 
-    Each row of the rollout is one text; texts that fit together share a line.
+    Each row of the rollout is one document; documents that fit together share a sequence.
 
     Attributes:
-        input_ids: [L, Q] int64, L lines; masked positions hold the mask token.
-        position_ids: [L, Q] int64; a noised token reuses the position id of the token that it stands for.
-        copy: [L, Q] int64; 0 the clean stream, 1, 2, ... the noised copies, -1 padding. Copies never see each other.
-        text: [L, Q] int64, rollout row of each token, below 0 in the padding. Texts never see each other.
+        input_ids: [N, Q] int64, N sequences; masked positions hold the mask token.
+        position_ids: [N, Q] int64; a noised token reuses the position id of the token that it stands for.
+        stream: [N, Q] int64; 0 the clean stream, 1, 2, ... the noised ones, -1 padding. Noised streams never see each
+            other.
+        document: [N, Q] int64, rollout row of each token, below 0 in the padding. Documents never see each other.
         row: [M] int64, rollout row of each supervised position.
-        line: [M] int64, its line.
-        predictor: [M] int64, column in that line whose output predicts it.
+        sequence: [M] int64, its sequence.
+        predictor: [M] int64, column in that sequence whose output predicts it.
         position: [M] int64, its position id: the column in the rollout, and the teacher's target.
         weight: [M] float32, factor of its loss (1 but for the weighted cross-entropy of `sft`).
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    copy: torch.Tensor
-    text: torch.Tensor
+    stream: torch.Tensor
+    document: torch.Tensor
     row: torch.Tensor
-    line: torch.Tensor
+    sequence: torch.Tensor
     predictor: torch.Tensor
     position: torch.Tensor
     weight: torch.Tensor

@@ -43,7 +43,7 @@ def adapter_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy with the adapter folded into plain weights: same class, same weight names as the ARLM."""
+    """A copy with the adapter folded into plain weights: same class, same weight names as the AR model."""
     plain = copy.deepcopy(model)
     for layer in _adapted(plain):
         layer.merge()

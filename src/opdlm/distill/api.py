@@ -1,7 +1,6 @@
-"""`convert`: an ARLM and prompts in, a run's folder with a block-diffusion model out."""
+"""`convert`: an AR model and prompts in, a run's folder with a block-diffusion model out."""
 
 import copy
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,21 +9,24 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from opdlm.checkpoints.load import count_parameters, load_ar_model, load_config
+from opdlm.checkpoints.save import save_checkpoint
 from opdlm.config import ConvertSettings, GenerationSettings, settings_from
 from opdlm.core.schedules import response_length
 from opdlm.core.types import Geometry
+from opdlm.data.prompts import Prompt, as_prompt, check_lengths, load_prompts, load_responses
 from opdlm.distill import adapter
-from opdlm.distill.data import Prompt, as_prompt, check_lengths, load_prompts, load_responses
 from opdlm.distill.loop import Evaluate, OnStep, Trainer
-from opdlm.distill.run_folder import RunFolder
+from opdlm.distill.pair import Pair
 from opdlm.distill.teacher import Teacher
 from opdlm.errors import PromptsError, UsageError
-from opdlm.models.adapt import BlockDiffusionModel, identity_check
-from opdlm.models.checkpoint import count_parameters, load_arlm, load_config, save_checkpoint
+from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.devices import pick_device
+from opdlm.models.identity import identity_check
 from opdlm.models.tokens import SpecialTokens, encode_prompt, find_or_add_mask_token, special_tokens
 from opdlm.models.verdict import check_convertible
 from opdlm.recipes import load_recipe, recipe_for
+from opdlm.records.run_folder import RunFolder
 
 OnStart = Callable[[Trainer, float], None]
 
@@ -35,18 +37,18 @@ def convert(
     output: str | Path = "",
     *,
     on_start: OnStart = lambda trainer, difference: None,
-    on_step: OnStep = lambda line: None,
+    on_step: OnStep = lambda metrics: None,
     evaluate: Evaluate | None = None,
     **settings: Any,
 ) -> Path:
     """Turn the autoregressive `model` into a block-diffusion model by on-policy distillation.
 
     Args:
-        model: folder or hub name of the ARLM.
+        model: folder or hub name of the AR model.
         prompts: file, hub data set, or a list of strings and conversations.
         output: folder of the run, new or empty. The result is its sub-folder `model`.
         on_start: called with the trainer and the identity check's largest difference before the first rollout.
-        on_step: called with each line of metrics. evaluate: called with the student at each checkpoint.
+        on_step: called with the metrics of each rollout. evaluate: called with the student at each checkpoint.
         settings: fields of `opdlm.config.ConvertSettings`; `recipe` names their defaults; else the model's size does.
 
     Returns:
@@ -64,7 +66,7 @@ def resume(
     output: str | Path,
     *,
     on_start: OnStart = lambda trainer, difference: None,
-    on_step: OnStep = lambda line: None,
+    on_step: OnStep = lambda metrics: None,
     evaluate: Evaluate | None = None,
 ) -> Path:
     """Continue a run from its newest checkpoint with the settings in its config.toml; ends as if never interrupted."""
@@ -105,7 +107,7 @@ def run(
     *,
     resuming: RunFolder | None = None,
     on_start: OnStart = lambda trainer, difference: None,
-    on_step: OnStep = lambda line: None,
+    on_step: OnStep = lambda metrics: None,
     evaluate: Evaluate | None = None,
 ) -> Path:
     """One conversion, from checks to the saved model."""
@@ -123,12 +125,12 @@ def run(
         raise PromptsError("there are no prompts; name a file or a data set with --prompts")
 
     device = pick_device(settings.device)
-    arlm, tokenizer = load_arlm(settings.model, device=device)
-    mask_token_id = find_or_add_mask_token(arlm, tokenizer)
-    tokens = special_tokens(arlm, tokenizer)
+    ar_model, tokenizer = load_ar_model(settings.model, device=device)
+    mask_token_id = find_or_add_mask_token(ar_model, tokenizer)
+    tokens = special_tokens(ar_model, tokenizer)
     ids = [encode_prompt(tokenizer, text)[: settings.prompt_tokens] for text in texts]
     student = BlockDiffusionModel(
-        arlm, Geometry(settings.block_size, settings.prediction, settings.context), mask_token_id
+        ar_model, Geometry(settings.block_size, settings.prediction, settings.context), mask_token_id
     )
     ramp = settings.response_length
     longest = response_length(ramp.rollouts, ramp.start, ramp.end, ramp.rollouts, ramp.shape, settings.block_size)
@@ -136,16 +138,16 @@ def run(
     difference = identity_check(student)
 
     responses = _given_responses(settings, tokenizer, tokens)
-    student, teacher = _student_and_teacher(student, settings, resuming.latest() if resuming else None)
+    checkpoint = resuming.latest() if resuming else None
+    student, teacher = _student_and_teacher(student, settings, checkpoint)
     folder = resuming or RunFolder.create(Path(settings.output), settings, prompts)
     trainer = Trainer(
-        student=student,
-        teacher=teacher,
-        tokens=tokens,
+        pair=Pair.of(student, teacher, tokens),
         prompts=ids,
         responses=responses,
         settings=settings,
         run=folder,
+        checkpoint=checkpoint,
         save_model=partial(_save, student, tokenizer, settings, folder),
         on_step=on_step,
         evaluate=evaluate,
@@ -160,18 +162,18 @@ def _student_and_teacher(
     model: BlockDiffusionModel, settings: ConvertSettings, checkpoint: Path | None
 ) -> tuple[BlockDiffusionModel, Teacher]:
     """The student, with the checkpoint's weights if there is one, and the frozen original."""
-    arlm = model.model
+    ar_model = model.model
     if settings.lora_rank is not None:
         torch.manual_seed(settings.seed)
-        adapter.add_adapter(arlm, settings.lora_rank)
+        adapter.add_adapter(ar_model, settings.lora_rank)
         if checkpoint is not None:
-            arlm.load_state_dict(RunFolder.load_state(checkpoint)["adapter"], strict=False)
-        teacher = Teacher(model, frozen=partial(adapter.adapter_off, arlm))
+            ar_model.load_state_dict(RunFolder.load_state(checkpoint)["adapter"], strict=False)
+        teacher = Teacher(model, frozen=partial(adapter.adapter_off, ar_model))
     else:
-        original = copy.deepcopy(arlm).requires_grad_(False)
+        original = copy.deepcopy(ar_model).requires_grad_(False)
         teacher = Teacher(BlockDiffusionModel(original, model.geometry, model.mask_token_id))
         if checkpoint is not None:
-            arlm.load_state_dict(load_arlm(checkpoint, device=model.device)[0].state_dict())
+            ar_model.load_state_dict(load_ar_model(checkpoint, device=model.device)[0].state_dict())
     if settings.gradient_checkpointing:
         model.checkpoint_activations()
     return model, teacher
@@ -201,7 +203,7 @@ def _save(
     local = Path(settings.model)  # a path means nothing on another machine: the card gives the folder's name
     base = local.name if local.exists() else settings.model
     provenance: dict[str, Any] = {"base_model": base, "method": settings.method}
-    if folder.metrics.exists() and (lines := folder.metrics.read_text().splitlines()):
-        provenance["response tokens trained"] = json.loads(lines[-1])["total"]["tokens_trained"]
+    if folder.metrics.exists() and (logged := folder.logged()):
+        provenance["response tokens trained"] = logged[-1].total.tokens_trained
     generation = GenerationSettings(decoding=settings.usual_decoding)
     save_checkpoint(model, tokenizer, target, generation=generation, provenance=provenance)

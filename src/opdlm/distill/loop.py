@@ -1,12 +1,9 @@
 """The training loop: rollouts one after the other, metrics, checkpoints, resuming."""
 
 import random
-import resource
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,19 +11,20 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from opdlm.config import DistillSettings, GenerationSettings
-from opdlm.core.schedules import response_length
-from opdlm.core.types import Rollout
-from opdlm.distill import losses, rollout
+from opdlm.config import DistillSettings
 from opdlm.distill.adapter import adapter_state
-from opdlm.distill.run_folder import RunFolder
-from opdlm.distill.step import Recipe, StepCounts, training_step
-from opdlm.distill.teacher import Teacher
+from opdlm.distill.methods import Method, method_of
+from opdlm.distill.pair import Pair
+from opdlm.distill.step import Batch, StepCounts, training_step
 from opdlm.distill.update import Updater
-from opdlm.models.adapt import BlockDiffusionModel
-from opdlm.models.tokens import SpecialTokens
+from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.models.devices import peak_process_bytes
+from opdlm.parallel.ranks import OneProcess, Ranks
+from opdlm.records.metrics import Flops, StepMetrics, Totals
+from opdlm.records.run_folder import RunFolder
+from opdlm.records.trajectory import trajectories
 
-OnStep = Callable[[dict[str, Any]], None]
+OnStep = Callable[[StepMetrics], None]
 Evaluate = Callable[[BlockDiffusionModel], dict[str, Any]]
 
 
@@ -35,74 +33,58 @@ class Trainer:
     """Everything that one conversion needs. `train` runs it.
 
     Attributes:
-        student, teacher: the model that learns, and the frozen original.
-        tokens: mask, padding and stop ids.
+        pair: student and teacher.
         prompts: token ids. responses: given texts, for `sft` on ground truth only.
-        settings: what to do.
-        run: where to keep it; None keeps nothing.
+        settings: what to do. method: how; default: the one that the settings name.
+        run: where to keep it; None keeps nothing. checkpoint: of the run, to go on from; the student has its weights.
         save_model: writes the student as a checkpoint folder.
-        on_step: called with each line of metrics. evaluate: called after every checkpoint; its result is logged.
+        on_step: called with the metrics of each rollout. evaluate: called after every checkpoint; its result is logged.
+        ranks: the processes that share the work.
     """
 
-    student: BlockDiffusionModel
-    teacher: Teacher
-    tokens: SpecialTokens
+    pair: Pair
     prompts: Sequence[Sequence[int]]
     settings: DistillSettings
+    method: Method | None = None
     responses: Sequence[Sequence[int]] | None = None
     run: RunFolder | None = None
+    checkpoint: Path | None = None
     save_model: Callable[[Path], None] = lambda path: None
-    on_step: OnStep = lambda line: None
+    on_step: OnStep = lambda metrics: None
     evaluate: Evaluate | None = None
+    ranks: Ranks = field(default_factory=OneProcess)
 
-    def train(self) -> dict[str, Any]:
-        """Run all rollouts, from the last checkpoint of `run` on if it has one. Returns the last line of metrics."""
-        settings = self.settings
-        rollouts = self.rollouts
-        originals = list(self.teacher.model.model.parameters())
-        updater = Updater(list(self.student.model.parameters()), settings.optimiser, self.planned_updates, originals)
-        if (run := self.run) is not None:
-            updater.where_is_safe = lambda: str(run.latest() or "none yet")
-        first, line = self._restore(updater)
-        for index in range(first, rollouts):
+    def train(self) -> StepMetrics:
+        """Run all rollouts, from the checkpoint on if there is one. Returns the last metrics."""
+        settings, method = self.settings, self.method or method_of(self.settings)
+        updater = self._updater()
+        first, metrics = self._restore(updater)
+        for index in range(first, self.rollouts):
             began = perf_counter()
-            chosen = self.prompts_of(index)
-            seeds = [settings.seed * 2**32 + index * settings.prompts_per_rollout + i for i in range(len(chosen))]
             with self.precision():
-                counts = training_step(
-                    [self.prompts[i] for i in chosen],
-                    seeds,
-                    self.student,
-                    self.recipe(index, chosen),
-                    updater,
-                    settings,
-                )
-            line = self._metrics(index, counts, updater, line)
-            done = index + 1 == rollouts
-            if self.run is not None and (done or (index + 1) % settings.save_every_rollouts == 0):
-                with timed(line["seconds"], "saving"):
-                    self._save(self.run, counts, updater, line)
-                if self.evaluate is not None:
-                    with timed(line["seconds"], "evaluation"):
-                        line["evaluation"] = self.evaluate(self.student)
-            _close(line, perf_counter() - began - sum(counts.seconds.values()))
-            if self.run is not None:
-                self.run.log(line)
-            self.on_step(line)
-        return line
+                plan = method(self.pair, index)
+                counts = training_step(self.batch(index), plan, self.pair, updater, settings, self.ranks)
+            metrics = self._metrics(index, counts, updater, metrics)
+            if index + 1 == self.rollouts or (index + 1) % settings.save_every_rollouts == 0:
+                metrics = self._at_checkpoint(counts, updater, metrics)
+            known = sum(metrics.seconds.values())
+            metrics = metrics.spent(rest=perf_counter() - began - known)
+            if self.run is not None and self.ranks.saves:
+                self.run.log(metrics)
+            self.on_step(metrics)
+        assert metrics is not None, "a run has at least one rollout"
+        return metrics
 
-    def _save(self, run: RunFolder, counts: StepCounts, updater: Updater, line: dict[str, Any]) -> None:
-        """A checkpoint with this line of metrics, and some of the rollout's rows."""
-        state = {"updater": updater.state(), "rollouts": line["rollout"], "line": line}
-        if self.settings.lora_rank is not None:
-            state["adapter"] = adapter_state(self.student.model)
-        run.save_state(line["rollout"], state, self.save_model, self.settings.keep_checkpoints)
-        if counts.sample is not None:
-            run.keep_sample(line["rollout"], counts.sample)
+    def batch(self, index: int) -> Batch:
+        """The prompts of rollout `index`, with their seeds and given responses."""
+        settings, chosen = self.settings, self.prompts_of(index)
+        first_seed = settings.seed * 2**32 + index * settings.prompts_per_rollout
+        responses = None if self.responses is None else [self.responses[i] for i in chosen]
+        return Batch([self.prompts[i] for i in chosen], [first_seed + i for i in range(len(chosen))], responses)
 
     def precision(self) -> torch.autocast:
         """bfloat16 matrix products over float32 weights, for rollouts, teacher and student alike; or plain float32."""
-        kind = self.student.device.type
+        kind = self.pair.student.device.type
         low = self.settings.precision == "bfloat16" or (self.settings.precision == "auto" and kind == "cuda")
         return torch.autocast(kind, torch.bfloat16, enabled=low)
 
@@ -126,89 +108,89 @@ class Trainer:
         order = _order(len(self.prompts), self.settings.seed, epoch)
         return list(order[place * per_rollout : (place + 1) * per_rollout])
 
-    def recipe(self, index: int, chosen: Sequence[int]) -> Recipe:
-        """Who writes, which states, which loss: `settings.method`, or the warm start before it."""
-        settings, method = self.settings, self.settings.method
-        warm = index < settings.warm_start_rollouts
-        ramp = settings.response_length
-        cap = response_length(index, ramp.start, ramp.end, ramp.rollouts, ramp.shape, settings.block_size)
-        generation = GenerationSettings(
-            decoding=settings.rollout_decoding, max_new_tokens=cap, temperature=settings.rollout_temperature
+    def _updater(self) -> Updater:
+        originals = list(self.pair.teacher.model.model.parameters())
+        student = list(self.pair.student.model.parameters())
+        updater = Updater(student, self.settings.optimiser, self.planned_updates, originals)
+        if (run := self.run) is not None:
+            updater.where_is_safe = lambda: str(run.latest() or "none yet")
+        return updater
+
+    def _at_checkpoint(self, counts: StepCounts, updater: Updater, metrics: StepMetrics) -> StepMetrics:
+        """Saves, then evaluates; the metrics with what that took."""
+        began = perf_counter()
+        if self.run is not None and self.ranks.saves:
+            self._save(self.run, counts, updater, metrics)
+            metrics = metrics.spent(saving=perf_counter() - began)
+        if self.run is not None and self.evaluate is not None:
+            began = perf_counter()
+            result = self.evaluate(self.pair.student)
+            metrics = metrics.model_copy(update={"evaluation": result}).spent(evaluation=perf_counter() - began)
+        return metrics
+
+    def _save(self, run: RunFolder, counts: StepCounts, updater: Updater, metrics: StepMetrics) -> None:
+        """A checkpoint with these metrics, and some of the rollout's rows."""
+        state = {"updater": updater.state(), "rollouts": metrics.rollout, "line": metrics.to_json()}
+        if self.settings.lora_rank is not None:
+            state["adapter"] = adapter_state(self.pair.student.model)
+        run.save_state(metrics.rollout, state, self.save_model, self.settings.keep_checkpoints)
+        if counts.sample is not None:
+            run.keep_rollout(metrics.rollout, trajectories(counts.sample, self.settings.block_size))
+
+    def _metrics(self, index: int, counts: StepCounts, updater: Updater, before: StepMetrics | None) -> StepMetrics:
+        """The metrics of one rollout, over all ranks; totals run on from `before`."""
+        parameters = trained_parameters(self.pair.student.model)
+        trained, rolled_out, positions, forwards, stopped, by_rollout, by_teacher, by_student = self.ranks.sum(
+            counts.tokens_trained,
+            counts.tokens_rolled_out,
+            counts.positions_supervised,
+            counts.rollout_forwards,
+            counts.stopped_rows,
+            counts.rollout_query_tokens,
+            counts.teacher_query_tokens,
+            counts.student_query_tokens,
         )
-        common: dict[str, Any] = {"tokens": self.tokens, "settings": generation, "batch_size": settings.rollout_batch}
-        if method == "sft" and self.responses is not None:
-            responses = [self.responses[i] for i in chosen]
-            write = partial(self._given, responses=responses, cap=cap)
-        elif warm or method in ("offpolicy_kd", "sft"):
-            write = partial(self._by_teacher, **common)
-        else:
-            write = partial(self._by_student, **common)
-        selection = "random_mask" if warm or method != "opd" else settings.states
-        if method == "sft":
-            loss = partial(losses.cross_entropy_loss, self.student)
-            return Recipe(write, selection, bound_weight=True, targets=lambda text: None, loss=loss)
-        function = losses.log_divergence(self.settings)
-        loss = partial(losses.divergence_loss, self.student, self.teacher, function)
-        return Recipe(write, selection, bound_weight=False, targets=self.teacher.targets, loss=loss)
-
-    def _by_student(self, prompts, seeds, **common):
-        return rollout.written_by_student(self.student, prompts=prompts, seeds=seeds, **common)
-
-    def _by_teacher(self, prompts, seeds, **common):
-        with self.teacher.frozen():
-            size = self.settings.block_size
-            return rollout.written_by_teacher(
-                self.teacher.model, prompts=prompts, seeds=seeds, block_size=size, **common
-            )
-
-    def _given(self, prompts, seeds, responses, cap) -> tuple[Rollout, int]:
-        text = rollout.given(prompts, responses, self.tokens, self.settings.block_size, cap)
-        return text.to(self.student.device), 0
-
-    def _metrics(self, index: int, counts: StepCounts, updater: Updater, before: dict[str, Any]) -> dict[str, Any]:
-        """One line of metrics.jsonl; totals run on from the line before."""
-        parameters = trained_parameters(self.student.model)
-        flops = {
-            "rollout": 2 * parameters * counts.rollout_query_tokens,
-            "teacher": 2 * parameters * counts.teacher_query_tokens,
-            "student": 6 * parameters * counts.student_query_tokens,
-        }
-        total = before.get("total", {})
+        flops = Flops(
+            rollout=2 * parameters * by_rollout,
+            teacher=2 * parameters * by_teacher,
+            student=6 * parameters * by_student,
+        )
+        total = before.total if before is not None else Totals()
         peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_process_bytes()
-        return {
-            "rollout": index + 1,
-            "rollouts": self.rollouts,
-            "loss": sum(counts.losses) / len(counts.losses),
-            "gradient_norm": sum(counts.gradient_norms) / len(counts.gradient_norms),
-            "learning_rate": updater.rate,
-            "updates": updater.done,
-            "tokens_trained": counts.tokens_trained,
-            "positions_supervised": counts.positions_supervised,
-            "stopped_rows": counts.stopped_rows,
-            "tokens_per_forward": counts.tokens_rolled_out / max(1, counts.rollout_forwards),
-            "flops": flops,
-            "seconds": {part: round(value, 4) for part, value in counts.seconds.items()},
-            "peak_memory_bytes": peak,
-            "total": {
-                "tokens_trained": total.get("tokens_trained", 0) + counts.tokens_trained,
-                "tokens_rolled_out": total.get("tokens_rolled_out", 0) + counts.tokens_rolled_out,
-                "flops": total.get("flops", 0) + sum(flops.values()),
-                "seconds": round(total.get("seconds", 0.0) + sum(counts.seconds.values()), 3),
-            },
-        }
+        return StepMetrics(
+            rollout=index + 1,
+            rollouts=self.rollouts,
+            loss=sum(counts.losses) / len(counts.losses),
+            gradient_norm=sum(counts.gradient_norms) / len(counts.gradient_norms),
+            learning_rate=updater.rate_used,
+            updates=updater.done,
+            tokens_trained=int(trained),
+            positions_supervised=int(positions),
+            stopped_rows=int(stopped),
+            tokens_per_forward=rolled_out / max(1, forwards),
+            flops=flops,
+            seconds={},
+            peak_memory_bytes=peak,
+            total=Totals(
+                tokens_trained=total.tokens_trained + int(trained),
+                tokens_rolled_out=total.tokens_rolled_out + int(rolled_out),
+                flops=total.flops + flops.sum(),
+                seconds=total.seconds,
+            ),
+        ).spent(**counts.seconds)
 
-    def _restore(self, updater: Updater) -> tuple[int, dict[str, Any]]:
-        """Continue after the newest checkpoint, whose weights the student already has: next rollout, last metrics."""
+    def _restore(self, updater: Updater) -> tuple[int, StepMetrics | None]:
+        """Continue after the checkpoint, whose weights the student already has: next rollout, last metrics."""
         if self.run is None:
-            return 0, {}
-        checkpoint = self.run.latest()
-        if checkpoint is None:
+            return 0, None
+        if self.checkpoint is None:
             self.run.forget_after(0)
-            return 0, {}
-        state = self.run.load_state(checkpoint)
+            return 0, None
+        state = self.run.load_state(self.checkpoint)
+        metrics = StepMetrics.from_json(state["line"], str(self.checkpoint))
         updater.restore(state["updater"])
-        self.run.forget_after(state["rollouts"], state["line"])
-        return state["rollouts"], state["line"]
+        self.run.forget_after(state["rollouts"], metrics)
+        return state["rollouts"], metrics
 
 
 @lru_cache(maxsize=1)
@@ -219,21 +201,6 @@ def _order(prompts: int, seed: int, epoch: int) -> tuple[int, ...]:
     return tuple(order)
 
 
-@contextmanager
-def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
-    """Writes the wall time of the context to `seconds[part]`."""
-    began = perf_counter()
-    yield
-    seconds[part] = round(perf_counter() - began, 4)
-
-
-def _close(line: dict[str, Any], outside: float) -> None:
-    """Adds the wall seconds `outside` of the training step; `rest` are those in no part, as for the metrics."""
-    seconds, total = line["seconds"], line["total"]
-    seconds["rest"] = round(outside - seconds.get("saving", 0.0) - seconds.get("evaluation", 0.0), 4)
-    total["seconds"] = round(total["seconds"] + outside, 3)
-
-
 def trained_parameters(model: PreTrainedModel) -> int:
     """Parameters that multiply each token: all but an input embedding with no second use as the LM head."""
     total = sum(p.numel() for p in model.parameters())
@@ -241,9 +208,3 @@ def trained_parameters(model: PreTrainedModel) -> int:
     head = model.get_output_embeddings()
     tied = head is not None and head.get_parameter("weight") is embedding
     return total if tied else total - embedding.numel()
-
-
-def peak_process_bytes() -> int:
-    """Largest resident size of this process so far (ru_maxrss is in KiB on Linux, in bytes on macOS)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,47 +1,46 @@
 """Who writes the responses that are trained on: the student itself, the teacher, or nobody (given text)."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.functional import pad
 
-from opdlm.config import GenerationSettings, SequentialDecoding
+from opdlm.config import SequentialDecoding
 from opdlm.core.types import NEVER, Geometry, Rollout
-from opdlm.models.adapt import BlockDiffusionModel
+from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.tokens import SpecialTokens
 from opdlm.sampling.engine import Engine
+from opdlm.sampling.request import Request
 
 AUTOREGRESSIVE = Geometry(block_size=1, prediction="shifted", context="causal")
-"""With blocks of one token, predicted by the token before, the diffusion sampler is the ARLM's own decoding."""
+"""With blocks of one token, predicted by the token before, the diffusion sampler is the AR model's own decoding."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A rollout, and the query tokens that a model computed for it (0: nobody wrote, the text was given)."""
+
+    rollout: Rollout
+    query_tokens: int
 
 
 def written_by_student(
-    student: BlockDiffusionModel,
-    tokens: SpecialTokens,
-    settings: GenerationSettings,
-    prompts: Sequence[Sequence[int]],
-    seeds: Sequence[int],
-    batch_size: int,
-) -> tuple[Rollout, int]:
-    """On-policy text with its commit rounds, by the sampler that serves users. Also: query tokens computed."""
-    engine = Engine(student, tokens, settings, batch_size)
-    return engine.generate(prompts, seeds), engine.query_tokens
+    student: BlockDiffusionModel, tokens: SpecialTokens, requests: Sequence[Request], batch_size: int
+) -> Written:
+    """On-policy text with its commit steps, by the sampler that serves users."""
+    engine = Engine(student, tokens, batch_size)
+    return Written(engine.write(requests), engine.query_tokens)
 
 
 def written_by_teacher(
-    teacher: BlockDiffusionModel,
-    tokens: SpecialTokens,
-    settings: GenerationSettings,
-    prompts: Sequence[Sequence[int]],
-    seeds: Sequence[int],
-    batch_size: int,
-    block_size: int,
-) -> tuple[Rollout, int]:
+    teacher: BlockDiffusionModel, tokens: SpecialTokens, requests: Sequence[Request], batch_size: int, block_size: int
+) -> Written:
     """Off-policy text, token by token. It has no states of its own: only random masks fit it."""
-    ar_settings = settings.model_copy(update={"decoding": SequentialDecoding()})
-    engine = Engine(teacher.at(AUTOREGRESSIVE), tokens, ar_settings, batch_size)
-    return whole_blocks(engine.generate(prompts, seeds), tokens.mask_token_id, block_size), engine.query_tokens
+    engine = Engine(teacher.at(AUTOREGRESSIVE), tokens, batch_size)
+    one_by_one = SequentialDecoding().model_dump()
+    rollout = engine.write([replace(request, decoding=one_by_one) for request in requests])
+    return Written(whole_blocks(rollout, tokens.mask_token_id, block_size), engine.query_tokens)
 
 
 def given(
@@ -58,13 +57,13 @@ def given(
     prompt_lengths = torch.tensor([len(p) for p in prompts])
     columns = torch.arange(width)
     in_response = (columns >= prompt_lengths[:, None]) & (columns < lengths[:, None])
-    rounds = torch.where(in_response, 0, torch.where(columns < prompt_lengths[:, None], -1, NEVER))
+    steps = torch.where(in_response, 0, torch.where(columns < prompt_lengths[:, None], -1, NEVER))
     rollout = Rollout(
         input_ids=torch.tensor([t + [tokens.pad_token_id] * (width - len(t)) for t in texts]),
         prompt_length=prompt_lengths,
         length=lengths,
         end=lengths,
-        commit_round=rounds.short(),
+        commit_step=steps.short(),
         stopped=torch.tensor([t[-1] in tokens.stop_token_ids for t in texts]),
         forwards=torch.zeros(len(texts), dtype=torch.int64),
     )
@@ -76,11 +75,11 @@ def whole_blocks(rollout: Rollout, mask_token_id: int, block_size: int) -> Rollo
     end = -(-rollout.length // block_size) * block_size
     extra = max(0, int(end.max()) - rollout.input_ids.shape[1])
     input_ids = pad(rollout.input_ids, (0, extra), value=mask_token_id)
-    rounds = pad(rollout.commit_round, (0, extra), value=NEVER)
+    steps = pad(rollout.commit_step, (0, extra), value=NEVER)
     behind = torch.arange(input_ids.shape[1], device=end.device) >= rollout.length[:, None]
     return replace(
         rollout,
         input_ids=input_ids.masked_fill(behind, mask_token_id),
-        commit_round=rounds.masked_fill(behind, NEVER),
+        commit_step=steps.masked_fill(behind, NEVER),
         end=end,
     )

@@ -1,4 +1,4 @@
-"""One training step: the method, in one function.
+"""One training step, in one function.
 
 prompts -> rollout -> states -> teacher's targets -> divergence -> update
 """
@@ -10,16 +10,44 @@ from time import perf_counter
 import torch
 
 from opdlm.config import DistillSettings
-from opdlm.core.states import Selection, select_states
+from opdlm.core.states import StateChoice, select_states
 from opdlm.core.types import LossSum, Rollout, StateBatch, TeacherTargets
 from opdlm.distill.losses import per_row_mean
+from opdlm.distill.pair import Pair
+from opdlm.distill.rollout import Written
 from opdlm.distill.update import Updater
-from opdlm.models.adapt import BlockDiffusionModel
+from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.parallel.ranks import Ranks
 
 SAMPLES = 4  # rows of a rollout that are kept to be looked at
-Writer = Callable[[Sequence[Sequence[int]], Sequence[int]], tuple[Rollout, int]]
 Targets = Callable[[Rollout], TeacherTargets | None]
 Loss = Callable[[StateBatch, Rollout, TeacherTargets | None], LossSum]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The prompts of one rollout, each with its seed; `responses` where they are given and not written."""
+
+    prompts: Sequence[Sequence[int]]
+    seeds: Sequence[int]
+    responses: Sequence[Sequence[int]] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a training step is done: what a method (`methods.py`) decides.
+
+    Attributes:
+        write: who writes the text.
+        choice: which of its states are trained on, and with which weights.
+        targets: the teacher's targets of a text, or None where the loss needs none.
+        loss: states, text and targets -> sum.
+    """
+
+    write: Callable[[Batch], Written]
+    choice: StateChoice
+    targets: Targets
+    loss: Loss
 
 
 @dataclass
@@ -27,7 +55,7 @@ class StepCounts:
     """What one step did, in honest numbers.
 
     Tokens are response tokens (stop token included, padding never); query tokens are all tokens that a model computed,
-    padding of lines included. `seconds`: wall seconds by part.
+    padding of sequences included. `seconds`: wall seconds by part.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -53,82 +81,53 @@ class StepCounts:
         self.student_query_tokens += states.input_ids.numel()
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How this step's text is written, which of its states are trained on, and by which loss.
-
-    Attributes:
-        write: prompts and seeds -> rollout, and the query tokens that it cost (0: nobody wrote, the text was given).
-        selection: which states. bound_weight: whether they are weighted as the masked-diffusion bound asks.
-        targets: the teacher's targets of a text, or None where the loss needs none.
-        loss: states, text and targets -> sum.
-    """
-
-    write: Writer
-    selection: Selection
-    bound_weight: bool
-    targets: Targets
-    loss: Loss
-
-
 def training_step(
-    prompts: Sequence[Sequence[int]],
-    seeds: Sequence[int],
-    student: BlockDiffusionModel,
-    recipe: Recipe,
-    updater: Updater,
-    settings: DistillSettings,
+    batch: Batch, plan: Plan, pair: Pair, updater: Updater, settings: DistillSettings, ranks: Ranks
 ) -> StepCounts:
     """Write responses to the prompts, then update the student once for every `rows_per_update` of them."""
-    counts, clock = StepCounts(), _Clock()
-    rollout, counts.rollout_query_tokens = recipe.write(prompts, seeds)
+    counts, clock, student = StepCounts(), _Clock(), pair.student
+    written = plan.write(batch)
+    rollout, counts.rollout_query_tokens = written.rollout, written.query_tokens
     clock.lap("rollout")
-    all_seeds = torch.tensor(seeds, device=rollout.input_ids.device)
+    all_seeds = torch.tensor(batch.seeds, device=rollout.input_ids.device)
 
-    for rows in torch.arange(len(prompts)).split(settings.rows_per_update):
+    for rows in torch.arange(len(batch.prompts)).split(settings.rows_per_update):
         # Micro-batches of similar length hold little padding; while the longest is computed there is no gradient yet.
         rows = rows[rollout.length[rows].cpu().argsort(descending=True, stable=True)]
         texts = [rollout.rows(part) for part in rows.split(settings.rows_per_micro_batch or len(rows))]
-        seed = all_seeds[rows.to(all_seeds.device)].split([len(text.length) for text in texts])
-        states = [states_of(*pair, student, recipe, settings) for pair in zip(texts, seed, strict=True)]
-        # One division, by the weight of the whole update: micro-batches cannot change the result.
-        divisor = max(1.0, sum(float(batch.weight.sum()) for batch in states))
+        seeds = all_seeds[rows.to(all_seeds.device)].split([len(text.length) for text in texts])
+        states = [states_of(*row, student, plan.choice, settings) for row in zip(texts, seeds, strict=True)]
+        # One division, by the weight of the whole update: micro-batches and ranks cannot change the result.
+        divisor = max(1.0, *ranks.sum(sum(float(one.weight.sum()) for one in states)))
         clock.lap("states")
         loss = 0.0
-        for text, batch in zip(texts, states, strict=True):
-            targets = recipe.targets(text)
+        for text, one in zip(texts, states, strict=True):
+            targets = plan.targets(text)
             clock.lap("teacher")
             student.train()  # activations are recomputed, if that is set up; dropout stays off
-            divergence = recipe.loss(batch, text, targets)
+            divergence = plan.loss(one, text, targets)
             (divergence.total / divisor).backward()
             student.eval()
             loss += float(divergence.total.detach()) / divisor
-            counts.add(text, batch, targets)
+            counts.add(text, one, targets)
             clock.lap("student")
+        (loss,) = ranks.sum(loss)
         counts.gradient_norms.append(updater.update(loss, rows.tolist()))
         counts.losses.append(loss)
         clock.lap("optimiser")
 
     counts.tokens_rolled_out = counts.tokens_trained if counts.rollout_query_tokens else 0
     counts.seconds = clock.seconds
-    counts.sample = rollout.rows(torch.arange(min(len(prompts), SAMPLES)))
+    counts.sample = rollout.rows(torch.arange(min(len(batch.prompts), SAMPLES)))
     return counts
 
 
 def states_of(
-    text: Rollout, seed: torch.Tensor, student: BlockDiffusionModel, recipe: Recipe, settings: DistillSettings
+    text: Rollout, seed: torch.Tensor, student: BlockDiffusionModel, choice: StateChoice, settings: DistillSettings
 ) -> StateBatch:
     """The states of one micro-batch, with the weights of their positions."""
-    states = select_states(
-        text,
-        student.geometry,
-        recipe.selection,
-        student.mask_token_id,
-        seed,
-        settings.supervise_end,
-        recipe.bound_weight,
-        student.line_capacity,
-    )
+    capacity, mask = student.packing_capacity, student.mask_token_id
+    states = select_states(text, student.geometry, choice, seed, mask_token_id=mask, capacity=capacity)
     return per_row_mean(states, len(seed)) if settings.normalisation == "per_row_mean" else states
 
 

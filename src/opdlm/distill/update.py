@@ -11,10 +11,10 @@ from opdlm.errors import NonFiniteLossError
 
 
 class Updater:
-    """AdamW over the parameters that train, with an optional pull back to where they started.
+    """AdamW over the parameters that train, with an optional L2-SP term.
 
-    The pull (L2-SP, arXiv 1802.01483) is a weight decay towards the original weights in place of zero: each update
-    takes back `rate * pull_to_original` of the distance. It kept more of what no prompt asks for (docs/log.md).
+    L2-SP (arXiv 1802.01483) is a weight decay towards the original weights in place of zero: each update takes back
+    `rate * l2_sp` of the distance. It kept more of what no prompt asks for (docs/log.md).
     """
 
     def __init__(
@@ -24,11 +24,12 @@ class Updater:
         updates: int,
         originals: Sequence[torch.Tensor] = (),
     ) -> None:
-        """`updates`: the planned number, which shapes the rate's decay. `originals`: for the pull, one a parameter."""
-        pairs = zip(parameters, originals, strict=True) if settings.pull_to_original else ()
+        """`updates`: the planned number, which shapes the rate's decay. `originals`: for L2-SP, one a parameter."""
+        pairs = zip(parameters, originals, strict=True) if settings.l2_sp else ()
         self.originals = [original for p, original in pairs if p.requires_grad]
         self.parameters = [p for p in parameters if p.requires_grad]
         self.settings, self.planned, self.done = settings, updates, 0
+        self.rate_used = 0.0  # of the last update
         self.where_is_safe: Callable[[], str] = lambda: "no checkpoint yet"
         self.optimiser = torch.optim.AdamW(
             self.parameters,
@@ -56,13 +57,14 @@ class Updater:
                 f"loss {loss} with gradient norm {norm} at update {self.done}, rows {list(rows)} of the rollout; "
                 f"last good checkpoint: {self.where_is_safe()}. Resume from it with a lower learning rate."
             )
+        self.rate_used = self.rate
         for group in self.optimiser.param_groups:
-            group["lr"] = self.rate
+            group["lr"] = self.rate_used
         self.optimiser.step()
         if self.originals:
             with torch.no_grad():
                 for parameter, original in zip(self.parameters, self.originals, strict=True):
-                    parameter.lerp_(original, self.rate * self.settings.pull_to_original)
+                    parameter.lerp_(original, self.rate_used * self.settings.l2_sp)
         torch.clear_autocast_cache()  # else autocast would go on with its bfloat16 copies of the weights as they were
         self.optimiser.zero_grad()
         self.done += 1

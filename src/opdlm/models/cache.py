@@ -2,9 +2,9 @@
 
 Shape letters: B rows, Q queries, K keys, H key/value heads, T columns, D head size.
 
-Column = position id. What a column means is said by the mask alone (`Attention.key_copy`), never by the cache: a
+Column = position id. What a column means is said by the mask alone (`Attention.key_stream`), never by the cache: a
 finished block, a block that is still being denoised and the rest of an earlier text look alike here. So rolling a row
-back, filling a slot with another prompt or overwriting a block in its next round needs no work: the caller marks the
+back, filling a slot with another prompt or overwriting a block in its next step needs no work: the caller marks the
 columns as empty, or lets the next forward write over them.
 """
 
@@ -45,7 +45,7 @@ class KVCache(Cache):
             visible: K, the columns that attention runs over.
         """
         if visible > self.length:
-            raise ValueError(f"the cache has {self.length} columns, the mask has {visible}; call grow() first")
+            raise ValueError(f"the cache has {self.length} columns, the mask has {visible}; call resize() first")
         self._columns = torch.where(valid, position, self.length)
         self._visible = visible
 
@@ -77,19 +77,20 @@ class KVCache(Cache):
         for layer in self._layers.values():
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
 
-    def spread(self, columns: int) -> None:
-        """Copies the first `columns` columns of row 0 to every row: a prefix that all texts share."""
+    def spread(self, row: int, columns: int) -> None:
+        """Copies the first `columns` columns of `row` to every row: a prefix that all texts share."""
         for layer in self._layers.values():
-            layer.keys[1:, :, :columns] = layer.keys[:1, :, :columns]
-            layer.values[1:, :, :columns] = layer.values[:1, :, :columns]
+            layer.keys[:, :, :columns] = layer.keys[row : row + 1, :, :columns].clone()
+            layer.values[:, :, :columns] = layer.values[row : row + 1, :, :columns].clone()
 
-    def grow(self, length: int) -> None:
-        """Makes room for the position ids 0 to `length` - 1; never shrinks."""
-        if length <= self.length:
+    def resize(self, rows: int, length: int) -> None:
+        """Makes room for `rows` rows and the position ids 0 to `length` - 1; never shrinks."""
+        rows, length = max(rows, self.rows), max(length, self.length)
+        if (rows, length) == (self.rows, self.length):
             return
         for layer in self._layers.values():
-            layer.keys, layer.values = self._longer(layer.keys, length), self._longer(layer.values, length)
-        self.length = length
+            layer.keys, layer.values = self._larger(layer.keys, rows, length), self._larger(layer.values, rows, length)
+        self.rows, self.length = rows, length
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """0: transformers would count from it, but positions and masks are always given."""
@@ -108,10 +109,10 @@ class KVCache(Cache):
         _, heads, _, width = states.shape
         return states.new_zeros(self.rows, heads, self.length + 1, width)
 
-    def _longer(self, buffer: torch.Tensor, length: int) -> torch.Tensor:
-        longer = buffer.new_zeros(*buffer.shape[:2], length + 1, buffer.shape[3])
-        longer[:, :, : self.length] = buffer[:, :, : self.length]
-        return longer
+    def _larger(self, buffer: torch.Tensor, rows: int, length: int) -> torch.Tensor:
+        larger = buffer.new_zeros(rows, buffer.shape[1], length + 1, buffer.shape[3])
+        larger[: self.rows, :, : self.length] = buffer[:, :, : self.length]
+        return larger
 
     def _written(self, buffer: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """Puts `states` [B, H, Q, D] into their columns of `buffer`; returns the visible columns of their rows."""

@@ -1,8 +1,14 @@
-"""Where a model runs."""
+"""Where a model runs, and what memory there is."""
+
+import os
+import sys
+from pathlib import Path
 
 import torch
 
 from opdlm.errors import UsageError
+
+_MEMINFO = Path("/proc/meminfo")
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -19,3 +25,23 @@ def pick_device(name: str = "auto") -> torch.device:
     if not there.get(device.type, False):
         raise UsageError(f"device {name!r} is not available on this machine; use --device cpu or auto")
     return device
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free on the device; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if _MEMINFO.is_file():  # Linux; what the system could give, its file cache included
+        fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+        return 1024 * int(fields["MemAvailable"].split()[0])
+    if "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_process_bytes() -> int:
+    """Largest resident size of this process so far (ru_maxrss is in KiB on Linux, in bytes on macOS)."""
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,6 +1,7 @@
 """Mask, pad and stop ids, and how a prompt becomes ids: in one place."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,3 +143,10 @@ def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     # Some tokenizers also close the text with end-of-sequence: then nothing could follow it.
     closed = ids[-1:] == [tokenizer.eos_token_id] and bare[-1:] != ids[-1:]
     return ids[:-1] if closed else ids
+
+
+def decode_inside(tokenizer: PreTrainedTokenizerBase, mask_token_id: int, ids: Sequence[int]) -> str:
+    """Part of a text. Some tokenizers drop the space before a text's first word: a mask token goes before it."""
+    front = str(tokenizer.decode([mask_token_id]))
+    whole = str(tokenizer.decode([mask_token_id, *ids], clean_up_tokenization_spaces=False))
+    return whole.removeprefix(front)

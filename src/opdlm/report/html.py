@@ -1,17 +1,19 @@
 """report.html: one file with no outside parts, made from what a run left on disk.
 
-Reads metrics.jsonl; where they exist also evaluation.json (teacher and student side by side) and rollouts/sample.json
-(one response with the round in which each token was fixed).
+Reads the metrics; where they exist also the evaluation (teacher and student side by side) and the sample (one response
+with the denoising step in which each token was committed).
 """
 
-import json
 from collections.abc import Sequence
 from html import escape
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-from opdlm.errors import CheckpointError, StorageError
+from opdlm.errors import StorageError
+from opdlm.records.evaluation import Comparison, Evaluation, Score, retained
+from opdlm.records.metrics import StepMetrics
+from opdlm.records.run_folder import RunFolder
+from opdlm.records.trajectory import Trajectory
 
 _PAGE = """\
 <!doctype html>
@@ -49,23 +51,16 @@ def write_report(run: Path) -> Path:
     """Writes `run`/report.html and returns its path.
 
     Raises:
-        CheckpointError: the folder has no metrics, or one of its files is damaged.
+        RecordError: the folder has no metrics, or one of its files is damaged.
         StorageError: the report cannot be written.
     """
-    metrics, evaluation, sample = run / "metrics.jsonl", run / "evaluation.json", run / "rollouts" / "sample.json"
-    if not metrics.is_file():
-        raise CheckpointError(f"{run} holds no metrics.jsonl; give the folder of a run")
-    lines = [_parsed(line, metrics) for line in metrics.read_text("utf-8").splitlines()]
-    sections = [_facts(lines[-1])] if lines else []
-    if evaluation.is_file():
-        sections.append(_retention(_parsed(evaluation.read_text("utf-8"), evaluation)))
-    sections.append(_training(lines))
-    if sample.is_file():
-        sections.append(_trajectory(_parsed(sample.read_text("utf-8"), sample)))
-    page, target = (
-        _PAGE.format(title="From autoregressive to block diffusion", body="\n".join(sections)),
-        run / "report.html",
-    )
+    folder, target = RunFolder(run), run / "report.html"
+    logged, evaluation, sample = folder.logged(), folder.kept_evaluation(), folder.kept_sample()
+    sections = [_facts(logged[-1])] if logged else []
+    sections += [_retention(evaluation)] if evaluation is not None else []
+    sections.append(_training(logged))
+    sections += [_trajectory(sample)] if sample is not None else []
+    page = _PAGE.format(title="From autoregressive to block diffusion", body="\n".join(sections))
     try:
         target.write_text(page, encoding="utf-8")
     except OSError as error:
@@ -73,68 +68,58 @@ def write_report(run: Path) -> Path:
     return target
 
 
-def _parsed(text: str, path: Path) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is damaged ({error.msg}); run the command that wrote it again") from error
-
-
-def _facts(last: dict[str, Any]) -> str:
-    total = last["total"]
+def _facts(last: StepMetrics) -> str:
+    total = last.total
     return (
-        f"<p>{last['rollouts']} rollouts, {last['updates']} updates. {total['tokens_rolled_out']:,} tokens written in "
-        f"rollouts, {total['tokens_trained']:,} response tokens trained on, {total['flops']:.2g} FLOPs, "
-        f"{total['seconds']:,.0f} seconds.</p>"
+        f"<p>{last.rollouts} rollouts, {last.updates} updates. {total.tokens_rolled_out:,} tokens written in "
+        f"rollouts, {total.tokens_trained:,} response tokens trained on, {total.flops:.2g} FLOPs, "
+        f"{total.seconds:,.0f} seconds.</p>"
     )
 
 
 # --- teacher and student ------------------------------------------------------------------------------------------
 
 
-def _retention(evaluation: dict[str, Any]) -> str:
-    teacher, students = evaluation["teacher"], evaluation["students"]
-    names = [_name(row) for row in teacher["rows"] if row["tag"] in (None, "seen", "unseen")]
+def _retention(evaluation: Comparison) -> str:
+    teacher = evaluation.teacher
+    shown = [row for row in teacher.rows if row.tag in (None, "seen", "unseen")]
+    names = (row.label.replace("/", " ") for row in shown)
     heads = "".join(
         f"<th>{escape(name)}</th>" for name in ("", *names, "mean", "retained", "tokens/forward", "tokens/s")
     )
-    rows = [_row("teacher", teacher, names, None)]
-    rows += [_row(f"student, {one['decoding']}", one, names, one["retained"]["overall"]) for one in students]
-    problems = teacher["total"]["n"]
+    rows = [_row("teacher", teacher, shown, None)]
+    for student in evaluation.students:
+        rows.append(_row(f"student, {student.decoding}", student, shown, retained(student, teacher)["overall"]))
     return (
-        f"<h2>Teacher and student on {problems} problems</h2>\n"
+        f"<h2>Teacher and student on {teacher.total.n} problems</h2>\n"
         f'<div class="wide"><table><tr>{heads}</tr>\n{"".join(rows)}</table></div>\n'
         '<p class="small">Share of right answers by task, with the 95 % interval. Facts tagged "seen" were asked for '
         'in conversion prompts, "unseen" ones never. Greedy decoding; tokens per second at one batch size.</p>'
     )
 
 
-def _row(name: str, report: dict[str, Any], names: Sequence[str], retained: float | None) -> str:
-    by_name = {_name(row): row for row in report["rows"]}
-    cells = [f'{by_name[n]["accuracy"]:.1%}<br><span class="small">{_interval(by_name[n])}</span>' for n in names]
-    cells += [f"{report['accuracy']:.1%}", "" if retained is None else f"{retained:.1%}"]
-    cells += [f"{report['tokens_per_forward']:.2f}", f"{report['tokens_per_second']:,.0f}"]
+def _row(name: str, evaluation: Evaluation, shown: Sequence[Score], share: float | None) -> str:
+    scores = [evaluation.row(row.family, row.tag) for row in shown]
+    cells = [f'{score.accuracy:.1%}<br><span class="small">{_interval(score)}</span>' for score in scores]
+    cells += [f"{evaluation.accuracy:.1%}", "" if share is None else f"{share:.1%}"]
+    cells += [f"{evaluation.tokens_per_forward:.2f}", f"{evaluation.tokens_per_second:,.0f}"]
     return f"<tr><td>{escape(name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>\n"
 
 
-def _interval(row: dict[str, Any]) -> str:
-    low, high = row["interval"]
+def _interval(score: Score) -> str:
+    low, high = score.interval
     return f"{low:.0%} to {high:.0%}"
-
-
-def _name(row: dict[str, Any]) -> str:
-    return row["family"] if row["tag"] is None else f"{row['family']} {row['tag']}"
 
 
 # --- curves -------------------------------------------------------------------------------------------------------
 
 
-def _training(lines: Sequence[dict[str, Any]]) -> str:
-    if len(lines) < 2:
+def _training(logged: Sequence[StepMetrics]) -> str:
+    if len(logged) < 2:
         return ""
-    kept = lines[:: -(-len(lines) // _MOST_POINTS)]
-    x = [line["total"]["tokens_trained"] for line in kept]
-    loss, speed = [line["loss"] for line in kept], [line["tokens_per_forward"] for line in kept]
+    kept = logged[:: -(-len(logged) // _MOST_POINTS)]
+    x = [metrics.total.tokens_trained for metrics in kept]
+    loss, speed = [metrics.loss for metrics in kept], [metrics.tokens_per_forward for metrics in kept]
     return (
         f"<h2>Training</h2>\n<p>Loss, in nats a masked token</p>\n{_curve(x, loss)}\n"
         f"<p>Tokens per forward in rollouts</p>\n{_curve(x, speed)}\n"
@@ -169,22 +154,22 @@ def _curve(x: Sequence[float], y: Sequence[float]) -> str:
 # --- one response -------------------------------------------------------------------------------------------------
 
 
-def _trajectory(sample: dict[str, Any]) -> str:
-    """Tokens coloured by the round of their block in which they were fixed; hover over one to read it."""
-    blocks = groupby(sample["tokens"], key=lambda token: token["position"] // sample["block_size"])
-    text = "".join(f'<span class="block">{"".join(map(_token, tokens))}</span>' for _, tokens in blocks)
-    rounds = sorted({token["round"] for token in sample["tokens"]})
-    legend = " ".join(_token({"text": f" {number} ", "round": number}) for number in rounds)
-    count = len(sample["tokens"])
+def _trajectory(sample: Trajectory) -> str:
+    """Tokens coloured by the step of their block in which they were committed; hover over one to read it."""
+    tokens = zip(sample.positions, sample.texts, sample.commit_steps, strict=True)
+    blocks = groupby(tokens, key=lambda token: token[0] // sample.block_size)
+    spans = ("".join(_token(text, step) for _, text, step in members) for _, members in blocks)
+    text = "".join(f'<span class="block">{span}</span>' for span in spans)
+    legend = " ".join(_token(f" {step} ", step) for step in sorted(set(sample.commit_steps)))
     return (
-        f"<h2>One response, as it was denoised</h2>\n<p>{escape(sample['prompt'])}</p>\n"
-        f'<p class="text">{text}</p>\n<p>round of the block: {legend}</p>\n'
-        f'<p class="small">Decoding {escape(sample["decoding"])}: {count} tokens in {sample["forwards"]} forwards, '
-        f"{count / max(1, sample['forwards']):.2f} tokens per forward. A dashed frame is a block.</p>"
+        f"<h2>One response, as it was denoised</h2>\n<p>{escape(sample.prompt)}</p>\n"
+        f'<p class="text">{text}</p>\n<p>denoising step of the block: {legend}</p>\n'
+        f'<p class="small">Decoding {escape(sample.decoding)}: {len(sample.token_ids)} tokens in {sample.forwards} '
+        f"forwards, {sample.tokens_per_forward:.2f} tokens per forward. A dashed frame is a block.</p>"
     )
 
 
-def _token(token: dict[str, Any]) -> str:
-    hue = (150 + 75 * token["round"]) % 360
-    text = escape(token["text"]).replace("\n", "⏎\n")
-    return f'<span class="token" style="background:hsl({hue} 70% 78%)" title="round {token["round"]}">{text}</span>'
+def _token(text: str, step: int) -> str:
+    hue = (150 + 75 * step) % 360
+    shown = escape(text).replace("\n", "⏎\n")
+    return f'<span class="token" style="background:hsl({hue} 70% 78%)" title="step {step}">{shown}</span>'

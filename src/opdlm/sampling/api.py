@@ -3,7 +3,6 @@
 Names follow the text-diffusion API of transformers (`tokens_per_forward`, a streamer with `put_draft`).
 """
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,18 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from opdlm.checkpoints.load import generation_settings, is_checkpoint, load_checkpoint
 from opdlm.config import GenerationSettings, settings_from
 from opdlm.core.types import Rollout
 from opdlm.errors import ContextLengthError, UsageError
-from opdlm.models.adapt import BlockDiffusionModel
-from opdlm.models.checkpoint import generation_settings, is_checkpoint, load_checkpoint
+from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.devices import pick_device
-from opdlm.models.tokens import encode_gaps, encode_prompt, special_tokens
-from opdlm.sampling.engine import Engine, Observer, Round
+from opdlm.models.tokens import SpecialTokens, encode_gaps, encode_prompt, special_tokens
+from opdlm.records.trajectory import Trajectory, trajectories
+from opdlm.sampling.engine import Completion, Engine, Event
+from opdlm.sampling.request import Request
+from opdlm.sampling.requests import continuations, fillings
+from opdlm.sampling.state import stack
 
 
 class DraftStreamer(Protocol):
@@ -43,33 +46,43 @@ class GenerationOutput:
     """Attributes:
     sequences: [B, T] int64, prompt and response, padded on the right.
     tokens_per_forward: tokens written divided by model forwards, over all rows; a pass over prompts alone is none.
-    rollout: the record with lengths.
+    rollout: the record with lengths. block_size: tokens of a block.
     """
 
     sequences: torch.Tensor
     tokens_per_forward: float
     rollout: Rollout
+    block_size: int
 
     @property
-    def commit_rounds(self) -> torch.Tensor:
-        """int16, column = position, as in `rollout`: the round of its block in which each token was fixed; -1 given."""
-        return self.rollout.commit_round
+    def commit_steps(self) -> torch.Tensor:
+        """int16, column = position, as in `rollout`: the denoising step that committed each token; -1 given."""
+        return self.rollout.commit_step
 
     @property
     def confidences(self) -> torch.Tensor:
-        """float32, likewise: the model's own probability for each token when it was fixed; 0 for given ones."""
+        """float32, likewise: the model's own probability for each token when it was committed; 0 for given ones."""
         assert self.rollout.confidence is not None
         return self.rollout.confidence
+
+    def trajectories(self) -> list[Trajectory]:
+        """Each row as a record of its own: written tokens, their positions, commit steps and confidences."""
+        return trajectories(self.rollout, self.block_size)
 
 
 class DiffusionLM:
     """A converted model with its tokenizer: `generate(input_ids)`, `write("text")`, `infill("text [[MASK:4]]")`."""
 
     def __init__(
-        self, model: BlockDiffusionModel, tokenizer: PreTrainedTokenizerBase, defaults: GenerationSettings
+        self,
+        model: BlockDiffusionModel,
+        tokenizer: PreTrainedTokenizerBase,
+        defaults: GenerationSettings,
+        tokens: SpecialTokens | None = None,
     ) -> None:
+        """`tokens`: default: as the tokenizer and the model's generation config say."""
         self.model, self.tokenizer, self.defaults = model, tokenizer, defaults
-        self.tokens = special_tokens(model.model, tokenizer)
+        self.tokens = tokens or special_tokens(model.model, tokenizer)
 
     def generate(
         self,
@@ -89,11 +102,8 @@ class DiffusionLM:
         """
         prompts, chosen = _rows(input_ids, attention_mask), self._settings(settings)
         self._check_context(prompts, chosen)
-        observer = None
-        if streamer is not None:
-            begin = _only(prompts)
-            observer = _drafts(streamer, begin, begin + chosen.max_new_tokens)
-        rollout = self._engine(chosen, batch_size, observer).generate(prompts)
+        requests = continuations(prompts, chosen, watched=streamer is not None)
+        rollout = self._engine(batch_size).write(requests) if streamer is None else self._shown(requests, streamer)
         lengths = rollout.length.tolist()
         texts = [ids[:length] for ids, length in zip(rollout.input_ids.tolist(), lengths, strict=True)]
         if streamer is not None:
@@ -102,19 +112,17 @@ class DiffusionLM:
         return self._output(rollout, texts, int((rollout.length - rollout.prompt_length).sum()))
 
     def stream(self, input_ids: torch.Tensor | Sequence[Sequence[int]], **settings: Any) -> Iterator[torch.Tensor]:
-        """The response to one row [1, P] as it is after each round: [L] ids, mask tokens where nothing is fixed yet."""
+        """The response to one row [1, P] as it is after each step: [L] ids, mask tokens where nothing is known yet."""
         prompts, chosen = _rows(input_ids, None), self._settings(settings)
         self._check_context(prompts, chosen)
-        begin, rounds = _only(prompts), deque[Round](maxlen=1)
-        engine = self._engine(chosen, 1, rounds.append)
-        for finished in engine.rounds(engine.continuations(prompts)):
-            if finished:
-                row = finished[0][1]
-                yield row.input_ids[0, begin : int(row.length[0])].clone()
+        begin = _only(prompts)
+        events = self._watched(continuations(prompts, chosen, watched=True)[0])
+        next(events)  # the first draft: nothing is known yet
+        for event in events:
+            if isinstance(event, Completion):
+                yield event.rollout.input_ids[0, begin : int(event.rollout.length[0])].clone()
             else:
-                now = rounds[0]
-                end = min(int(now.start[0]) + self.model.geometry.block_size, begin + chosen.max_new_tokens)
-                yield now.input_ids[0, begin:end].clone()
+                yield event.input_ids[begin:]
 
     def fill(
         self,
@@ -136,10 +144,10 @@ class DiffusionLM:
                 "this model predicts a token from the one before it; begin the text with a token, not a gap"
             )
         self._check_context(rows, chosen.model_copy(update={"max_new_tokens": 0}))
-        observer = None
-        if streamer is not None:
-            observer = _drafts(streamer, 0, _only(rows), rows[0])
-        rollout = self._engine(chosen, batch_size, observer).fill(rows)
+        size = self.model.geometry.block_size
+        requests = fillings(rows, chosen, mask, size, watched=streamer is not None)
+        engine = self._engine(batch_size)
+        rollout = engine.write(requests) if streamer is None else self._shown(requests, streamer, rows[0])
         written = zip(rollout.input_ids.tolist(), rollout.length.tolist(), rows, strict=True)
         texts = [[*ids[:length], *row[length:]] for ids, length, row in written]
         if streamer is not None:
@@ -170,13 +178,36 @@ class DiffusionLM:
     def _check_context(self, rows: Sequence[Sequence[int]], chosen: GenerationSettings) -> None:
         check_context(rows, chosen.max_new_tokens, self.model.max_length, self.model.geometry.block_size)
 
-    def _engine(self, chosen: GenerationSettings, batch_size: int, observer: Observer | None) -> Engine:
-        return Engine(self.model, self.tokens, chosen, batch_size, observer, self.tokenizer)
+    def written(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings, batch_size: int = 32) -> Rollout:
+        """Responses to prompts of token ids, with these settings and none of the model's own."""
+        return self._engine(batch_size).write(continuations(prompts, settings))
+
+    def _engine(self, batch_size: int) -> Engine:
+        return Engine(self.model, self.tokens, batch_size, self.tokenizer)
+
+    def _watched(self, request: Request) -> Iterator[Event]:
+        """All events of the only text."""
+        engine = self._engine(1)
+        engine.add(request)
+        while not engine.idle:
+            yield from engine.step()
+
+    def _shown(self, requests: Sequence[Request], streamer: DraftStreamer, text: Sequence[int] = ()) -> Rollout:
+        """The only response; the streamer sees its drafts, each with what is given of `text` behind it."""
+        _only([request.ids for request in requests])
+        begin, rollouts = 0 if text else requests[0].first, []
+        for event in self._watched(requests[0]):
+            if isinstance(event, Completion):
+                rollouts.append(event.rollout)
+                continue
+            known = torch.tensor(text[len(event.input_ids) :], dtype=torch.int64, device=event.input_ids.device)
+            streamer.put_draft(torch.cat([event.input_ids[begin:], known]))
+        return stack(rollouts, self.tokens.pad_token_id)
 
     def _output(self, rollout: Rollout, texts: list[list[int]], tokens: int) -> GenerationOutput:
-        width, pad = max(map(len, texts)), self.tokens.pad_token_id
+        width, pad, size = max(map(len, texts)), self.tokens.pad_token_id, self.model.geometry.block_size
         sequences = torch.tensor([ids + [pad] * (width - len(ids)) for ids in texts], device=rollout.length.device)
-        return GenerationOutput(sequences, tokens / max(1, int(rollout.forwards.sum())), rollout)
+        return GenerationOutput(sequences, tokens / max(1, int(rollout.forwards.sum())), rollout, size)
 
 
 def load(
@@ -221,14 +252,3 @@ def _only(rows: Sequence[Sequence[int]]) -> int:
     if len(rows) != 1:
         raise UsageError("only one row can be watched; give one prompt, or leave the streamer out")
     return len(rows[0])
-
-
-def _drafts(streamer: DraftStreamer, begin: int, end: int, text: Sequence[int] = ()) -> Observer:
-    """Shows [begin, end) before each round: up to the current block, and what is given behind it of `text`."""
-
-    def show(seen: Round) -> None:
-        now = min(int(seen.start[0]) + seen.committed.shape[1], end)
-        known = torch.tensor(text[now:end], dtype=torch.int64, device=seen.input_ids.device)
-        streamer.put_draft(torch.cat([seen.input_ids[0, begin:now], known]))
-
-    return show

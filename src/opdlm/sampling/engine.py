@@ -1,181 +1,209 @@
-"""The fast sampler: batched, with a KV cache, rows that advance on their own and are replaced as they finish.
+"""The fast sampler: batched, with a KV cache, rows that come, advance and go on their own.
 
-Each slot of the batch is in its own block and its own round. One forward a round: its window holds the current block
-and, in front, the block before it where that one was just finished. So the commit of a finished block (its keys and
-values as clean text) costs no forward of its own: it rides with the first round of the next block. Rows that are in the
-middle of a block then write the keys and values of their previous block a second time, with the same values.
+Each slot of the batch is in its own block and its own denoising step. One forward a step: its window holds the current
+block and, in front, the block before it where that one was just finished. So the commit of a finished block (its keys
+and values as clean text) costs no forward of its own: it rides with the first step of the next block. Rows that are in
+the middle of a block then write the keys and values of their previous block a second time, with the same values.
 
-The device is asked once a round, for all rows together, which of them are done.
+Requests may be added and cancelled between any two steps. The device is asked once a step, for all rows together, which
+of them are done.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from opdlm.config import GenerationSettings
-from opdlm.core.propose import penalised, propose
+from opdlm.core.propose import propose
 from opdlm.core.types import Rollout
 from opdlm.errors import UsageError
-from opdlm.models.adapt import BlockDiffusionModel
+from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.tokens import SpecialTokens
-from opdlm.sampling.rules import commit_rule, history
-from opdlm.sampling.slots import Finished, Request, Slots, stack
+from opdlm.sampling.request import Request
+from opdlm.sampling.rules import decide
+from opdlm.sampling.slots import Slots
+from opdlm.sampling.state import stack
 from opdlm.sampling.stopping import StopStrings
 
 
 @dataclass(frozen=True)
-class Round:
-    """What one round did; handed to observers. All tensors are the engine's own: read them, do not keep them.
+class Draft:
+    """A watched text as it is now: when it is admitted, and after each step that does not finish it.
 
     Attributes:
-        row: [B] int64, number of the prompt in each slot, -1 in an idle one.
-        input_ids: [B, T] int64, the texts so far, mask tokens where nothing is fixed yet.
+        request: its number.
+        input_ids: [n] int64, from the prompt's first token to the end of the current block, mask tokens where nothing
+            is committed.
+    """
+
+    request: int
+    input_ids: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A text that is done: the number of its request, and a rollout of one row."""
+
+    request: int
+    rollout: Rollout
+
+
+Event = Draft | Completion
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one denoising step did; handed to observers. All tensors are the engine's own: read them, keep none.
+
+    Attributes:
+        request: [B] int64, number of the request in each slot, -1 in an idle one.
+        input_ids: [B, T] int64, the texts before the step, mask tokens where nothing is committed yet.
         start: [B] int64, first position of the current block.
-        round: [B] int64, round of the current block, from 0.
+        step: [B] int64, within the current block, from 0.
         logits: [B, S, V] float32 of the current block.
         committed: [B, S] bool.
     """
 
-    row: torch.Tensor
+    request: torch.Tensor
     input_ids: torch.Tensor
     start: torch.Tensor
-    round: torch.Tensor
+    step: torch.Tensor
     logits: torch.Tensor
     committed: torch.Tensor
 
 
-Observer = Callable[[Round], None]
-
-
 class Engine:
-    """Writes the responses of any number of prompts, `batch_size` at a time.
+    """Writes texts, at most `batch_size` at a time: `add` requests, call `step` until it is `idle`.
 
-    A response depends on its prompt, its seed and the settings alone, not on what else is in the batch.
+    A response depends on its request alone, not on what else is in the batch, came before it or was cancelled.
     """
 
     def __init__(
         self,
         model: BlockDiffusionModel,
         tokens: SpecialTokens,
-        settings: GenerationSettings,
         batch_size: int = 32,
-        observer: Observer | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        observer: Callable[[Step], None] | None = None,
     ) -> None:
         """`tokenizer`: needed for stop strings alone."""
-        self.model, self.tokens, self.settings = model, tokens, settings
-        self.batch_size, self.observer = batch_size, observer
-        self.rule, self.history = commit_rule(settings.decoding), history(settings.decoding)
-        self.query_tokens = 0  # all tokens computed so far, prompts and idle slots included
+        self.model, self.tokens, self.observer = model, tokens, observer
         self.stop_ids = torch.tensor(tokens.stop_token_ids, device=model.device)
-        self.bias = self._bias()
-        self.stop_strings = StopStrings(tokenizer, settings.stop_strings) if settings.stop_strings else None
+        self._stop_strings = lru_cache(maxsize=64)(partial(StopStrings, tokenizer))
+        self._waiting: deque[tuple[int, Request]] = deque()
+        self._next = 0
+        with torch.inference_mode():
+            self._slots = Slots(model, batch_size, tokens.mask_token_id)
 
-    def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int] | None = None) -> Rollout:
-        """Responses to `prompts`, in their order. Row i draws from `seeds[i]` (default: settings.seed + i)."""
-        finished = dict(self.finished_rows(prompts, seeds))
-        return stack([finished[i] for i in range(len(prompts))], self.tokens.pad_token_id)
+    # --- requests -----------------------------------------------------------------------------------------------
 
-    def finished_rows(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int] | None = None) -> Iterator[Finished]:
-        """(index, one-row rollout) of each prompt, as they finish."""
-        for finished in self.rounds(self.continuations(prompts, seeds)):
-            for index, row in finished:
-                yield index, stack([row], self.tokens.pad_token_id)
+    def add(self, request: Request) -> int:
+        """The request's number, by which events name it. It is admitted in one of the next steps, in turn.
 
-    def fill(self, texts: Sequence[Sequence[int]], seeds: Sequence[int] | None = None) -> Rollout:
-        """Every mask token in `texts` replaced; no stop token ends such a row.
-
-        What stands behind a gap is seen as far as its block reaches: the geometry is the one that was trained. Rows of
-        the result end with the last gap (`length`).
+        Raises:
+            UsageError: nothing to write, a bias on a token that does not exist, or a stop string that cannot be found.
         """
-        mask, size, seen, spans = self.tokens.mask_token_id, self.model.geometry.block_size, [], []
-        for text in texts:
-            gaps = [position for position, token in enumerate(text) if token == mask]
-            spans.append((gaps[0], gaps[-1] + 1))
-            seen.append(text[: gaps[-1] // size * size + size])
-        requests = self._requests(seen, spans, False, seeds)
-        finished = {index: row for rows in self.rounds(requests) for index, row in rows}
-        return stack([finished[i] for i in range(len(texts))], self.tokens.pad_token_id)
-
-    def continuations(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int] | None = None) -> list[Request]:
-        """Requests for `max_new_tokens` tokens behind each prompt, less where a stop token comes."""
-        spans = [(len(prompt), len(prompt) + self.settings.max_new_tokens) for prompt in prompts]
-        return self._requests(prompts, spans, True, seeds)
+        self._check(request)
+        if self.idle:
+            self._slots.prefix = None  # a new burst; what it has in common is not known yet
+        number, self._next = self._next, self._next + 1
+        self._waiting.append((number, request))
+        return number
 
     @torch.inference_mode()
-    def rounds(self, requests: Sequence[Request]) -> Iterator[list[Finished]]:
-        """Decodes; yields after every round the rows that it finished, often none.
+    def cancel(self, number: int) -> bool:
+        """Forget a request, waiting or being written; no event names it any more. Whether there was such a one."""
+        before = len(self._waiting)
+        self._waiting = deque(one for one in self._waiting if one[0] != number)
+        if len(self._waiting) < before:
+            return True
+        slot = self._slots.slot_of(number)
+        if slot is None:
+            return False
+        self._slots.drop(slot)
+        return True
 
-        The rows are inference tensors, which no training can use: `stack` makes ordinary ones of them.
+    @property
+    def idle(self) -> bool:
+        """Nothing waits and nothing is being written."""
+        return not self._waiting and not self._slots.requests
+
+    @property
+    def query_tokens(self) -> int:
+        """All tokens computed so far, prompts and idle slots included."""
+        return self._slots.query_tokens
+
+    # --- one step -----------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """One forward for all rows: propose, commit, and on to the next block where one is complete.
+
+        The tensors of its events are inference tensors, which no training can use; `write` makes ordinary ones.
         """
-        queue = deque(requests)
-        slots = Slots(self.model, queue, self.batch_size, self.tokens.mask_token_id, self.history)
-        while queue or slots.busy:
-            slots.admit(queue)
-            yield self._round(slots)
-        self.query_tokens += slots.query_tokens
-
-    def _round(self, slots: Slots) -> list[Finished]:
-        """One forward for all rows: propose, commit, and on to the next block where one is complete."""
-        settings, block = self.settings, slots.block()
+        slots, events = self._slots, []
+        events += self._drafts(slots.admit(self._waiting))
+        if not slots.requests:
+            return events
+        block = slots.block()
         logits = slots.logits(block)
-        seen = propose(
-            logits,
-            self._scores(logits, slots.ids),
-            slots.seed[:, None],
-            block,
-            slots.round[:, None],
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-            min_p=settings.min_p,
-        )
-        if self.history:
-            seen = replace(seen, drift=slots.drift_of(seen.log_probability))
+        state = slots.state
+        seen = propose(logits, state.ids, state.seed[:, None], block, state.step[:, None], slots.controls())
+        moves = slots.moves(seen.log_probability)
+        seen = seen if moves is None else replace(seen, drift=moves)
         masked = slots.masked(block)
-        committed = self.rule(seen, masked)
+        rules = {str(request.decoding["kind"]) for request in slots.requests}
+        committed = decide(rules, state.rule, state.numbers, seen, masked)
         if self.observer is not None:
-            self.observer(Round(slots.row, slots.ids, slots.start, slots.round, logits, committed))
+            self.observer(Step(state.number, state.ids, state.start, state.step, logits, committed))
         slots.commit(block, committed, seen)
-        return slots.advance(block, masked & ~committed, self._ends(slots, block))
+        finished = slots.advance(block, masked & ~committed, self._ends(block))
+        events += [Completion(number, row) for number, row in finished]
+        return events + self._drafts(range(len(slots.held)))
 
-    def _scores(self, logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """[B, S, V] what tokens are chosen by: the logits with repetition penalty and bias."""
-        scores = logits
-        if self.settings.repetition_penalty != 1.0:
-            scores = penalised(scores, ids, self.settings.repetition_penalty)
-        return scores if self.bias is None else scores + self.bias
+    def _drafts(self, slots: Sequence[int]) -> list[Event]:
+        """Of the watched rows among `slots`."""
+        held = [(slot, one) for slot in slots if (one := self._slots.held[slot]) is not None]
+        return [Draft(number, self._slots.draft(slot)) for slot, (number, request) in held if request.watched]
 
-    def _ends(self, slots: Slots, block: torch.Tensor) -> torch.Tensor:
-        """[B, S] bool: tokens after which a text ends, once everything before them is fixed."""
-        ends = torch.isin(slots.ids.gather(1, block), self.stop_ids)
-        if self.stop_strings is not None:
-            ends |= self.stop_strings.completed(slots.ids, block, slots.first)
-        return ends & slots.may_stop[:, None]
+    def _ends(self, block: torch.Tensor) -> torch.Tensor:
+        """[B, S] bool: tokens after which a text ends, once everything before them is committed."""
+        slots, state = self._slots, self._slots.state
+        ends = torch.isin(state.ids.gather(1, block), self.stop_ids)
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for slot, one in enumerate(slots.held):
+            if one is not None and one[1].stop_strings:
+                groups.setdefault(tuple(one[1].stop_strings), []).append(slot)
+        for strings, members in groups.items():
+            index = torch.tensor(members, device=block.device)
+            ends[index] |= self._stop_strings(strings).completed(state.ids[index], block[index], state.first[index])
+        return ends & state.may_stop[:, None]
 
-    def _requests(
-        self,
-        texts: Sequence[Sequence[int]],
-        spans: Sequence[tuple[int, int]],
-        may_stop: bool,
-        seeds: Sequence[int] | None,
-    ) -> list[Request]:
-        if seeds is None:
-            seeds = range(self.settings.seed, self.settings.seed + len(texts))
-        rows = zip(range(len(texts)), texts, spans, seeds, strict=True)
-        return [Request(index, ids, first, end, may_stop, seed) for index, ids, (first, end), seed in rows]
-
-    def _bias(self) -> torch.Tensor | None:
-        """[V] float32, or None where no token has one."""
-        if not self.settings.logit_bias:
-            return None
-        vocabulary = self.model.head_parameters()[0].shape[0]
-        if not all(0 <= token < vocabulary for token in self.settings.logit_bias):
+    def _check(self, request: Request) -> None:
+        if not request.ids or request.first >= request.end:
+            raise UsageError("a request has no token to begin with, or nothing to write; give a prompt and a length")
+        vocabulary = self._slots.vocabulary
+        if not all(0 <= int(token) < vocabulary for token in request.logit_bias):
             raise UsageError(f"logit_bias names a token that does not exist; ids go from 0 to {vocabulary - 1}")
-        bias = torch.zeros(vocabulary, device=self.model.device)
-        for token, value in self.settings.logit_bias.items():
-            bias[token] = value
-        return bias
+        if request.stop_strings:
+            self._stop_strings(tuple(request.stop_strings))
+
+    # --- loops over it ------------------------------------------------------------------------------------------
+
+    def finished(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
+        """(index among `requests`, rollout of one row) of each, as they finish. The engine must be idle before."""
+        if not self.idle:
+            raise RuntimeError("the engine is busy with other requests, whose events would be lost")
+        index = {self.add(request): place for place, request in enumerate(requests)}
+        while not self.idle:
+            for event in self.step():
+                if isinstance(event, Completion):
+                    yield index[event.request], stack([event.rollout], self.tokens.pad_token_id)
+
+    def write(self, requests: Sequence[Request]) -> Rollout:
+        """One row for each request, in their order."""
+        rows = dict(self.finished(requests))
+        return stack([rows[place] for place in range(len(requests))], self.tokens.pad_token_id)

@@ -1,4 +1,4 @@
-"""The slow, obvious sampler: one row, no cache, the whole text again in every round. The oracle of the tests."""
+"""The slow, obvious sampler: one row, no cache, the whole text again in every step. The oracle of the tests."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -7,12 +7,13 @@ from itertools import pairwise
 import torch
 
 from opdlm.config import GenerationSettings
+from opdlm.core.commit import CommitRule
 from opdlm.core.layout import CLEAN, Attention
-from opdlm.core.propose import Proposals, moved, penalised, propose
+from opdlm.core.propose import Controls, Proposals, moved, propose
 from opdlm.core.types import NEVER, Rollout
-from opdlm.models.adapt import BlockDiffusionModel
+from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.tokens import SpecialTokens
-from opdlm.sampling.rules import commit_rule, history
+from opdlm.sampling.rules import RULES, history
 
 
 @torch.no_grad()
@@ -22,7 +23,7 @@ def generate_row(
     settings: GenerationSettings,
     tokens: SpecialTokens,
     seed: int,
-    on_round: Callable[[int, int, torch.Tensor], None] | None = None,
+    on_step: Callable[[int, int, torch.Tensor], None] | None = None,
     fill: bool = False,
 ) -> Rollout:
     """Write one response.
@@ -30,7 +31,7 @@ def generate_row(
     Args:
         prompt: token ids, at least one.
         seed: of the row (not of a batch).
-        on_round: called with (block start, round, logits [S, V] at the block's predictors) before each commit.
+        on_step: called with (block start, step, logits [S, V] at the block's predictors) before each commit.
         fill: the prompt has mask tokens; replace these and write nothing behind the last one.
 
     Returns:
@@ -41,32 +42,33 @@ def generate_row(
     first, cap = (gaps[0], gaps[-1] + 1) if fill else (len(prompt), len(prompt) + settings.max_new_tokens)
     width = -(-cap // size) * size
     ids = [*prompt, *[mask] * width][:width]
-    rounds = [NEVER if token == mask and i >= first else -1 for i, token in enumerate(ids)]
+    steps = [NEVER if token == mask and i >= first else -1 for i, token in enumerate(ids)]
     confidences = [0.0] * width
     stops = () if fill else tokens.stop_token_ids
+    rule, numbers = _rule(settings)
     forwards, length, end = 0, None, 0
     while length is None:
-        start = rounds.index(NEVER) // size * size
+        start = steps.index(NEVER) // size * size
         end = start + size
         seen: list[Proposals] = []
-        while length is None and NEVER in rounds[start:end]:
+        while length is None and NEVER in steps[start:end]:
             logits = _block_logits(model, ids[:end], start)
-            if on_round is not None:
-                on_round(start, len(seen), logits)
+            if on_step is not None:
+                on_step(start, len(seen), logits)
             seen.append(_proposals(logits, ids, seed, start, seen, settings))
-            masked = torch.tensor([[fixed == NEVER for fixed in rounds[start:end]]])
-            for offset in commit_rule(settings.decoding)(seen[-1], masked)[0].nonzero()[:, 0].tolist():
+            masked = torch.tensor([[fixed == NEVER for fixed in steps[start:end]]])
+            for offset in rule(seen[-1], masked, **numbers)[0].nonzero()[:, 0].tolist():
                 ids[start + offset] = int(seen[-1].token[0, offset])
-                rounds[start + offset] = len(seen) - 1
+                steps[start + offset] = len(seen) - 1
                 confidences[start + offset] = float(seen[-1].confidence[0, offset])
             forwards += 1
-            length = _length(ids[:end], rounds, first, cap, stops)
+            length = _length(ids[:end], steps, first, cap, stops)
     return Rollout(
         input_ids=torch.tensor([ids[:end]]),
         prompt_length=torch.tensor([first]),
         length=torch.tensor([length]),
         end=torch.tensor([end]),
-        commit_round=torch.tensor([rounds[:end]], dtype=torch.int16),
+        commit_step=torch.tensor([steps[:end]], dtype=torch.int16),
         stopped=torch.tensor([length is not None and ids[length - 1] in stops]),
         forwards=torch.tensor([forwards]),
         confidence=torch.tensor([confidences[:end]]),
@@ -81,33 +83,47 @@ def _proposals(
     before: Sequence[Proposals],
     settings: GenerationSettings,
 ) -> Proposals:
-    """What the model proposes for the block, [1, S], after the proposals of its rounds `before`."""
-    scores = logits[None]
-    if settings.repetition_penalty != 1.0:
-        scores = penalised(scores, torch.tensor([ids]), settings.repetition_penalty)
-    for token, bias in settings.logit_bias.items():
-        scores = scores.clone()
-        scores[..., token] += bias
+    """What the model proposes for the block, [1, S], after the proposals of its steps `before`."""
     seen = propose(
         logits[None],
-        scores,
+        torch.tensor([ids]),
         torch.tensor([[seed]]),
         torch.arange(start, start + len(logits))[None],
         torch.tensor([[len(before)]]),
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        min_p=settings.min_p,
+        _controls(settings, logits.shape[-1]),
     )
-    drifts = [torch.full_like(seen.confidence, torch.inf)] * history(settings.decoding)
+    drifts = [torch.full_like(seen.confidence, torch.inf)] * history(settings.decoding.model_dump())
     drifts += [moved(now.log_probability, last.log_probability) for last, now in pairwise([*before, seen])]
     return replace(seen, drift=torch.stack(drifts, -1)) if drifts else seen
 
 
-def _length(ids: list[int], rounds: list[int], begin: int, cap: int, stops: Sequence[int]) -> int | None:
+def _controls(settings: GenerationSettings, vocabulary: int) -> Controls:
+    """All of them, for one row, used or not."""
+    bias = torch.zeros(1, vocabulary)
+    for token, value in settings.logit_bias.items():
+        bias[0, token] = value
+    return Controls(
+        temperature=torch.tensor([settings.temperature]),
+        top_k=torch.tensor([settings.top_k]),
+        top_k_limit=max(1, settings.top_k),
+        top_p=torch.tensor([settings.top_p]),
+        min_p=torch.tensor([settings.min_p]),
+        repetition_penalty=torch.tensor([settings.repetition_penalty]),
+        bias=bias,
+    )
+
+
+def _rule(settings: GenerationSettings) -> tuple[CommitRule, dict[str, float]]:
+    """The commit rule, and its numbers by name."""
+    numbers = settings.decoding.model_dump()
+    rule, _ = RULES[numbers.pop("kind")]
+    return rule, numbers
+
+
+def _length(ids: list[int], steps: list[int], begin: int, cap: int, stops: Sequence[int]) -> int | None:
     """Length of the finished text: up to a stop token or the cap, with no mask before it; None while there is none."""
     for i in range(begin, min(len(ids), cap)):
-        if rounds[i] == NEVER:
+        if steps[i] == NEVER:
             return None
         if ids[i] in stops:
             return i + 1
@@ -117,8 +133,8 @@ def _length(ids: list[int], rounds: list[int], begin: int, cap: int, stops: Sequ
 def _block_logits(model: BlockDiffusionModel, ids: list[int], start: int) -> torch.Tensor:
     """[S, V] logits that predict the block that begins at `start`, the last of `ids`."""
     position = torch.arange(len(ids))[None]
-    copy = (position >= start).long() + CLEAN
-    hidden = model.hidden(torch.tensor([ids]), Attention.within(model.geometry, position, copy))
+    stream = (position >= start).long() + CLEAN
+    hidden = model.hidden(torch.tensor([ids]), Attention.within(model.geometry, position, stream))
     shift = 1 if model.geometry.prediction == "shifted" else 0
     predictor = (torch.arange(start, len(ids)) - shift).clamp(min=0)  # nothing predicts token 0, which is never masked
     return model.logits(hidden[0, predictor])

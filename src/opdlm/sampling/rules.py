@@ -1,35 +1,51 @@
-"""From settings to the pure commit rule."""
+"""The commit rules by name, and their decision over rows that may have different ones."""
 
-from functools import partial
+from collections.abc import Collection, Mapping
 
-from opdlm.config import (
-    Decoding,
-    DynamicDecoding,
-    EntropyDecoding,
-    FactorDecoding,
-    KlassDecoding,
-    PrefixDecoding,
-    SequentialDecoding,
-    StaticDecoding,
-)
-from opdlm.core import commit
+import torch
 
-_RULES = {
-    StaticDecoding: commit.static,
-    SequentialDecoding: commit.sequential,
-    DynamicDecoding: commit.dynamic,
-    PrefixDecoding: commit.prefix,
-    FactorDecoding: commit.factor,
-    EntropyDecoding: commit.entropy_bound,
-    KlassDecoding: commit.klass,
+from opdlm.core.commit import CommitRule, dynamic, entropy_bound, factor, klass, prefix, sequential, static
+from opdlm.core.propose import Proposals
+
+RULES: dict[str, tuple[CommitRule, tuple[str, ...]]] = {
+    "static": (static, ("tokens_per_step",)),
+    "sequential": (sequential, ("tokens_per_step",)),
+    "dynamic": (dynamic, ("threshold",)),
+    "prefix": (prefix, ("threshold",)),
+    "factor": (factor, ("factor",)),
+    "entropy": (entropy_bound, ("bound", "by_confidence")),
+    "klass": (klass, ("threshold", "drift", "history")),
 }
+"""Each with the names of its numbers, as the settings call them."""
+MOST_NUMBERS = max(len(names) for _, names in RULES.values())
+_INDEX = {kind: index for index, kind in enumerate(RULES)}
 
 
-def commit_rule(decoding: Decoding) -> commit.CommitRule:
-    """The commit rule that `decoding` names; its settings are the rule's arguments, by name."""
-    return partial(_RULES[type(decoding)], **decoding.model_dump(exclude={"kind"}))
+def as_numbers(decoding: Mapping[str, float]) -> tuple[int, list[float]]:
+    """The rule's index, and its numbers filled up to MOST_NUMBERS: what stands in tensors for `decide`."""
+    kind = str(decoding["kind"])
+    numbers = [float(decoding[name]) for name in RULES[kind][1]]
+    return _INDEX[kind], numbers + [0.0] * (MOST_NUMBERS - len(numbers))
 
 
-def history(decoding: Decoding) -> int:
-    """H, the rounds of drift that the rule looks at."""
-    return decoding.history if isinstance(decoding, KlassDecoding) else 0
+def history(decoding: Mapping[str, float]) -> int:
+    """H, the steps of drift that the rule looks at."""
+    return int(decoding["history"]) if decoding["kind"] == "klass" else 0
+
+
+def decide(
+    kinds: Collection[str], rule: torch.Tensor, numbers: torch.Tensor, seen: Proposals, masked: torch.Tensor
+) -> torch.Tensor:
+    """[B, S] bool: what each row commits by its own rule.
+
+    Args:
+        kinds: the rules of the rows; known to the host, so that no other is computed.
+        rule: [B] int64 and numbers: [B, MOST_NUMBERS] float32, as `as_numbers` gives them.
+        seen, masked: as in `core.commit`.
+    """
+    committed = torch.zeros_like(masked)
+    for kind in kinds:
+        choose, names = RULES[kind]
+        chosen = choose(seen, masked, **{name: numbers[:, i, None] for i, name in enumerate(names)})
+        committed |= chosen & (rule == _INDEX[kind])[:, None]
+    return committed

@@ -1,270 +1,319 @@
-"""The batch of the engine: the texts of all slots, where each is, and the cache behind them.
+"""The batch of the engine: rows come, advance and go, and the cache behind them.
 
-Shape letters: B slots, T columns, S block size, W query window, K cached columns, H rounds of history, V vocabulary.
+Shape letters: B slots, T columns, S block size, W query window, K cached columns, H steps of history, V vocabulary.
 """
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn.functional import pad
 
 from opdlm.core.layout import CLEAN, PADDING, Attention, block_start
-from opdlm.core.propose import Proposals, moved
+from opdlm.core.propose import Controls, Proposals
 from opdlm.core.types import NEVER, Rollout
-from opdlm.models.adapt import BlockDiffusionModel
+from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.cache import KVCache
+from opdlm.sampling.request import Request
+from opdlm.sampling.rules import history
+from opdlm.sampling.state import IDLE, Drift, Numbered, SlotState
 
+NOISED = 1
 Finished = tuple[int, Rollout]
-
-_NOISED = 1
-_IDLE = -1
-_PER_SLOT = "ids commit_round confidence row seed first end may_stop start round forwards before drift".split()
+"""A request's number, and its one row."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """One text to be written.
+@dataclass
+class Prefix:
+    """Whole blocks with which all requests of a burst begin: computed once.
 
     Attributes:
-        index: its number among the requests.
-        ids: the prompt; or a text with mask tokens, which are filled.
-        first: position of the first token to write. end: position behind the last one.
-        may_stop: whether a stop token or stop string ends it early.
-        seed: of its random draws.
+        ids: the tokens; none where nothing is shared.
+        slots: those whose cache holds them; None before they were computed.
     """
 
-    index: int
-    ids: Sequence[int]
-    first: int
-    end: int
-    may_stop: bool
-    seed: int
+    ids: list[int] = field(default_factory=list)
+    slots: set[int] | None = None
+
+    def begins(self, request: Request) -> bool:
+        return len(self.ids) <= request.first and list(request.ids[: len(self.ids)]) == self.ids
 
 
 class Slots:
-    """State tensors of all slots, one row each; idle ones compute along and change nothing.
+    """The rows that are being written, at most `capacity` at once.
 
     Attributes:
-        ids: [B, T] int64, mask tokens where nothing is fixed. commit_round, confidence: [B, T] as in Rollout.
-        row: [B] int64, number of the request in the slot, -1 where it is idle.
-        seed, first, end: [B] int64 and may_stop: [B] bool, as in Request.
-        start: [B] int64, first position of the current block. round: [B] int64 within it. forwards: [B] int64.
-        busy: slots that are not idle. query_tokens: tokens computed so far.
+        state: of all slots. held: the number and the request in each, None in an idle one; known to the host.
+        query_tokens: tokens computed so far.
     """
 
-    def __init__(
-        self, model: BlockDiffusionModel, queue: deque[Request], batch_size: int, mask_token_id: int, history: int
-    ) -> None:
-        self.model, self.size, self.mask_token_id = model, model.geometry.block_size, mask_token_id
+    def __init__(self, model: BlockDiffusionModel, capacity: int, mask_token_id: int) -> None:
+        self.model, self.capacity, self.mask_token_id = model, capacity, mask_token_id
+        self.size = model.geometry.block_size
         self.shift = 1 if model.geometry.prediction == "shifted" else 0
-        count = min(batch_size, len(queue))
-        width = -(-max(request.end for request in queue) // self.size) * self.size + self.size
-        device = model.device
-        self.columns = torch.arange(width, device=device)
-        self.cache = KVCache(count, width)
-        self.shared = _shared_prefix(queue, self.size)
-        self.shared_is_cached = self.shared == 0
-        self.ids = torch.full((count, width), mask_token_id, device=device)
-        self.commit_round = torch.full((count, width), NEVER, dtype=torch.int16, device=device)
-        self.confidence = torch.zeros(count, width, device=device)
-        self.row = torch.full((count,), _IDLE, device=device)
-        self.seed, self.first, self.end, self.start, self.round, self.forwards = (
-            torch.zeros(count, dtype=torch.int64, device=device) for _ in range(6)
-        )
-        self.may_stop = torch.zeros(count, dtype=torch.bool, device=device)
-        self.before = torch.zeros(count, 0, device=device)
-        self.drift = torch.full((count, self.size, history), torch.inf, device=device)
-        # What the host knows of the slots; brought up to date once a round.
-        self._index: list[int | None] = [None] * count  # the request in each slot
+        self.vocabulary = model.head_parameters()[0].shape[0]
+        self.query_tokens = 0
+        self.state = SlotState.of([], self.size, self.size, mask_token_id, model.device)
+        self.held: list[Numbered | None] = []
+        self.columns = torch.arange(self.size, device=model.device)
+        self.cache = KVCache(0, self.size)
+        self.prefix: Prefix | None = None
+        self.bias: torch.Tensor | None = None  # [B, V]
+        self.drift: Drift | None = None
+        # What the host knows of the slots; brought up to date once a step.
         self._last_start = 0  # of any row's current block
         self._lead = 0  # most tokens before a row's current block that are finished, but not in the cache yet
-        self.busy, self.query_tokens = 0, 0
+
+    @property
+    def requests(self) -> list[Request]:
+        """Those that are being written."""
+        return [one[1] for one in self.held if one is not None]
+
+    def slot_of(self, number: int) -> int | None:
+        """Where a request is being written, or None."""
+        return next((slot for slot, one in enumerate(self.held) if one is not None and one[0] == number), None)
 
     # --- rows come ----------------------------------------------------------------------------------------------
 
-    def admit(self, queue: deque[Request]) -> None:
-        """Fill idle slots with requests; where there are none left, drop idle slots once they are a quarter of all."""
-        idle = [slot for slot, index in enumerate(self._index) if index is None]
-        if not queue and 4 * len(idle) >= len(self._index):
-            self._keep([slot for slot, index in enumerate(self._index) if index is not None])
-        new = [(slot, queue.popleft()) for slot in idle[: len(queue)]]
-        if not new:
-            return
-        slots = torch.tensor([slot for slot, _ in new], device=self.ids.device)
-        self._write(slots, [request for _, request in new])
-        if not self.shared_is_cached:
-            self._prefill(slots[:1], 0, self.shared)
-            self.cache.spread(self.shared)
-            self.shared_is_cached = True
-        last_start = max(request.first // self.size * self.size for _, request in new)
-        if self.busy:
-            self._prefill(slots, self.shared, last_start)
-        else:  # the prompts ride with the first round: no other row has to wait for them
-            self._lead = last_start - self.shared
-        self._last_start = max(self._last_start, last_start)
-        for slot, request in new:
-            self._index[slot] = request.index
-        self.busy += len(new)
+    def admit(self, waiting: deque[Numbered]) -> list[int]:
+        """Take requests from `waiting` into slots; returns these slots.
 
-    def _write(self, slots: torch.Tensor, requests: Sequence[Request]) -> None:
-        """The state of freshly admitted requests."""
-        width, mask, device = len(self.columns), self.mask_token_id, self.ids.device
-        self.ids[slots] = torch.tensor([[*r.ids, *[mask] * (width - len(r.ids))] for r in requests], device=device)
-        for name in ("seed", "first", "end", "may_stop"):
-            getattr(self, name)[slots] = torch.tensor([getattr(r, name) for r in requests], device=device)
-        gap = (self.ids[slots] == mask) & (self.columns >= self.first[slots, None])  # what a prompt holds is given
-        self.commit_round[slots] = torch.where(gap, NEVER, -1).short()
-        self.confidence[slots] = 0.0
-        self.row[slots] = torch.tensor([request.index for request in requests], device=device)
-        self.start[slots] = block_start(self.first[slots], self.size)
-        self.round[slots] = 0
-        self.forwards[slots] = 0
+        Where nobody waits, idle slots go once they are a quarter of all.
+        """
+        idle = self._idle()
+        if not waiting and 4 * len(idle) >= len(self.held):
+            self._keep([slot for slot, one in enumerate(self.held) if one is not None])
+        if not waiting:
+            return []
+        self._find_prefix([request for _, request in waiting])
+        self._add_slots(min(self.capacity - len(self.held), len(waiting) - len(idle)))
+        slots = self._idle()[: len(waiting)]
+        if slots:
+            self._begin(slots, [waiting.popleft() for _ in slots])
+        return slots
+
+    def _idle(self) -> list[int]:
+        return [slot for slot, one in enumerate(self.held) if one is None]
+
+    def _begin(self, slots: list[int], numbered: list[Numbered]) -> None:
+        """Requests into idle slots; their prompts into the cache, where other rows are not to wait for them."""
+        requests, others = [request for _, request in numbered], bool(self.requests)
+        self._widen(max(-(-request.end // self.size) * self.size + self.size for request in requests))
+        device = self.model.device
+        index = torch.tensor(slots, device=device)
+        self.state.put(index, SlotState.of(numbered, len(self.columns), self.size, self.mask_token_id, device))
+        for slot, one in zip(slots, numbered, strict=True):
+            self.held[slot] = one
+        self._set_bias(slots, requests)
+        known = self._share(slots, requests)
+        last_start = max(request.first // self.size * self.size for request in requests)
+        if others:
+            self._prefill(index, known, last_start)
+        else:  # the prompts ride with the first step: no other row has to wait for them
+            self._lead = last_start - known
+        self._last_start = max(self._last_start, last_start)
+
+    def _find_prefix(self, waiting: Sequence[Request]) -> None:
+        """What all of a burst have in common: looked for when nobody is being written and something new has come."""
+        if self.prefix is None and not self.requests:
+            self.prefix = Prefix(_shared_prefix(waiting, self.size))
+
+    def _share(self, slots: Sequence[int], requests: Sequence[Request]) -> int:
+        """Columns at the front that the cache holds already for all of these slots."""
+        prefix = self.prefix
+        if prefix is None or not prefix.ids:
+            return 0
+        length = len(prefix.ids)
+        if prefix.slots is None:  # the first of the burst: one row computes it, all get it
+            self._prefill(torch.tensor(slots[:1], device=self.model.device), 0, length)
+            self.cache.spread(slots[0], length)
+            prefix.slots = set(range(len(self.held)))
+        for slot, request in zip(slots, requests, strict=True):
+            if not prefix.begins(request):
+                prefix.slots.discard(slot)
+        return length if prefix.slots.issuperset(slots) else 0
 
     def _prefill(self, slots: torch.Tensor, begin: int, end: int) -> None:
         """Keys and values of the rows' finished blocks in the columns [begin, end)."""
         if end <= begin:
             return
-        start = self.start[slots, None]
+        start = self.state.start[slots, None]
         key = self.columns[:end].expand(len(slots), -1)
-        copy = torch.where(key < start, CLEAN, PADDING)
-        attention = Attention(self.model.geometry, key[:, begin:], copy[:, begin:], key, copy)
-        self.model.hidden(self.ids[slots, begin:end], attention, self.cache.at(slots))
+        stream = torch.where(key < start, CLEAN, PADDING)
+        attention = Attention(self.model.geometry, key[:, begin:], stream[:, begin:], key, stream)
+        self.model.hidden(self.state.ids[slots, begin:end], attention, self.cache.at(slots))
         self.query_tokens += len(slots) * (end - begin)
 
-    def _keep(self, slots: Sequence[int]) -> None:
-        index = torch.tensor(slots, dtype=torch.int64, device=self.ids.device)
-        for name in _PER_SLOT:
-            setattr(self, name, getattr(self, name)[index])
-        self.cache.keep(index)
-        self._index = [self._index[slot] for slot in slots]
+    def _set_bias(self, slots: Sequence[int], requests: Sequence[Request]) -> None:
+        if self.bias is None and any(request.logit_bias for request in requests):
+            self.bias = torch.zeros(len(self.held), self.vocabulary, device=self.model.device)
+        if self.bias is None:
+            return
+        for slot, request in zip(slots, requests, strict=True):
+            self.bias[slot] = 0.0
+            for token, value in request.logit_bias.items():
+                self.bias[slot, int(token)] = value
 
-    # --- one round ----------------------------------------------------------------------------------------------
+    def _add_slots(self, count: int) -> None:
+        if count <= 0:
+            return
+        self.state = self.state.with_idle(count)
+        self.held += [None] * count
+        self.cache.resize(len(self.held), self.cache.length)
+        self.bias = None if self.bias is None else pad(self.bias, (0, 0, 0, count))
+
+    def _widen(self, width: int) -> None:
+        if width <= len(self.columns):
+            return
+        self.state = self.state.widened(width, self.mask_token_id)
+        self.columns = torch.arange(width, device=self.columns.device)
+        self.cache.resize(self.cache.rows, width)
+
+    def _keep(self, slots: Sequence[int]) -> None:
+        index = torch.tensor(slots, dtype=torch.int64, device=self.model.device)
+        self.state = self.state.rows(index)
+        self.cache.keep(index)
+        self.bias = None if self.bias is None else self.bias[index]
+        self.drift = None if self.drift is None else self.drift.rows(index)
+        self.held = [self.held[slot] for slot in slots]
+        if self.prefix is not None and self.prefix.slots is not None:
+            self.prefix.slots = {new for new, old in enumerate(slots) if old in self.prefix.slots}
+
+    # --- one step -----------------------------------------------------------------------------------------------
 
     def block(self) -> torch.Tensor:
         """[B, S] positions of every slot's current block."""
-        return self.start[:, None] + self.columns[: self.size]
+        return self.state.start[:, None] + self.columns[: self.size]
 
     def masked(self, block: torch.Tensor) -> torch.Tensor:
-        """[B, S] bool: what is not fixed yet, in slots that are not idle."""
-        return (self.commit_round.gather(1, block) == NEVER) & (self.row != _IDLE)[:, None]
+        """[B, S] bool: what is not committed yet, in slots that are not idle."""
+        return (self.state.commit_step.gather(1, block) == NEVER) & (self.state.number != IDLE)[:, None]
 
     def logits(self, block: torch.Tensor) -> torch.Tensor:
         """[B, S, V] of every slot's current block. The finished block before it goes into the cache along with it."""
         lead = max(self._lead, self.shift)
-        begin = (self.start - lead).clamp(min=0)
+        begin = (self.state.start - lead).clamp(min=0)
         window = begin[:, None] + self.columns[: lead + self.size]
         keys = self.columns[: self._last_start + self.size].expand(len(block), -1)
-        attention = Attention(self.model.geometry, window, self._copy(window), keys, self._copy(keys))
-        hidden = self.model.hidden(self.ids.gather(1, window), attention, self.cache)
+        attention = Attention(self.model.geometry, window, self._stream(window), keys, self._stream(keys))
+        hidden = self.model.hidden(self.state.ids.gather(1, window), attention, self.cache)
         self.query_tokens += window.numel()
         predictor = (block - self.shift - begin[:, None]).clamp(min=0)  # nothing predicts token 0: it is never masked
         return self.model.logits(hidden.gather(1, predictor[..., None].expand(-1, -1, hidden.shape[-1])))
 
-    def _copy(self, position: torch.Tensor) -> torch.Tensor:
+    def _stream(self, position: torch.Tensor) -> torch.Tensor:
         """What stands at `position` [B, n]: finished text, the current block, or nothing, as in all of an idle slot."""
-        start = self.start[:, None]
-        inside = (position < start + self.size) & (self.row != _IDLE)[:, None]
-        return torch.where(position < start, CLEAN, torch.where(inside, _NOISED, PADDING))
+        start = self.state.start[:, None]
+        inside = (position < start + self.size) & (self.state.number != IDLE)[:, None]
+        return torch.where(position < start, CLEAN, torch.where(inside, NOISED, PADDING))
 
-    def drift_of(self, log_probability: torch.Tensor) -> torch.Tensor:
-        """[B, S, H] how far the proposals [B, S, V] have moved in each of the last rounds; remembers them."""
-        if self.before.shape != log_probability.shape:
-            self.before = torch.zeros_like(log_probability)
-        first = (self.round == 0)[:, None, None]
-        newest = moved(log_probability, self.before)[..., None]
-        self.drift = torch.cat([self.drift[..., 1:], newest], -1).masked_fill(first, torch.inf)
-        self.before = log_probability
-        return self.drift
+    def controls(self) -> Controls:
+        """How tokens are drawn; what no row uses is left out."""
+        busy, state = self.requests, self.state
+        draws = [request for request in busy if request.temperature > 0]
+        penalty = any(request.repetition_penalty != 1 for request in busy)
+        top_k = max((request.top_k for request in draws), default=0)
+        return Controls(
+            temperature=state.temperature if draws else None,
+            top_k=state.top_k if top_k else None,
+            top_k_limit=top_k,
+            top_p=state.top_p if any(request.top_p < 1 for request in draws) else None,
+            min_p=state.min_p if any(request.min_p > 0 for request in draws) else None,
+            repetition_penalty=state.repetition_penalty if penalty else None,
+            bias=self.bias if any(request.logit_bias for request in busy) else None,
+        )
+
+    def moves(self, log_probability: torch.Tensor) -> torch.Tensor | None:
+        """[B, S, H] drift of the proposals [B, S, V] over the longest history that a row's rule looks at."""
+        steps = max((history(request.decoding) for request in self.requests), default=0)
+        if not steps:
+            self.drift = None
+            return None
+        rows = len(log_probability)
+        drift = Drift.unknown(log_probability, steps) if self.drift is None else self.drift.resized(rows, steps)
+        self.drift = drift.after(log_probability, self.state.step == 0)
+        return self.drift.moves
 
     def commit(self, block: torch.Tensor, committed: torch.Tensor, seen: Proposals) -> None:
-        """Fix the tokens where `committed` [B, S]."""
+        """Unmask the tokens where `committed` [B, S]."""
+        state = self.state
         for values, new in (
-            (self.ids, seen.token),
-            (self.commit_round, self.round[:, None].short().expand_as(block)),
-            (self.confidence, seen.confidence),
+            (state.ids, seen.token),
+            (state.commit_step, state.step[:, None].short().expand_as(block)),
+            (state.confidence, seen.confidence),
         ):
             values.scatter_(1, block, torch.where(committed, new, values.gather(1, block)))
-        self.round += 1
-        self.forwards += 1
+        state.step += 1
+        state.forwards += 1
 
     # --- rows go ------------------------------------------------------------------------------------------------
 
     def advance(self, block: torch.Tensor, still_masked: torch.Tensor, ends: torch.Tensor) -> list[Finished]:
         """Hand out the rows that are done; complete blocks give way to the next one that has a mask.
 
-        A row is done when everything up to its `end`, or up to a token where `ends` [B, S], is fixed: what its last
+        A row is done when everything up to its `end`, or up to a token where `ends` [B, S], is committed: what its last
         block still masks behind that is never filled.
         """
-        busy = self.row != _IDLE
-        response = (block >= self.first[:, None]) & (block < self.end[:, None]) & busy[:, None]
+        state = self.state
+        busy = state.number != IDLE
+        response = (block >= state.first[:, None]) & (block < state.end[:, None]) & busy[:, None]
         stop = response & ends & (still_masked.cumsum(-1) == 0)
         stopped = stop.any(-1)
-        capped = ~(still_masked & response).any(-1) & (self.start + self.size >= self.end) & busy
+        capped = ~(still_masked & response).any(-1) & (state.start + self.size >= state.end) & busy
         done = stopped | capped
-        length = torch.where(stopped, self.start + stop.int().argmax(-1) + 1, self.end)
+        length = torch.where(stopped, state.start + stop.int().argmax(-1) + 1, state.end)
         complete = ~still_masked.any(-1) & ~done & busy
-        later = (self.commit_round == NEVER) & (self.columns >= self.start[:, None] + self.size)
+        later = (state.commit_step == NEVER) & (self.columns >= state.start[:, None] + self.size)
         following = block_start(later.int().argmax(-1), self.size)
-        lead = torch.where(complete, following - self.start, 0)
-        start = torch.where(done, 0, self.start + lead)
+        lead = torch.where(complete, following - state.start, 0)
+        start = torch.where(done, 0, state.start + lead)
 
-        # The only question to the device in a round.
+        # The only question to the device in a step.
         *known, self._last_start, self._lead = torch.cat([done.long(), start.max()[None], lead.max()[None]]).tolist()
-        finished = self._hand_out([slot for slot, is_done in enumerate(known) if is_done], length, stopped)
-        self.start = start
-        self.round.masked_fill_(complete, 0)
-        self.row.masked_fill_(done, _IDLE)
+        finished = [self._hand_out(slot, length, stopped) for slot, is_done in enumerate(known) if is_done]
+        state.start = start
+        state.step.masked_fill_(complete, 0)
+        state.number.masked_fill_(done, IDLE)
         return finished
 
-    def _hand_out(self, done: Sequence[int], length: torch.Tensor, stopped: torch.Tensor) -> list[Finished]:
-        """Copies of the rows that are done; their slots are idle."""
-        finished = []
-        for slot in done:
-            index = self._index[slot]
-            assert index is not None
-            self._index[slot] = None
-            one, end = slice(slot, slot + 1), self.start[slot] + self.size
-            row = Rollout(
-                input_ids=self.ids[one, :end].clone(),
-                prompt_length=self.first[one].clone(),
-                length=length[one].clone(),
-                end=end[None],
-                commit_round=self.commit_round[one, :end].clone(),
-                stopped=stopped[one].clone(),
-                forwards=self.forwards[one].clone(),
-                confidence=self.confidence[one, :end].clone(),
-            )
-            finished.append((index, row))
-        self.busy -= len(finished)
-        return finished
+    def _hand_out(self, slot: int, length: torch.Tensor, stopped: torch.Tensor) -> Finished:
+        """A copy of a row that is done; its slot is idle."""
+        held = self.held[slot]
+        assert held is not None
+        self.held[slot] = None
+        state, one, end = self.state, slice(slot, slot + 1), self.state.start[slot] + self.size
+        row = Rollout(
+            input_ids=state.ids[one, :end].clone(),
+            prompt_length=state.first[one].clone(),
+            length=length[one].clone(),
+            end=end[None],
+            commit_step=state.commit_step[one, :end].clone(),
+            stopped=stopped[one].clone(),
+            forwards=state.forwards[one].clone(),
+            confidence=state.confidence[one, :end].clone(),
+        )
+        return held[0], row
+
+    def drop(self, slot: int) -> None:
+        """Forget the row in a slot, which becomes idle."""
+        self.held[slot] = None
+        self.state.number[slot] = IDLE
+        self.state.start[slot] = 0
+
+    def draft(self, slot: int) -> torch.Tensor:
+        """[n] the row's text as it is now: up to the end of its current block, or to its own end."""
+        until = min(int(self.state.start[slot]) + self.size, int(self.state.end[slot]))
+        return self.state.ids[slot, :until].clone()
 
 
-def stack(rows: Sequence[Rollout], pad_token_id: int) -> Rollout:
-    """One rollout of all rows, padded on the right to the longest."""
-    width = max(row.input_ids.shape[1] for row in rows)
-
-    def padded(name: str, value: float) -> torch.Tensor:
-        tensors = (getattr(row, name) for row in rows)
-        return torch.cat([pad(tensor, (0, width - tensor.shape[1]), value=value) for tensor in tensors])
-
-    names = ("prompt_length", "length", "end", "stopped", "forwards")
-    return Rollout(
-        input_ids=padded("input_ids", pad_token_id),
-        commit_round=padded("commit_round", NEVER),
-        confidence=padded("confidence", 0.0),
-        **{name: torch.cat([getattr(row, name) for row in rows]) for name in names},
-    )
-
-
-def _shared_prefix(requests: Sequence[Request], block_size: int) -> int:
-    """Tokens in whole blocks with which every request begins, where there are several."""
+def _shared_prefix(requests: Sequence[Request], block_size: int) -> list[int]:
+    """The whole blocks with which every request begins, where there are several."""
     if len(requests) < 2:
-        return 0
+        return []
     texts = [list(request.ids[: request.first]) for request in requests]
     first, last = min(texts), max(texts)  # texts between them share what these two share
     same = 0
     while same < min(len(first), len(last)) and first[same] == last[same]:
         same += 1
-    return int(block_start(torch.tensor(same), block_size))
+    return first[: same // block_size * block_size]

@@ -1,0 +1,136 @@
+"""Save a block-diffusion model as a Hugging Face folder.
+
+It holds the AR model's weights under their own names, its config.json with two entries more ("block_diffusion":
+geometry and mask id; "auto_map": the class in modeling_opdlm.py), the tokenizer with its mask token, the decoding
+defaults under "block_diffusion" in generation_config.json, a model card, and modeling_opdlm.py, with which plain
+transformers decodes it where opdlm is not installed.
+"""
+
+import errno
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+import opdlm
+from opdlm.checkpoints.bundle import model_file
+from opdlm.checkpoints.load import ENTRY, is_checkpoint
+from opdlm.checkpoints.model_card import model_card
+from opdlm.config import GenerationSettings
+from opdlm.errors import OutputExistsError, StorageError
+from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.models.tokens import SpecialTokens, special_tokens
+
+MODEL_FILE = "modeling_opdlm.py"
+_AUTO_MAP = {"AutoModelForCausalLM": "modeling_opdlm.BlockDiffusionForCausalLM"}
+
+
+def save_checkpoint(
+    model: BlockDiffusionModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    generation: GenerationSettings,
+    provenance: dict[str, Any],
+) -> None:
+    """Writes the model as a Hugging Face folder, complete or not at all.
+
+    Everything goes to a hidden folder beside it, which is renamed at the end: what was at `folder` stays until then.
+
+    Args:
+        generation: the decoding defaults of the checkpoint.
+        provenance: what the model card tells: "base_model" and any measured numbers, name -> value.
+
+    Raises:
+        OutputExistsError: `folder` holds something that is not a checkpoint.
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    if any("lora_" in name for name, _ in model.model.named_parameters()):
+        raise ValueError("merge the adapter before saving: a checkpoint holds plain weights")
+    folder = Path(folder)
+    if folder.exists() and not is_checkpoint(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputExistsError(f"{folder} exists and is not a checkpoint; choose another folder")
+    with _replaced(folder) as draft:
+        _save_model(model.model, draft)
+        tokenizer.save_pretrained(draft)
+        _add_entries(draft / "config.json", {ENTRY: _entry(model), "auto_map": _AUTO_MAP})
+        defaults = {ENTRY: generation.model_dump(mode="json"), **_stop_entries(special_tokens(model.model, tokenizer))}
+        _add_entries(draft / "generation_config.json", defaults)
+        (draft / MODEL_FILE).write_text(model_file(), encoding="utf-8")
+        (draft / "README.md").write_text(model_card(model, generation, provenance), encoding="utf-8")
+
+
+def _save_model(model: PreTrainedModel, draft: Path) -> None:
+    """Weights, config.json and generation_config.json."""
+    original = model.generation_config
+    content = json.loads(original.to_json_string(use_diff=True))
+    # transformers ignores unknown entries of a generation config that it marked as derived from the model config.
+    content["_from_model_config"] = False
+    # Some published generation configs contradict themselves (a temperature, but no sampling), and transformers 5.10
+    # refuses to write them. They stay as they are, so save_pretrained gets a blank one to write instead.
+    model.generation_config = GenerationConfig()
+    try:
+        model.save_pretrained(draft)
+    finally:
+        model.generation_config = original
+    _add_entries(draft / "generation_config.json", content)
+
+
+def _stop_entries(tokens: SpecialTokens) -> dict[str, Any]:
+    """The tokenizer's stop tokens too, so that the folder decodes alike where only the model is loaded."""
+    stops = list(tokens.stop_token_ids)
+    return {"pad_token_id": tokens.pad_token_id, "eos_token_id": stops} if stops else {}
+
+
+def _entry(model: BlockDiffusionModel) -> dict[str, Any]:
+    geometry = model.geometry
+    return {
+        "block_size": geometry.block_size,
+        "mask_token_id": model.mask_token_id,
+        "prediction": geometry.prediction,
+        "context": geometry.context,
+        "opdlm_version": opdlm.__version__,
+    }
+
+
+def _add_entries(path: Path, entries: dict[str, Any]) -> None:
+    """Adds entries to a JSON file, or makes it."""
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps(content | entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder` that takes its place if the body succeeds and vanishes if it does not."""
+    draft, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
+    try:
+        shutil.rmtree(draft, ignore_errors=True)  # left by a run that was killed
+        draft.mkdir(parents=True)
+        yield draft
+        _swap(draft, folder, old)
+    except (OSError, SafetensorError) as error:
+        # safetensors reports a failed write as an error of its own, with the system's message inside.
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        fix = "the disk is full; free some space" if full else f"{error}; choose another folder"
+        raise StorageError(f"{folder} could not be written: {fix}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _swap(draft: Path, folder: Path, old: Path) -> None:
+    """Renames; a folder cannot be renamed onto another, so the one in place steps aside for a moment."""
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    try:
+        draft.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

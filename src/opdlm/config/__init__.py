@@ -1,0 +1,44 @@
+"""Every setting, written once: its type, default, unit and meaning.
+
+Never imports torch, so that `--help` and configuration errors are instant. Unknown keys are errors. Defaults are the
+paper's (arXiv 2606.06712, Tables 13 and 14, and its launchers where the two differ).
+"""
+
+from opdlm.config.base import Settings, settings_from
+from opdlm.config.decoding import (
+    Decoding,
+    DynamicDecoding,
+    EntropyDecoding,
+    FactorDecoding,
+    KlassDecoding,
+    PrefixDecoding,
+    SequentialDecoding,
+    StaticDecoding,
+    as_text,
+)
+from opdlm.config.distill import ConvertSettings, DistillSettings, LengthRamp, OptimiserSettings
+from opdlm.config.divergence import ForwardKL, GeneralisedJSD, MixedKL, ReverseKL
+from opdlm.config.generation import GenerationSettings
+
+__all__ = [
+    "ConvertSettings",
+    "Decoding",
+    "DistillSettings",
+    "DynamicDecoding",
+    "EntropyDecoding",
+    "FactorDecoding",
+    "ForwardKL",
+    "GeneralisedJSD",
+    "GenerationSettings",
+    "KlassDecoding",
+    "LengthRamp",
+    "MixedKL",
+    "OptimiserSettings",
+    "PrefixDecoding",
+    "ReverseKL",
+    "SequentialDecoding",
+    "Settings",
+    "StaticDecoding",
+    "as_text",
+    "settings_from",
+]

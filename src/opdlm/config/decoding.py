@@ -1,0 +1,91 @@
+"""How many masked tokens a denoising step unmasks, and which."""
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, Field
+
+from opdlm.config.base import Settings
+
+
+class StaticDecoding(Settings):
+    """A fixed number of tokens a round, the most confident first."""
+
+    kind: Literal["static"] = "static"
+    tokens_per_step: int = Field(default=1, ge=1, description="tokens committed in each round of a block")
+
+
+class SequentialDecoding(Settings):
+    """A fixed number of tokens a round, from left to right."""
+
+    kind: Literal["sequential"] = "sequential"
+    tokens_per_step: int = Field(default=1, ge=1, description="tokens committed in each round of a block")
+
+
+class DynamicDecoding(Settings):
+    """Every token whose probability is above the threshold, at least the single best one."""
+
+    kind: Literal["dynamic"] = "dynamic"
+    threshold: float = Field(default=0.9, ge=0, le=1, description="probability above which a token is committed")
+
+
+class PrefixDecoding(Settings):
+    """From left to right, every token up to the first whose probability is not above the threshold, at least one."""
+
+    kind: Literal["prefix"] = "prefix"
+    threshold: float = Field(default=0.9, ge=0, le=1, description="probability above which a token is committed")
+
+
+class FactorDecoding(Settings):
+    """The n most confident tokens, n the largest for which (n + 1)(1 - the n-th confidence) is below the factor."""
+
+    kind: Literal["factor"] = "factor"
+    factor: float = Field(default=1.0, gt=0, description="the larger, the more tokens at once")
+
+
+class EntropyDecoding(Settings):
+    """As many tokens as may be fixed at once without knowing more than the bound about each other."""
+
+    kind: Literal["entropy"] = "entropy"
+    bound: float = Field(default=0.1, ge=0, description="nats; the larger, the more tokens at once")
+    by_confidence: bool = Field(default=False, description="rank the tokens by confidence, not by entropy")
+
+
+class KlassDecoding(Settings):
+    """Every token that is probable and whose distribution has settled, else the single best one."""
+
+    kind: Literal["klass"] = "klass"
+    threshold: float = Field(default=0.9, ge=0, le=1, description="probability above which a token may be committed")
+    drift: float = Field(default=0.01, gt=0, description="nats by which its distribution moved less in each round")
+    history: int = Field(default=2, ge=1, description="rounds for which that must hold")
+
+
+Decoding = Annotated[
+    StaticDecoding
+    | SequentialDecoding
+    | DynamicDecoding
+    | PrefixDecoding
+    | FactorDecoding
+    | EntropyDecoding
+    | KlassDecoding,
+    Field(discriminator="kind"),
+]
+
+
+def _decoding_from_text(value: Any) -> Any:
+    """`static:2` as the short form of {"kind": "static", "tokens_per_step": 2}: the number is the kind's first."""
+    if not isinstance(value, str):
+        return value
+    kind, _, argument = value.partition(":")
+    kinds = {choice.model_fields["kind"].default: choice for choice in get_args(get_args(Decoding)[0])}
+    if not argument or kind not in kinds:
+        return {"kind": kind}
+    return {"kind": kind, list(kinds[kind].model_fields)[1]: argument}
+
+
+def as_text(decoding: Decoding) -> str:
+    """The short form, `static:2`, without the kind's other numbers."""
+    kind, number, *_ = decoding.model_dump().values()
+    return f"{kind}:{number}"
+
+
+DecodingField = Annotated[Decoding, BeforeValidator(_decoding_from_text)]

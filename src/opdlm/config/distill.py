@@ -1,0 +1,140 @@
+"""One conversion: geometry, method, loss, update, and where its files are."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from opdlm.config.base import Settings
+from opdlm.config.decoding import Decoding, DecodingField, DynamicDecoding
+from opdlm.config.divergence import DivergenceField, ForwardKL
+
+Method = Literal["opd", "onpolicy_text", "offpolicy_kd", "sft"]
+StateSelection = Literal["one_per_block", "all", "one_per_rollout", "random_mask"]
+Prediction = Literal["same", "shifted"]
+Context = Literal["block", "causal"]
+
+
+class LengthRamp(Settings):
+    """Longest response of a rollout, growing from `start` to `end`."""
+
+    start: int = Field(default=100, ge=1, description="tokens at the first rollout")
+    end: int = Field(default=4000, ge=1, description="tokens from the last ramp rollout on")
+    rollouts: int = Field(default=100, ge=0, description="rollouts until the full length; 0 starts with it")
+    shape: Literal["cosine", "linear"] = Field(
+        default="cosine", description="the launchers use cosine, the paper says linear"
+    )
+
+    @model_validator(mode="after")
+    def _grows(self) -> "LengthRamp":
+        if self.start > self.end:
+            raise ValueError(f"the ramp starts at {self.start} tokens, above its end {self.end}; lower start too")
+        return self
+
+
+class OptimiserSettings(Settings):
+    """AdamW with warm-up and cosine decay."""
+
+    learning_rate: float = Field(default=1e-5, gt=0, description="peak learning rate")
+    final_learning_rate: float = Field(default=1e-6, ge=0, description="learning rate at the last update")
+    warmup_updates: int = Field(default=5, ge=0, description="updates of linear warm-up")
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    l2_sp: float = Field(
+        default=0.0, ge=0, description="decoupled decay towards the AR model's weights, in place of zero (L2-SP)"
+    )
+    clip_norm: float = Field(default=1.0, gt=0, description="largest gradient norm")
+
+
+class DistillSettings(Settings):
+    """One conversion, without the places where its files are."""
+
+    # geometry
+    block_size: int = Field(default=4, ge=1, le=1024, description="tokens in a block")
+    prediction: Prediction = Field(
+        default="same", description="same: output i is token i; shifted: output i-1 is token i"
+    )
+    context: Context = Field(
+        default="block", description="attention of finished text: block, or causal as in the AR model"
+    )
+
+    # what is learnt from
+    method: Method = Field(default="opd", description="opd, or a control: onpolicy_text, offpolicy_kd, sft")
+    states: StateSelection = Field(default="one_per_block", description="which visited states are trained on")
+    prompts_per_rollout: int = Field(default=128, ge=1, description="prompts answered with the same weights")
+    rollouts: int | None = Field(
+        default=None, ge=1, description="number of rollouts; not set: one epoch over the prompts"
+    )
+    warm_start_rollouts: int = Field(
+        default=0, ge=0, description="first rollouts written by the teacher, with random masks"
+    )
+    rollout_decoding: DecodingField = Field(default=DynamicDecoding(), description="as --decoding of generate")
+    rollout_temperature: float = Field(default=1.0, ge=0, description="temperature of rollouts")
+    rollout_batch: int = Field(default=32, ge=1, description="rows decoded at once")
+    response_length: LengthRamp = LengthRamp()
+
+    # the loss
+    divergence: DivergenceField = Field(
+        default=ForwardKL(), description="forward_kl, reverse_kl, jsd[:BETA], mixed_kl[:W]"
+    )
+    top_k: int | None = Field(default=None, ge=1, description="compare only the teacher's k most probable tokens")
+    rest_bucket: bool = Field(
+        default=True, description="with top_k: all other tokens count as one (else a partial sum)"
+    )
+    supervise_end: bool = Field(default=True, description="train on the end-of-sequence token")
+    normalisation: Literal["global", "per_row_mean"] = Field(
+        default="global", description="mean over tokens, or over rows"
+    )
+
+    # the update
+    rows_per_update: int = Field(default=8, ge=1, description="rollout rows in one optimiser update")
+    rows_per_micro_batch: int | None = Field(default=None, ge=1, description="rows in one backward pass; default: all")
+    optimiser: OptimiserSettings = OptimiserSettings()
+    gradient_checkpointing: bool = Field(default=False, description="trade time for memory in the student's pass")
+    lora_rank: int | None = Field(
+        default=None, ge=1, description="train an adapter of this rank instead of all weights"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on a GPU")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="decides the order of prompts and every random choice")
+
+    # keeping
+    save_every_rollouts: int = Field(default=10, ge=1, description="rollouts between checkpoints")
+    keep_checkpoints: int = Field(default=2, ge=1, description="checkpoints kept on disk")
+    decoding: DecodingField | None = Field(
+        default=None, description="how the converted model decodes by default; none: as the rollouts"
+    )
+
+    @property
+    def usual_decoding(self) -> Decoding:
+        """How the converted model decodes by default."""
+        return self.decoding or self.rollout_decoding
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DistillSettings":
+        if self.method != "opd" and self.states not in ("random_mask", "one_per_block"):
+            raise ValueError(f"method {self.method!r} trains on random masks; set states to random_mask")
+        if self.lora_rank is not None and self.optimiser.l2_sp:
+            raise ValueError("an adapter has no original weights; use optimiser.weight_decay, not l2_sp")
+        if self.rows_per_update > self.prompts_per_rollout:
+            raise ValueError("rows_per_update is larger than prompts_per_rollout; lower it")
+        return self
+
+
+class ConvertSettings(DistillSettings):
+    """`opdlm convert`: a conversion with its places."""
+
+    model: str = Field(default="", description="folder or hub name of the autoregressive model")
+    prompts: str = Field(default="", description=".jsonl, .json, .parquet or .txt file, or a hub data set")
+    prompts_column: str | None = Field(default=None, description="column of strings or chat messages; default: found")
+    responses_column: str | None = Field(default=None, description="with method sft: column of given responses")
+    prompt_limit: int | None = Field(default=None, ge=1, description="use only the first prompts")
+    prompt_tokens: int | None = Field(default=None, ge=1, description="keep only the first tokens of each prompt")
+    output: str = Field(default="", description="folder of the run; must be new or empty")
+    recipe: str | None = Field(default=None, description="name of a recipe, or a .toml file, that gives the defaults")
+    device: str = Field(default="auto", description="cpu, cuda, mps, or auto")
+
+    @model_validator(mode="after")
+    def _responses_are_used(self) -> "ConvertSettings":
+        if self.responses_column is not None and (self.method != "sft" or not self.prompts):
+            raise ValueError("responses_column is for method sft with a prompts file; leave it out, or set both")
+        return self

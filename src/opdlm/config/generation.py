@@ -1,0 +1,49 @@
+"""How text is written."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, FiniteFloat
+
+from opdlm.config.base import Settings
+from opdlm.config.decoding import DecodingField, DynamicDecoding
+
+
+def _bias_from_text(value: Any) -> Any:
+    """`17:-5,23:2.5` as the short form of {17: -5.0, 23: 2.5}."""
+    if not isinstance(value, str):
+        return value
+    return {token: bias for token, _, bias in (pair.partition(":") for pair in value.split(",") if pair)}
+
+
+def _strings_from_text(value: Any) -> Any:
+    """One string is a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+class GenerationSettings(Settings):
+    """How text is written: the same settings for rollouts, evaluation and users."""
+
+    decoding: DecodingField = Field(
+        default=DynamicDecoding(),
+        description="static[:N], sequential[:N], dynamic[:THRESHOLD], prefix[:THRESHOLD], factor[:F], entropy[:NATS] "
+        "or klass[:THRESHOLD]",
+    )
+    max_new_tokens: int = Field(default=256, ge=1, description="most tokens written after the prompt")
+    temperature: float = Field(default=0.0, ge=0, description="0 takes the most probable token")
+    top_k: int = Field(default=0, ge=0, description="sample among the k most probable tokens; 0 is off")
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="sample among the smallest set with this much probability"
+    )
+    min_p: float = Field(
+        default=0.0, ge=0, le=1, description="sample what is at least this share of the most probable; 0 is off"
+    )
+    repetition_penalty: float = Field(
+        default=1.0, gt=0, description="above 1: tokens that the text already has become less likely"
+    )
+    logit_bias: Annotated[dict[int, FiniteFloat], BeforeValidator(_bias_from_text)] = Field(
+        default={}, description="added to the logits of tokens, several divided by commas"
+    )
+    stop_strings: Annotated[tuple[str, ...], BeforeValidator(_strings_from_text)] = Field(
+        default=(), description="the text ends with the token that completes this string"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**62, description="row i of a batch draws from seed + i")

@@ -1,0 +1,1 @@
+"""Prompts, and the files and data sets that hold prompts and problems."""

@@ -1,0 +1,145 @@
+"""Memory and disk of a conversion, estimated before it is started.
+
+Weights, gradients, the optimiser's state and the teacher follow from the number of parameters. What a training pass
+keeps for its backward pass does not: it depends on the architecture. So it is measured, on two short sequences, and
+extended to the lengths asked for: one part grows with the tokens of a sequence, another (dense masks, attention
+weights) with their square.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import Linear
+
+from opdlm.config import DistillSettings
+from opdlm.core.states import StateChoice, select_states
+from opdlm.core.types import StateBatch
+from opdlm.distill.pair import CHUNK_FLOATS, TrainingPass
+from opdlm.distill.rollout import given
+from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.models.tokens import SpecialTokens
+
+_FLOAT = 4  # bytes; conversions hold weights, gradients and optimiser state in float32
+_SHORT = (24, 48)  # response tokens of the two measured passes
+_CHUNK_TENSORS = 5  # of the LM head's chunk that live at once: outputs, student, teacher, their difference, gradient
+_STATM = Path("/proc/self/statm")
+_UNKNOWN_BASE = 500 * 2**20  # Python, torch and transformers, where the system does not say
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What memory is estimated for.
+
+    Attributes:
+        rows: in one backward pass. prompt_tokens, response_tokens: of each. rollout_rows: decoded at once.
+    """
+
+    rows: int
+    prompt_tokens: int
+    response_tokens: int
+    rollout_rows: int
+
+
+def estimate(
+    model: BlockDiffusionModel, tokens: SpecialTokens, settings: DistillSettings, rank: int, shape: Shape
+) -> dict[str, Any]:
+    """Bytes, by purpose; `lora_bytes` with an adapter of `rank`, whose teacher is the same weights.
+
+    Full training holds weights, gradients, two moments of AdamW, and the teacher's weights. An adapter is merged into a
+    copy of the weights when a checkpoint is written.
+    """
+    ar_model = model.model
+    weights = _FLOAT * sum(p.numel() for p in ar_model.parameters())
+    head = ar_model.get_output_embeddings()
+    linear = [m for m in ar_model.modules() if isinstance(m, Linear) and m is not head]
+    adapter = _FLOAT * sum(rank * (m.in_features + m.out_features) for m in linear)
+    base = _base_bytes(weights) if model.device.type == "cpu" else 0
+    activations, head_bytes = _activation_bytes(model, tokens, settings, shape), _head_bytes(model)
+    cache = shape.rollout_rows * (shape.prompt_tokens + shape.response_tokens) * _cache_bytes(model)
+    passing = max(activations + head_bytes, cache)  # training and rollouts take turns
+    return {
+        "shape": {"rows": shape.rows, "prompt": shape.prompt_tokens, "response": shape.response_tokens},
+        "base_bytes": base,
+        "weights_bytes": weights,
+        "activation_bytes": activations,
+        "rollout_cache_bytes": cache,
+        "training_bytes": base + 5 * weights + passing,
+        "lora_rank": rank,
+        "lora_bytes": base + weights + 4 * adapter + max(passing, weights),
+        "decoding_bytes": base + weights,
+        "cache_bytes_per_token": _cache_bytes(model),
+        "checkpoint_bytes": 3 * weights,
+        "lora_checkpoint_bytes": weights + 3 * adapter,
+        "disk_bytes": (settings.keep_checkpoints + 1) * 3 * weights + weights,
+        "lora_disk_bytes": (settings.keep_checkpoints + 1) * (weights + 3 * adapter) + weights,
+    }
+
+
+def _base_bytes(weights: int) -> int:
+    """What this process holds beside the model's weights."""
+    if not _STATM.is_file():
+        return _UNKNOWN_BASE
+    resident = int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return max(_UNKNOWN_BASE // 2, resident - weights)
+
+
+def _cache_bytes(model: BlockDiffusionModel) -> int:
+    """Keys and values of one token."""
+    config: Any = model.model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * _FLOAT * config.num_hidden_layers * heads * width
+
+
+def _head_bytes(model: BlockDiffusionModel) -> int:
+    """The LM head's chunk of logits, and the buffer that sums its gradient."""
+    matrix = model.head_parameters()[0]
+    return _FLOAT * (_CHUNK_TENSORS * max(CHUNK_FLOATS, matrix.shape[0]) + matrix.numel())
+
+
+def _activation_bytes(
+    model: BlockDiffusionModel, tokens: SpecialTokens, settings: DistillSettings, shape: Shape
+) -> int:
+    """What a training pass over the shape's packed sequences keeps for its backward pass."""
+    states = [_states(model, tokens, settings, 1, 8, response) for response in _SHORT]
+    (x1, y1), (x2, y2) = ((one.input_ids.shape[1], _saved_bytes(model, settings, one)) for one in states)
+    square = max(0.0, (y2 / x2 - y1 / x1) / (x2 - x1))  # y = linear x + square x^2
+    linear = y1 / x1 - square * x1
+    per_block = settings.block_size
+    response = -(-shape.response_tokens // per_block) * per_block
+    longest = shape.prompt_tokens + 2 * response
+    return int(shape.rows * (linear * longest + square * longest**2))
+
+
+def _states(
+    model: BlockDiffusionModel, tokens: SpecialTokens, settings: DistillSettings, rows: int, prompt: int, response: int
+) -> StateBatch:
+    """States of rows of one repeated token."""
+    text = given([[1] * prompt] * rows, [[1] * response] * rows, tokens, settings.block_size, response)
+    seed = torch.zeros(rows, dtype=torch.int64, device=model.device)
+    choice = StateChoice("one_per_block")
+    return select_states(text.to(model.device), model.geometry, choice, seed, mask_token_id=model.mask_token_id)
+
+
+def _saved_bytes(model: BlockDiffusionModel, settings: DistillSettings, states: StateBatch) -> int:
+    """Bytes of all storages that autograd keeps in one pass, the parameters aside."""
+    own = {p.untyped_storage().data_ptr() for p in model.model.parameters()}
+    kept: dict[int, torch.Tensor] = {}  # the tensors themselves, so that no address is used twice
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = tensor
+        return tensor
+
+    was_training = model.training
+    if settings.gradient_checkpointing:
+        model.checkpoint_activations()
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        TrainingPass(model)(states, lambda outputs, part: outputs.float().logsumexp(-1))
+    model.train(was_training)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

@@ -1,0 +1,109 @@
+"""What can be known before a training: can a mask adapt the model, what does it cost, how fast is it, what to type."""
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from opdlm.checkpoints.load import count_parameters, load_ar_model, load_config
+from opdlm.config import DistillSettings, settings_from
+from opdlm.core.types import Geometry
+from opdlm.data.prompts import check_lengths
+from opdlm.distill import footprint
+from opdlm.distill.speed import measure
+from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.models.devices import free_bytes, pick_device
+from opdlm.models.identity import identity_check
+from opdlm.models.parts import input_embedding
+from opdlm.models.tokens import find_or_add_mask_token, special_tokens
+from opdlm.models.verdict import check_convertible
+from opdlm.recipes import load_recipe, recipe_for
+
+Findings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be found out.
+
+    Attributes:
+        model: folder or hub name of the AR model.
+        changes: settings in place of the recipe's.
+        lora_rank: of the estimate with an adapter.
+        prompt_tokens, response_tokens: lengths that memory is estimated for; None: the recipe's longest response.
+        device: "cpu", "cuda", "mps" or "auto".
+        speed: whether some training steps are timed.
+    """
+
+    model: str
+    changes: dict[str, str]
+    lora_rank: int = 32
+    prompt_tokens: int = 256
+    response_tokens: int | None = None
+    device: str = "auto"
+    speed: bool = True
+
+
+def examine(question: Question) -> Iterator[Findings]:
+    """The findings, a part at a time, the quick ones first. Raises the error that a conversion would raise."""
+    device = pick_device(question.device)
+    config = load_config(question.model)
+    check_convertible(config)
+    parameters = count_parameters(config)
+    recipe = recipe_for(parameters)
+    settings = settings_from(DistillSettings, {**load_recipe(recipe), **question.changes})
+    yield {"model": question.model, "convertible": True, "parameters": parameters, "recipe": recipe}
+
+    ar_model, tokenizer = load_ar_model(question.model, device=device)
+    vocabulary, mask = len(tokenizer), _plan_mask(ar_model, tokenizer)
+    geometry = Geometry(settings.block_size, settings.prediction, settings.context)
+    model = BlockDiffusionModel(ar_model, geometry, mask["id"])
+    context = model.max_length
+    shape = _shape(question, settings, context)
+    check_lengths([[0] * min(shape.prompt_tokens, 16)], settings.block_size, context, settings.block_size)
+    yield {"architecture": type(ar_model).__name__, "vocabulary": vocabulary, "context": context, "mask_token": mask}
+    yield {"identity_difference": identity_check(model), "mask_honoured": True}  # part of the identity check
+
+    tokens = special_tokens(ar_model, tokenizer)
+    memory = footprint.estimate(model, tokens, settings, question.lora_rank, shape)
+    free = free_bytes(device)
+    fits = free is None or memory["training_bytes"] <= free
+    yield {"memory": memory, "device": str(device), "free_bytes": free, "training_fits": fits}
+    yield {"command": _command(question, context, settings.response_length.end, fits)}
+    yield {"speed": measure(model, tokens, settings) if question.speed and fits else None}
+
+
+def _shape(question: Question, settings: DistillSettings, context: int | None) -> footprint.Shape:
+    """The lengths asked for, within the context."""
+    longest = question.response_tokens or settings.response_length.end
+    if context is not None:
+        longest = min(longest, max(settings.block_size, context - question.prompt_tokens - settings.block_size))
+    rows = settings.rows_per_micro_batch or settings.rows_per_update
+    return footprint.Shape(rows, question.prompt_tokens, longest, settings.rollout_batch)
+
+
+def _plan_mask(ar_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Which row becomes the mask token's, and whether it was there."""
+    known, rows = tokenizer.mask_token is not None, input_embedding(ar_model).weight.shape[0]
+    index = find_or_add_mask_token(ar_model, tokenizer)
+    grown = input_embedding(ar_model).weight.shape[0] - rows
+    plan = (
+        f"the embedding grows by {grown} row{'s' if grown > 1 else ''}" if grown else "an unused row of the embedding"
+    )
+    return {"id": index, "token": str(tokenizer.mask_token), "plan": "the tokenizer's own" if known else plan}
+
+
+def _command(question: Question, context: int | None, longest: int, fits: bool) -> str:
+    """What to type; with LoRA where full training does not fit."""
+    parts = ["opdlm", "convert", question.model, "--prompts", "PROMPTS.jsonl", "--output", "RUN"]
+    for name, value in question.changes.items():
+        parts += ["--" + name.replace("_", "-"), value]
+    if context is not None and context < 2 * longest:
+        parts += ["--response-length.start", str(min(100, context // 2)), "--response-length.end", str(context // 2)]
+    if not fits:
+        parts += ["--lora-rank", str(question.lora_rank)]
+    if question.device != "auto":
+        parts += ["--device", question.device]
+    return shlex.join(parts)

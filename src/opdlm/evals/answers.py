@@ -1,0 +1,84 @@
+"""Has a model answer a set of problems, takes the time and grades the answers."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from opdlm.errors import UsageError
+from opdlm.evals.graders import check_gradable, grade
+from opdlm.evals.problem import Problem
+from opdlm.evals.writers import Writer, Written
+from opdlm.records.evaluation import Evaluation, Score
+
+
+def answered(
+    name: str,
+    writer: Writer,
+    problems: Sequence[Problem],
+    *,
+    decoding: str = "",
+    prompts_per_call: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Has `writer` answer `problems` and grades the answers.
+
+    One call with the first prompt goes before, uncounted, so that nobody pays for the first use of kernels and caches.
+
+    Args:
+        name: what is evaluated, as tables show it.
+        writer: writes the responses.
+        problems: at least one.
+        decoding: how the writer decodes, for the record.
+        prompts_per_call: prompts given to the writer at once, all if not set. Smaller calls make `on_progress` finer,
+            and slow down writers that keep their batch full.
+        on_progress: called after each call of the writer with (responses written, problems).
+
+    Raises:
+        UsageError: no problems, `prompts_per_call` below 1, or a problem that cannot be graded.
+    """
+    if not problems:
+        raise UsageError("there are no problems to evaluate; give at least one")
+    step = len(problems) if prompts_per_call is None else prompts_per_call
+    for problem in problems:
+        check_gradable(problem, f"the problem {problem.prompt!r}")
+    if step < 1:
+        raise UsageError(f"prompts_per_call={step} must be at least 1; give a larger one")
+    prompts = [problem.prompt for problem in problems]
+    writer(prompts[:1])
+    written: list[Written] = []
+    seconds = 0.0
+    for first in range(0, len(prompts), step):
+        chunk = prompts[first : first + step]
+        began = time.perf_counter()
+        responses = writer(chunk)
+        seconds += time.perf_counter() - began
+        assert len(responses) == len(chunk), "the writer left prompts unanswered"
+        written += responses
+        if on_progress is not None:
+            on_progress(len(written), len(prompts))
+    correct = [grade(problem, response.text) for problem, response in zip(problems, written, strict=True)]
+    return Evaluation(name=name, rows=_scores(problems, written, correct), seconds=seconds, decoding=decoding)
+
+
+def _scores(problems: Sequence[Problem], written: list[Written], correct: list[bool]) -> tuple[Score, ...]:
+    """One score a family, then one for each of its tags."""
+    results = list(zip(problems, written, correct, strict=True))
+    rows = []
+    for family in dict.fromkeys(problem.family for problem in problems):
+        inside = [result for result in results if result[0].family == family]
+        rows.append(_score(family, None, inside))
+        for tag in dict.fromkeys(problem.tag for problem, _, _ in inside if problem.tag):
+            rows.append(_score(family, tag, [result for result in inside if result[0].tag == tag]))
+    return tuple(rows)
+
+
+def _score(family: str, tag: str | None, results: Sequence[tuple[Problem, Written, bool]]) -> Score:
+    seconds = [response.seconds for _, response, _ in results if response.seconds is not None]
+    return Score(
+        family=family,
+        tag=tag,
+        n=len(results),
+        correct=sum(right for _, _, right in results),
+        tokens=sum(response.tokens for _, response, _ in results),
+        forwards=sum(response.forwards for _, response, _ in results),
+        seconds=sum(seconds) if len(seconds) == len(results) else None,
+    )

@@ -1,0 +1,117 @@
+"""Teacher and student on the same problems: `opdlm.evaluate`."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from opdlm.checkpoints.load import load_ar_model
+from opdlm.config import GenerationSettings, settings_from
+from opdlm.errors import CheckpointError
+from opdlm.evals.answers import answered
+from opdlm.evals.problem import Problem
+from opdlm.evals.problem_files import load_problems
+from opdlm.evals.writers import ar_writer, diffusion_writer
+from opdlm.models.devices import pick_device
+from opdlm.models.tokens import encode_prompt
+from opdlm.records.evaluation import Comparison
+from opdlm.sampling.api import DiffusionLM, check_context, load
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with (who answers, responses written, problems)."""
+
+
+def evaluate(
+    model: str | Path,
+    against: str | Path,
+    problems: str | Path | Sequence[Problem],
+    decodings: Sequence[str] = (),
+    *,
+    max_new_tokens: int = 256,
+    batch_size: int = 32,
+    device: str = "auto",
+    on_progress: OnProgress = lambda name, done, total: None,
+) -> Comparison:
+    """Have a converted model and its original answer the same problems, greedily.
+
+    Args:
+        model: folder or hub name of the converted model. against: of the AR model that it was made from.
+        problems: a file (`load_problems`), or a list.
+        decodings: how the converted model decodes, such as "prefix:0.95"; one evaluation each. None: four, from one
+            token a step to many, in its usual order.
+        max_new_tokens: longest answer. batch_size: rows decoded at once. device: "cpu", "cuda", "mps" or "auto".
+        on_progress: called after each part of the answers.
+
+    Raises:
+        CheckpointError: one is not made from the other.
+        ContextLengthError: a problem and its answer do not fit into the context.
+        ConfigError: a decoding that does not exist.
+        PromptsError: the file is missing, empty, or holds something that is no problem.
+    """
+    for decoding in decodings:
+        greedy(decoding, max_new_tokens)  # a wrong one is an error before any model is loaded
+    asked = load_problems(str(problems)) if isinstance(problems, str | Path) else list(problems)
+    student, ar_model = load_pair(model, against, device)
+    chosen = decodings or usual_decodings(student.defaults.decoding.kind)
+    made = compare(
+        student,
+        ar_model,
+        asked,
+        chosen,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        on_progress=on_progress,
+    )
+    return made.model_copy(update={"model": str(model), "against": str(against)})
+
+
+def load_pair(student_name: str | Path, ar_name: str | Path, device: str) -> tuple[DiffusionLM, PreTrainedModel]:
+    """A converted model and its original. Raises CheckpointError if one is not made from the other."""
+    student = load(student_name, device=device)
+    ar_model, tokenizer = load_ar_model(ar_name, device=pick_device(device))
+    vocabulary = student.tokenizer.get_vocab()
+    if any(vocabulary.get(token) != index for token, index in tokenizer.get_vocab().items()):
+        raise CheckpointError(
+            f"{student_name} and {ar_name} have different vocabularies; name the model that the first was made from"
+        )
+    return student, ar_model
+
+
+def compare(
+    student: DiffusionLM,
+    ar_model: PreTrainedModel,
+    problems: Sequence[Problem],
+    decodings: Sequence[str],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    on_progress: OnProgress = lambda name, done, total: None,
+) -> Comparison:
+    """As `evaluate`, with models that are loaded already."""
+    settings = {text: greedy(text, max_new_tokens) for text in decodings}
+    prompts = [encode_prompt(student.tokenizer, problem.prompt) for problem in problems]
+    check_context(prompts, max_new_tokens, student.model.max_length, student.model.geometry.block_size)
+    # A few calls, each larger than a batch: progress is seen, and batches stay full.
+    per_call = max(4 * batch_size, -(-len(problems) // 4))
+    run = partial(answered, problems=problems, prompts_per_call=per_call)
+
+    writer = ar_writer(ar_model, student.tokenizer, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    teacher = run("teacher", writer, on_progress=partial(on_progress, "teacher"))
+    students = []
+    for text, chosen in settings.items():
+        writer = diffusion_writer(partial(student.written, settings=chosen, batch_size=batch_size), student.tokenizer)
+        students.append(run(f"student, {text}", writer, decoding=text, on_progress=partial(on_progress, text)))
+    return Comparison(teacher=teacher, students=tuple(students), batch_size=batch_size)
+
+
+def usual_decodings(kind: str) -> tuple[str, ...]:
+    """What a student is compared by if nothing is asked for: one token a step, then ever more, in its usual order."""
+    if kind == "prefix":
+        return ("sequential", "prefix:0.98", "prefix:0.95", "prefix:0.9")
+    return ("static", "dynamic:0.9", "dynamic:0.8", "dynamic:0.7")
+
+
+def greedy(decoding: str, max_new_tokens: int) -> GenerationSettings:
+    """The settings of an evaluation; ConfigError if the decoding does not exist."""
+    return settings_from(GenerationSettings, {"decoding": decoding, "max_new_tokens": max_new_tokens})

@@ -1,0 +1,116 @@
+"""Says whether a response is right, by the rules of its task family: a table of graders."""
+
+import re
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+
+from opdlm.errors import UsageError
+from opdlm.evals.problem import Problem
+from opdlm.evals.sandbox import run_python
+
+# Wall-clock seconds for one response's code. Far more than a right one needs, so that a busy machine fails none.
+CODE_TIMEOUT_S = 5.0
+
+# Digits, or groups of three behind commas or spaces ("1,234", "1 234"), and decimals.
+_NUMBER = re.compile(r"-?(?:[0-9]{1,3}(?:[, ][0-9]{3})+|[0-9]+)(?:\.[0-9]+)?")
+_FENCED = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+_SENTENCE_END = re.compile(r"[.!?\n]")
+
+
+def extract_number(text: str) -> Decimal | None:
+    """The number that stands alone on its line behind the last `####`, or None.
+
+    The final-answer mark of GSM8K (arXiv 2110.14168), whose references hold the bare number. Commas or spaces between
+    groups of three, spaces around the number, leading zeros, a minus sign and decimals are fine. Nothing else is: no
+    unit, no currency, no second number, and no number that stands elsewhere. This is stricter than the regular
+    expression published with GSM8K, which ignores what follows the number.
+    """
+    _, mark, rest = text.rpartition("####")
+    line = rest.strip(" \t").partition("\n")[0].strip()
+    if not mark or not _NUMBER.fullmatch(line):
+        return None
+    return Decimal(line.replace(",", "").replace(" ", ""))
+
+
+def extract_code(text: str) -> str:
+    """The content of the first ``` fence, or the whole text where there is none.
+
+    The fence may name a language, be indented (its content is then shifted to the left), or never be closed.
+    """
+    fenced = _FENCED.search(text.replace("\r\n", "\n"))
+    return textwrap.dedent(fenced[1]) if fenced else text
+
+
+def _maths(problem: Problem, response: str) -> bool:
+    return extract_number(response) == extract_number(f"#### {problem.answer}")
+
+
+def _maths_fault(problem: Problem) -> str | None:
+    if extract_number(f"#### {problem.answer}") is None:
+        return f"has the answer {problem.answer!r}, which is no number"
+    return None
+
+
+def _recall(problem: Problem, response: str) -> bool:
+    first_sentence = _SENTENCE_END.split(response.strip(), maxsplit=1)[0]
+    # Not \b: an answer that begins or ends with a sign has no word boundary there.
+    word = rf"(?<!\w){re.escape(problem.answer)}(?!\w)"
+    return re.search(word, first_sentence, re.IGNORECASE) is not None
+
+
+def _edit(problem: Problem, response: str) -> bool:
+    return response.strip().partition("\n")[0].strip() == problem.answer
+
+
+def _code(problem: Problem, response: str) -> bool:
+    return run_python(extract_code(response), problem.calls, timeout_s=CODE_TIMEOUT_S).all_passed
+
+
+def _code_fault(problem: Problem) -> str | None:
+    return None if problem.calls else "needs calls: pairs of a call and the repr of its result"
+
+
+def _no_fault(problem: Problem) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Grader:
+    """How one family is graded.
+
+    Attributes:
+        grade: problem and response -> whether it is right.
+        fault: what makes a problem of this family impossible to grade, as the rest of a sentence; None if nothing does.
+    """
+
+    grade: Callable[[Problem, str], bool]
+    fault: Callable[[Problem], str | None] = _no_fault
+
+
+GRADERS: dict[str, Grader] = {
+    # the number behind the last `####` equals the answer (`extract_number`)
+    "maths": Grader(_maths, _maths_fault),
+    # the first sentence holds the answer as a whole word, in any letter case
+    "recall": Grader(_recall),
+    # the first line that is not blank equals the answer, spaces at its ends aside
+    "edit": Grader(_edit),
+    # every call of the function returns the expected value, in the sandbox
+    "code": Grader(_code, _code_fault),
+}
+
+
+def check_gradable(problem: Problem, where: str = "a problem") -> None:
+    """Raises UsageError if the family is unknown or the problem lacks what its grader needs; `where` names it."""
+    if problem.family not in GRADERS:
+        raise UsageError(f"{where} has the family {problem.family!r}; use one of {', '.join(GRADERS)}")
+    fault = GRADERS[problem.family].fault(problem)
+    if fault is not None:
+        raise UsageError(f"{where} ({problem.family}) {fault}; correct it")
+
+
+def grade(problem: Problem, response: str) -> bool:
+    """Whether the response is right, by the rules of GRADERS. Raises UsageError for what `check_gradable` refuses."""
+    check_gradable(problem)
+    return GRADERS[problem.family].grade(problem, response)

@@ -1,0 +1,117 @@
+"""How likely the original finds what the converted model writes, in bits per byte."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from opdlm.config import GenerationSettings, settings_from
+from opdlm.core.types import Geometry
+from opdlm.data.prompts import Prompt
+from opdlm.evals.bits import bits_per_byte
+from opdlm.evals.compare import load_pair, usual_decodings
+from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.models.tokens import encode_prompt, find_or_add_mask_token
+from opdlm.sampling.api import DiffusionLM, check_context
+from opdlm.sampling.engine import Engine
+from opdlm.sampling.requests import continuations
+
+_ONE_BY_ONE = "sequential"
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """One row: who wrote and how, bits per byte under the original, tokens per forward, response tokens."""
+
+    writer: str
+    decoding: str
+    bits_per_byte: float
+    tokens_per_forward: float
+    tokens: int
+
+
+def evaluate_likelihood(
+    model: str | Path,
+    against: str | Path,
+    texts: Sequence[Prompt],
+    decodings: Sequence[str] = (),
+    *,
+    prompt_tokens: int | None = None,
+    max_new_tokens: int = 256,
+    temperature: float = 1.0,
+    batch_size: int = 32,
+    device: str = "auto",
+) -> list[Likelihood]:
+    """Have a converted model and its original continue the same texts; errors as in `compare.evaluate`.
+
+    Args:
+        prompt_tokens: only the first tokens of each text are given; default: all.
+    """
+    student, ar_model = load_pair(model, against, device)
+    prompts = [encode_prompt(student.tokenizer, text)[:prompt_tokens] for text in texts]
+    check_context(prompts, max_new_tokens, student.model.max_length, student.model.geometry.block_size)
+    return likelihoods(
+        student,
+        ar_model,
+        prompts,
+        decodings or usual_decodings(student.defaults.decoding.kind),
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        batch_size=batch_size,
+    )
+
+
+def likelihoods(
+    student: DiffusionLM,
+    ar_model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    decodings: Sequence[str],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    batch_size: int,
+) -> list[Likelihood]:
+    """The original itself, the student before training (the original's weights in the student's geometry), the student.
+
+    The student before training shows what the conversion taught. The original shows what can be reached: at
+    temperature 1 its bits per byte are its own entropy.
+    """
+    untrained = copy.deepcopy(ar_model)
+    mask_token_id = find_or_add_mask_token(untrained, copy.deepcopy(student.tokenizer))
+    before = BlockDiffusionModel(untrained, student.model.geometry, mask_token_id)
+    original = before.at(Geometry(1, "shifted", "causal"))
+    writers = [("original", original, (_ONE_BY_ONE,))]
+    writers += [("student before", before, decodings), ("student", student.model, decodings)]
+    return [
+        _likelihood(name, model, student, ar_model, prompts, decoding, max_new_tokens, temperature, batch_size)
+        for name, model, chosen in writers
+        for decoding in chosen
+    ]
+
+
+def _likelihood(
+    name: str,
+    model: BlockDiffusionModel,
+    student: DiffusionLM,
+    ar_model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    decoding: str,
+    max_new_tokens: int,
+    temperature: float,
+    batch_size: int,
+) -> Likelihood:
+    given = {"decoding": decoding, "max_new_tokens": max_new_tokens, "temperature": temperature}
+    settings = settings_from(GenerationSettings, given)
+    rollout = Engine(model, student.tokens, batch_size).write(continuations(prompts, settings))
+    ends = zip(rollout.prompt_length.tolist(), rollout.length.tolist(), rollout.stopped.tolist(), strict=True)
+    # The stop token has no byte, so it is not scored.
+    sequences = [
+        (rollout.input_ids[row, : length - int(stopped)].tolist(), begin)
+        for row, (begin, length, stopped) in enumerate(ends)
+    ]
+    texts = student.tokenizer.batch_decode([ids[begin:] for ids, begin in sequences], skip_special_tokens=True)
+    tokens = int((rollout.length - rollout.prompt_length).sum())
+    bits = bits_per_byte(ar_model, sequences, texts)
+    return Likelihood(name, decoding, bits, tokens / int(rollout.forwards.sum()), tokens)

@@ -1,0 +1,24 @@
+"""What a problem is: a question whose answer can be graded."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question with its reference answer.
+
+    Attributes:
+        family: how it is graded: a key of `opdlm.evals.graders.GRADERS`.
+        prompt: the user's message, plain text.
+        response: a complete reference response, or "".
+        answer: what grading looks for (a number, a name, a line); for code the name of the function.
+        calls: for code, pairs of (call expression, repr of the expected result); empty otherwise.
+        tag: a sub-group that is reported on its own, or "".
+    """
+
+    family: str
+    prompt: str
+    response: str
+    answer: str
+    calls: tuple[tuple[str, str], ...] = ()
+    tag: str = ""

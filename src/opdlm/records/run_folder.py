@@ -1,0 +1,200 @@
+"""The folder of a run: config.toml, metrics.jsonl, rollouts/, checkpoints/, model/. Files are whole or not there."""
+
+import json
+import shutil
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import tomli_w
+import torch
+
+from opdlm.config import ConvertSettings, settings_from
+from opdlm.errors import CheckpointError, OutputExistsError, RecordError, StorageError
+from opdlm.records.evaluation import Comparison
+from opdlm.records.metrics import StepMetrics
+from opdlm.records.trajectory import Trajectory
+
+_STATE = "training_state.pt"
+_UNFINISHED = "unfinished-"
+
+
+class RunFolder:
+    """Paths and files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config, self.metrics = path / "config.toml", path / "metrics.jsonl"
+        self.rollouts, self.checkpoints, self.model = path / "rollouts", path / "checkpoints", path / "model"
+        self.prompts, self.evaluation = path / "prompts.jsonl", path / "evaluation.json"
+        self.sample = self.rollouts / "sample.json"
+
+    @classmethod
+    def create(cls, path: Path, settings: ConvertSettings, prompts: Sequence[str | list] | None = None) -> "RunFolder":
+        """A new run; `prompts` that came as a Python list are kept with it, so that it can be resumed.
+
+        Raises:
+            OutputExistsError: the folder holds anything. StorageError: it cannot be written.
+        """
+        cls.check_free(path)
+        run = cls(path)
+        try:
+            run.rollouts.mkdir(parents=True)
+            run.checkpoints.mkdir()
+            if prompts is not None:
+                lines = (json.dumps({"prompt": prompt}, ensure_ascii=False) + "\n" for prompt in prompts)
+                run.prompts.write_text("".join(lines), encoding="utf-8")
+                settings = settings.model_copy(update={"prompts": str(run.prompts.resolve()), "prompts_column": None})
+            run.config.write_text(tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True)))
+        except OSError as error:
+            shutil.rmtree(path, ignore_errors=True)  # it was new or empty
+            raise StorageError(f"cannot write to {path} ({error.strerror}); choose another --output") from error
+        return run
+
+    @staticmethod
+    def check_free(path: Path) -> None:
+        """Raises OutputExistsError if the folder holds anything: known before a model is loaded."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise OutputExistsError(f"{path} is not empty; choose another --output, or continue it with --resume")
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """An existing run, to resume."""
+        run = cls(path)
+        if not run.config.is_file():
+            raise CheckpointError(f"{path} holds no run to resume (no config.toml); start one without --resume")
+        for leftover in run.checkpoints.glob(f"{_UNFINISHED}*"):
+            shutil.rmtree(leftover)
+        return run
+
+    def settings(self) -> ConvertSettings:
+        """The settings that the run was started with."""
+        try:
+            values = tomllib.loads(self.config.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{self.config} is damaged ({error}); correct it, or start a new run") from error
+        return settings_from(ConvertSettings, values)
+
+    # --- metrics ------------------------------------------------------------------------------------------------
+
+    def log(self, metrics: StepMetrics) -> None:
+        """Append one line to metrics.jsonl."""
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(metrics.to_json()) + "\n")
+        except OSError as error:
+            raise self._full(self.metrics, error) from error
+
+    def logged(self) -> list[StepMetrics]:
+        """All lines of metrics.jsonl; the last is left out if it was cut while it was written.
+
+        Raises:
+            RecordError: there are none, or one is damaged.
+        """
+        if not self.metrics.is_file():
+            raise RecordError(f"{self.path} holds no metrics.jsonl; give the folder of a run")
+        lines = self.metrics.read_text(encoding="utf-8").split("\n")
+        lines.pop()  # what follows the last newline: nothing, or a line that was cut
+        numbered = enumerate(lines, start=1)
+        return [StepMetrics.from_json(_parsed(line, self.metrics), f"{self.metrics}, line {n}") for n, line in numbered]
+
+    def forget_after(self, rollouts_done: int, last: StepMetrics | None = None) -> None:
+        """Drop metrics of rollouts that a resumed run will do again, and a line that was cut while it was written.
+
+        `last`: those of the checkpoint, added if the run ended between the checkpoint and its line.
+        """
+        logged = self.logged() if self.metrics.exists() else []
+        kept = [metrics for metrics in logged if metrics.rollout <= rollouts_done]
+        if last is not None and (not kept or kept[-1].rollout < rollouts_done):
+            kept.append(last)
+        whole = self.metrics.with_suffix(".partial")
+        whole.write_text("".join(json.dumps(metrics.to_json()) + "\n" for metrics in kept), encoding="utf-8")
+        whole.replace(self.metrics)
+
+    # --- trajectories and evaluation ----------------------------------------------------------------------------
+
+    def keep_rollout(self, rollouts_done: int, rows: Sequence[Trajectory]) -> None:
+        """Some rows of a rollout as rollouts/rollout-N.json."""
+        self._write(self.rollouts / f"rollout-{rollouts_done:06d}.json", [row.to_json() for row in rows])
+
+    def keep_sample(self, sample: Trajectory) -> None:
+        """The finished student's answer to one question, rollouts/sample.json."""
+        self._write(self.sample, sample.to_json())
+
+    def kept_sample(self) -> Trajectory | None:
+        """What `keep_sample` wrote; None if there is none. Raises RecordError if it is damaged."""
+        if not self.sample.is_file():
+            return None
+        text = self.sample.read_text(encoding="utf-8")
+        return Trajectory.from_json(_parsed(text, self.sample), str(self.sample))
+
+    def keep_evaluation(self, comparison: Comparison) -> None:
+        """Teacher and student side by side, evaluation.json."""
+        self._write(self.evaluation, comparison.to_json())
+
+    def kept_evaluation(self) -> Comparison | None:
+        """What `keep_evaluation` wrote; None if there is none. Raises RecordError if it is damaged."""
+        if not self.evaluation.is_file():
+            return None
+        text = self.evaluation.read_text(encoding="utf-8")
+        return Comparison.from_json(_parsed(text, self.evaluation), str(self.evaluation))
+
+    def _write(self, path: Path, content: Any) -> None:
+        try:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise self._full(path, error) from error
+
+    @staticmethod
+    def _full(path: Path, error: OSError) -> StorageError:
+        return StorageError(f"cannot write {path} ({error.strerror}); free some room, then use --resume")
+
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint."""
+        found = sorted(self.checkpoints.glob("rollout-*"))
+        return found[-1] if found else None
+
+    def save_state(self, rollouts_done: int, state: dict[str, Any], save_model: Any, keep: int) -> Path:
+        """A checkpoint: `save_model(folder)` writes the model, then the training state; renamed when both are there.
+
+        Raises:
+            StorageError: no room; earlier checkpoints stay as they are.
+        """
+        name = f"rollout-{rollouts_done:06d}"
+        unfinished, final = self.checkpoints / f"{_UNFINISHED}{name}", self.checkpoints / name
+        try:
+            save_model(unfinished)
+            torch.save(state, unfinished / _STATE)
+            if final.exists():
+                shutil.rmtree(final)
+            unfinished.replace(final)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise StorageError(
+                f"cannot write checkpoint {final} ({error}); free some room, then use --resume"
+            ) from error
+        for old in sorted(self.checkpoints.glob("rollout-*"))[:-keep]:
+            shutil.rmtree(old)
+        return final
+
+    @staticmethod
+    def load_state(checkpoint: Path) -> dict[str, Any]:
+        """The training state of a checkpoint. Raises CheckpointError if it is damaged."""
+        try:
+            return torch.load(checkpoint / _STATE, weights_only=True)
+        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+            raise CheckpointError(
+                f"{checkpoint / _STATE} is damaged or missing; delete {checkpoint} and resume"
+            ) from error
+
+
+def _parsed(text: str, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RecordError(f"{path} is damaged ({error.msg}); run the command that wrote it again") from error

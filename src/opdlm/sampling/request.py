@@ -1,0 +1,57 @@
+"""One text to be written, with all that decides it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be written, and how. The response depends on nothing else.
+
+    Attributes:
+        ids: the prompt; or a text with mask tokens, which are filled.
+        first: position of the first token to write. end: position behind the last one.
+        may_stop: whether a stop token or stop string ends it early.
+        watched: whether the engine reports its drafts.
+        seed: of its random draws.
+        decoding: the commit rule with all its numbers, such as {"kind": "dynamic", "threshold": 0.9}.
+        temperature, top_k, top_p, min_p, repetition_penalty, logit_bias, stop_strings: as in `GenerationSettings`.
+    """
+
+    ids: Sequence[int]
+    first: int
+    end: int
+    may_stop: bool
+    watched: bool = False
+    seed: int
+    decoding: Mapping[str, Any]
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    logit_bias: Mapping[int, float]
+    stop_strings: Sequence[str]
+
+
+def continuation(
+    prompt: Sequence[int], *, max_new_tokens: int, seed: int, watched: bool = False, **controls: Any
+) -> Request:
+    """Up to `max_new_tokens` tokens behind the prompt, fewer where a stop token comes. `controls`: as in Request."""
+    end = len(prompt) + max_new_tokens
+    return Request(ids=prompt, first=len(prompt), end=end, may_stop=True, watched=watched, seed=seed, **controls)
+
+
+def filling(
+    text: Sequence[int], *, mask_token_id: int, block_size: int, seed: int, watched: bool = False, **controls: Any
+) -> Request:
+    """Every mask token in `text` replaced; no stop token ends it.
+
+    What stands behind a gap is seen as far as its block reaches: the geometry is the one that was trained. The response
+    ends with the last gap.
+    """
+    gaps = [position for position, token in enumerate(text) if token == mask_token_id]
+    first, last = gaps[0], gaps[-1]
+    seen = text[: last // block_size * block_size + block_size]
+    return Request(ids=seen, first=first, end=last + 1, may_stop=False, watched=watched, seed=seed, **controls)

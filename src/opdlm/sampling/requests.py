@@ -1,0 +1,41 @@
+"""Requests from settings."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from opdlm.config import GenerationSettings
+from opdlm.sampling.request import Request, continuation, filling
+
+
+def continuations(
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationSettings,
+    seeds: Sequence[int] | None = None,
+    watched: bool = False,
+) -> list[Request]:
+    """A request for a response to each prompt. Row i draws from `seeds[i]` (default: settings.seed + i)."""
+    controls = _controls(settings) | {"max_new_tokens": settings.max_new_tokens, "watched": watched}
+    rows = zip(prompts, _seeds(settings, len(prompts), seeds), strict=True)
+    return [continuation(prompt, seed=seed, **controls) for prompt, seed in rows]
+
+
+def fillings(
+    texts: Sequence[Sequence[int]],
+    settings: GenerationSettings,
+    mask_token_id: int,
+    block_size: int,
+    seeds: Sequence[int] | None = None,
+    watched: bool = False,
+) -> list[Request]:
+    """A request for each text whose mask tokens are to be replaced; seeds as in `continuations`."""
+    controls = _controls(settings) | {"mask_token_id": mask_token_id, "block_size": block_size, "watched": watched}
+    rows = zip(texts, _seeds(settings, len(texts), seeds), strict=True)
+    return [filling(text, seed=seed, **controls) for text, seed in rows]
+
+
+def _controls(settings: GenerationSettings) -> dict[str, Any]:
+    return settings.model_dump(exclude={"max_new_tokens", "seed"})
+
+
+def _seeds(settings: GenerationSettings, count: int, seeds: Sequence[int] | None) -> Sequence[int]:
+    return range(settings.seed, settings.seed + count) if seeds is None else seeds

@@ -1,0 +1,25 @@
+"""Where the models that ship with the package are: the tiny AR model, and the student that was made from it."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from opdlm.errors import ModelNotFoundError
+
+
+def ar_model_path() -> Path:
+    """Folder of the autoregressive model. Raises ModelNotFoundError where the package came without it."""
+    return _folder("ar_model")
+
+
+def student_path() -> Path:
+    """Folder of its block-diffusion student. Raises ModelNotFoundError where the package came without it."""
+    return _folder("student")
+
+
+def _folder(name: str) -> Path:
+    folder = Path(str(files("opdlm.tiny"))) / "weights" / name
+    if not (folder / "config.json").is_file():
+        raise ModelNotFoundError(
+            f"this installation has no weights at {folder}; install opdlm again, or name a model of your own"
+        )
+    return folder

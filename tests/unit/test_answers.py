@@ -1,0 +1,264 @@
+"""Counts, times and shares are what they say, and the writers neither lose nor swap a response."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+
+from opdlm.core.types import Rollout
+from opdlm.errors import RecordError, UsageError
+from opdlm.evals import answers
+from opdlm.evals.answers import answered
+from opdlm.evals.problem import Problem
+from opdlm.evals.writers import Written, ar_writer, diffusion_writer
+from opdlm.records.evaluation import Evaluation, Score, retained, wilson_interval
+from opdlm.tiny.tokenizer import train_tokenizer
+
+
+def question(family, prompt, answer, tag=""):
+    return Problem(family, prompt, "", answer, tag=tag)
+
+
+QUESTIONS = [
+    question("edit", "e1", "a"),
+    question("recall", "r1", "red", "seen"),
+    question("edit", "e2", "b"),
+    question("recall", "r2", "blue", "unseen"),
+    question("recall", "r3", "green", "unseen"),
+]
+ANSWERS = {
+    "e1": Written("a", 10, 5, 0.5),
+    "e2": Written("wrong", 30, 5, 0.25),
+    "r1": Written("It is red.", 4, 4, 1.0),
+    "r2": Written("It is blue.", 4, 2, 1.0),
+    "r3": Written("It is pink.", 2, 1, 1.0),
+}
+
+
+class Scripted:
+    """A writer that answers from ANSWERS and remembers how it was called."""
+
+    def __init__(self, known=ANSWERS):
+        self.answers = known
+        self.calls = []
+
+    def __call__(self, prompts):
+        self.calls.append(list(prompts))
+        return [self.answers[prompt] for prompt in prompts]
+
+
+def test_rows_count_by_family_and_by_tag():
+    """Without it the report could credit a family with another's answers."""
+    report = answered("student", Scripted(), QUESTIONS)
+    assert report.rows == (
+        Score(family="edit", tag=None, n=2, correct=1, tokens=40, forwards=10, seconds=0.75),
+        Score(family="recall", tag=None, n=3, correct=2, tokens=10, forwards=7, seconds=3.0),
+        Score(family="recall", tag="seen", n=1, correct=1, tokens=4, forwards=4, seconds=1.0),
+        Score(family="recall", tag="unseen", n=2, correct=1, tokens=6, forwards=3, seconds=2.0),
+    )
+    assert report.row("recall", "unseen").accuracy == 0.5
+    with pytest.raises(UsageError, match="recall/seen"):
+        report.row("maths")
+
+
+def test_averages():
+    """Without it the largest family would decide, or short responses weigh as much as long ones in the speed."""
+    report = answered("student", Scripted(), QUESTIONS)
+    assert report.accuracy == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert report.total.accuracy == 3 / 5
+    assert report.tokens_per_forward == 50 / 17
+    assert report.row("edit").tokens_per_forward == 40 / 10  # not the mean of 2 and 6
+    assert report.model_copy(update={"seconds": 2.0}).tokens_per_second == 25.0
+    assert report.total.seconds == 3.75
+
+
+def test_unknown_seconds_stay_unknown():
+    """Without it a sum over some responses would pass for the time of all."""
+    report = answered("student", Scripted({**ANSWERS, "e1": Written("a", 10, 5)}), QUESTIONS)
+    assert report.row("edit").seconds is None
+    assert report.row("recall").seconds == 3.0
+    assert report.total.seconds is None
+
+
+def test_the_warm_up_is_not_timed(monkeypatch):
+    """Without it the model that is measured first would pay for the start of the libraries."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(answers, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(answers, "grade", lambda *_: setattr(clock, "now", clock.now + 1000) or True)
+    scripted = Scripted()
+
+    def slow(prompts):
+        clock.now += 100 if not scripted.calls else 1 + len(prompts)
+        return scripted(prompts)
+
+    assert answered("student", slow, QUESTIONS).seconds == 6
+    assert scripted.calls == [["e1"], [one.prompt for one in QUESTIONS]]
+
+
+def test_calls_in_parts_report_progress():
+    """Without it a long evaluation would look dead, or its parts be mixed up."""
+    scripted, seen = Scripted(), []
+    whole = answered("student", Scripted(), QUESTIONS)
+    report = answered("student", scripted, QUESTIONS, prompts_per_call=2, on_progress=lambda *at: seen.append(at))
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+    assert [len(call) for call in scripted.calls] == [1, 2, 2, 1]
+    assert report.rows == whole.rows
+
+
+def test_nothing_to_answered():
+    """Without it an empty set would end in a division by zero."""
+    with pytest.raises(UsageError, match="no problems"):
+        answered("student", Scripted(), [])
+    with pytest.raises(UsageError, match="prompts_per_call"):
+        answered("student", Scripted(), QUESTIONS, prompts_per_call=0)
+
+
+def test_report_survives_json():
+    """Without it a saved evaluation could not be compared with a later one."""
+    report = answered("student", Scripted(), QUESTIONS)
+    data = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert Evaluation.from_json(data, "file") == report
+    assert data["accuracy"] == report.accuracy
+    assert data["rows"][0]["interval"] == list(report.rows[0].interval)
+    assert data["total"]["n"] == 5
+    for damaged in ({"name": "x"}, {"name": "x", "seconds": 1.0, "rows": [{"family": "edit"}]}, [], None):
+        with pytest.raises(RecordError, match=r"file is not a Evaluation of version 1 .* write it again"):
+            Evaluation.from_json(damaged, "file")
+    with pytest.raises(RecordError, match="version: Input should be 1"):
+        Evaluation.from_json({**data, "version": 2}, "file")
+
+
+def test_wilson_interval():
+    """Without it small samples would look surer than they are. Values as R's prop.test(correct=FALSE) gives them."""
+    assert wilson_interval(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
+    assert wilson_interval(0, 10) == pytest.approx((0.0, 0.2775328), abs=1e-6)
+    assert wilson_interval(10, 10) == pytest.approx((0.7224672, 1.0), abs=1e-6)
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+    for n in (1, 7, 200):
+        for correct in range(n + 1):
+            low, high = wilson_interval(correct, n)
+            assert 0 <= low <= correct / n <= high <= 1
+
+
+def test_retained():
+    """Without it the share kept could be turned upside down, or compare different problems."""
+    right = {one.prompt: Written(one.answer, 1, 1) for one in QUESTIONS}
+    teacher = answered("teacher", Scripted(right), QUESTIONS)
+    student = answered("student", Scripted(), QUESTIONS)
+    assert retained(student, teacher) == pytest.approx(
+        {
+            "overall": 7 / 12,
+            "micro": 3 / 5,
+            "edit": 1 / 2,
+            "recall": 2 / 3,
+            "recall/seen": 1.0,
+            "recall/unseen": 1 / 2,
+        }
+    )
+    hopeless = answered("teacher", Scripted({prompt: Written("", 1, 1) for prompt in right}), QUESTIONS)
+    assert set(retained(student, hopeless).values()) == {None}
+    with pytest.raises(UsageError, match="different problems"):
+        retained(student, answered("teacher", Scripted(right), QUESTIONS[1:]))
+
+
+# --- writers ------------------------------------------------------------------------------------------------------
+
+PROMPTS = ["sort these words: dog cat", "hi", "a much longer prompt with a great many more words in it", "2+2?", "x"]
+LIMIT = 12
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(PROMPTS)
+
+
+@pytest.fixture
+def model(tokenizer):
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        tie_word_embeddings=False,
+        initializer_range=1.0,  # far from uniform, so that the argmax hangs on the context
+    )
+    return Qwen3ForCausalLM(config).eval()
+
+
+def greedy(model, tokenizer, prompt, stop_ids):
+    """The oracle: one row, no cache, no padding."""
+    chat = [{"role": "user", "content": prompt}]
+    ids = tokenizer.encode(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
+    written = []
+    while len(written) < LIMIT and not (written and written[-1] in stop_ids):
+        with torch.no_grad():
+            written.append(int(model(torch.tensor([ids + written])).logits[0, -1].argmax()))
+    return written
+
+
+def stopping_early(model, tokenizer):
+    """Lets the model stop at a token that it does write in the middle of one of its answers."""
+    written = [greedy(model, tokenizer, prompt, set()) for prompt in PROMPTS]
+    stop = written[0][5]
+    model.generation_config = GenerationConfig(
+        eos_token_id=[stop], do_sample=True, temperature=0.6, top_k=20, repetition_penalty=2.0
+    )
+    return {stop, tokenizer.eos_token_id}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_ar_writer_is_greedy_decoding_row_by_row(model, tokenizer, batch_size):
+    """Without it padding, batching, sorting or the model's own settings could change the teacher's answers."""
+    stop_ids = stopping_early(model, tokenizer)
+    expected = [greedy(model, tokenizer, prompt, stop_ids) for prompt in PROMPTS]
+    assert {len(ids) for ids in expected} > {LIMIT}  # some rows stop, some are cut
+    got = ar_writer(model, tokenizer, max_new_tokens=LIMIT, batch_size=batch_size)(PROMPTS)
+    assert [response.text for response in got] == [tokenizer.decode(ids, skip_special_tokens=True) for ids in expected]
+    assert [response.tokens for response in got] == [len(ids) for ids in expected]
+    assert [response.forwards for response in got] == [len(ids) for ids in expected]
+
+
+def test_ar_writer_without_template_or_padding_token(model, tokenizer):
+    """Without it base models, which have neither, could not be evaluated."""
+    plain = train_tokenizer(PROMPTS)
+    plain.chat_template = plain.pad_token = None
+    write = ar_writer(model, plain, max_new_tokens=3, batch_size=2)
+    ids = tokenizer.encode(PROMPTS[0])
+    with torch.no_grad():
+        first = int(model(torch.tensor([ids])).logits[0, -1].argmax())
+    assert write(PROMPTS)[0].text.startswith(tokenizer.decode([first]))
+    with pytest.raises(UsageError, match="empty"):
+        write(["x", ""])
+
+
+def test_diffusion_writer_reads_the_rollout(tokenizer):
+    """Without it the prompt, or the rest of the last block, would be graded and counted as response."""
+    asked = []
+    answers = [tokenizer.encode("cat dog<|end|>"), tokenizer.encode("no")]
+    rest = tokenizer.encode("junk")
+
+    def generate(prompts):
+        asked.extend(prompts)
+        rows = [prompt + answer + rest for prompt, answer in zip(prompts, answers, strict=True)]
+        width = max(map(len, rows))
+        input_ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
+        prompt_length = torch.tensor([len(prompt) for prompt in prompts])
+        return Rollout(
+            input_ids=input_ids,
+            prompt_length=prompt_length,
+            length=prompt_length + torch.tensor([len(answer) for answer in answers]),
+            end=torch.tensor([len(row) for row in rows]),
+            commit_step=torch.zeros_like(input_ids, dtype=torch.int16),
+            stopped=torch.tensor([True, False]),
+            forwards=torch.tensor([2, 7]),
+        )
+
+    got = diffusion_writer(generate, tokenizer)(PROMPTS[:2])
+    assert got == [Written("cat dog", len(answers[0]), 2), Written("no", len(answers[1]), 7)]
+    assert tokenizer.decode(asked[0]) == f"<|user|>{PROMPTS[0]}<|end|><|assistant|>"
