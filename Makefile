@@ -1,6 +1,6 @@
 # The only commands: demo, test, check, fmt, bench. Each sets itself up.
 #   VENV=dir           where the environment stands        PYTHON=python3.13   which Python makes it
-#   CONSTRAINTS=file   other pinned versions               PYTEST_ARGS="-k x", DEMO_ARGS="--quick"  passed on
+#   CONSTRAINTS=file   other versions                      PYTEST_ARGS="-k x", DEMO_ARGS="--quick"  passed on
 VENV ?= .venv
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
@@ -14,6 +14,7 @@ CODE := src tests $(wildcard benchmarks examples)
 .PHONY: demo test check fmt bench
 .DEFAULT_GOAL := test
 
+# CONSTRAINTS=/dev/null takes the newest version of everything that pyproject.toml allows.
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
@@ -30,6 +31,8 @@ check: $(STAMP)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+	@long=$$(wc -l $$(git ls-files 'src/*.py' 'tests/*.py' 'benchmarks/*.py' 'examples/*.py') | awk '$$1 > 400 && $$2 != "total"'); \
+		if [ -n "$$long" ]; then echo "files over 400 lines, make a room of them:"; echo "$$long"; exit 1; fi
 
 fmt: $(STAMP)
 	$(BIN)/ruff check --fix $(CODE)

@@ -1,12 +1,12 @@
 """Decoding speed of the embedded student: the engine against its AR model and against the usual block-diffusion loop.
 
-All answer the same questions of the tiny's tasks, in the same order, greedily, in float32 on the CPU:
+All answer the same questions of the embedded tasks, in the same order, greedily, in float32 on the CPU:
 
 - ours: `opdlm`'s engine, at each decoding, as it is and compiled (`opdlm.load(..., compile=True)`);
 - AR: `generate` of transformers with the student's parent, as a user calls it: KV cache, prompts padded on the left;
   and with its forward compiled in the same way, which transformers itself does not do on a CPU;
 - peer loop: block diffusion as published tools write it (`decoding/peer_loop.py`), with the same student and rule: once
-  with the cache copied for each round, as they do, once in a faster form that crops it.
+  with the cache copied for each step, as they do, once in a faster form that crops it.
 
 How fair it is. Time runs from lists of prompt ids to lists of response ids, the prompts' pass included, and only tokens
 up to the stop token count. They take turns within each repeat, so that a ratio compares neighbours in time. The peer

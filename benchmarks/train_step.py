@@ -109,7 +109,7 @@ def rows_of_record(options: argparse.Namespace, ours: list[Result], published: l
         "prompt_tokens": PROMPT,
         "response_tokens": response_lengths(options.rows, LONGEST),
         "block_size": BLOCK,
-        "states": "one_per_block, random commit rounds",
+        "states": "one_per_block, random commit steps",
         "optimiser": "left out on both sides",
     }
     name = "published formulation: doubled rows, dense masks, padded, head at every position"

@@ -22,7 +22,7 @@ def main() -> None:
         model,
         prompts,
         output,
-        recipe="paper-small",  # its settings are the defaults; those below replace them
+        # the recipe for models of this size gives the defaults; these replace them
         rollouts=100,
         prompts_per_rollout=32,
         response_length={"start": 64, "end": 256, "rollouts": 20},

@@ -64,18 +64,18 @@ def written(
 
 
 def scripted(rows: Sequence[tuple[str, int]], size: int = 4, stopped: bool = False) -> Rollout:
-    """A rollout by hand. Each row: its rounds, one character a column ("p" prompt, "." never), and its length.
+    """A rollout by hand. Each row: its steps, one character a column ("p" prompt, "." never), and its length.
 
     Token ids are 10 + column.
     """
-    width = -(-max(len(rounds) for rounds, _ in rows) // size) * size
+    width = -(-max(len(steps) for steps, _ in rows) // size) * size
     known = {"p": -1, ".": NEVER}
-    table = [[known[c] if c in known else int(c) for c in rounds.ljust(width, ".")] for rounds, _ in rows]
+    table = [[known[c] if c in known else int(c) for c in steps.ljust(width, ".")] for steps, _ in rows]
     return Rollout(
         input_ids=torch.arange(10, 10 + width).expand(len(rows), -1).clone(),
-        prompt_length=torch.tensor([rounds.count("p") for rounds, _ in rows]),
+        prompt_length=torch.tensor([steps.count("p") for steps, _ in rows]),
         length=torch.tensor([length for _, length in rows]),
-        end=torch.tensor([-(-len(rounds) // size) * size for rounds, _ in rows]),
+        end=torch.tensor([-(-len(steps) // size) * size for steps, _ in rows]),
         commit_step=torch.tensor(table, dtype=torch.int16),
         stopped=torch.full((len(rows),), stopped),
         forwards=torch.ones(len(rows), dtype=torch.int64),

@@ -36,6 +36,8 @@ CHOICES: list[dict[str, Any]] = [
         "repetition_penalty": 1.2,
         "logit_bias": BIAS,
     },
+    {"decoding": "dynamic:0.1", "temperature": 1, "hold_end": True},
+    {"decoding": "entropy:3", "temperature": 1, "hold_end": True, "logit_bias": {2: 4.0, 3: 4.0}},
 ]
 """Every rule, and every control of the draw, alone and together."""
 
@@ -45,7 +47,7 @@ def settings_of(choice: dict[str, Any], **changes: Any) -> GenerationSettings:
 
 
 def assert_same_row(rollout: Rollout, row: int, expected: Rollout) -> None:
-    """Token for token: ids, rounds, lengths, forwards and confidences of `row` and of the one row of `expected`."""
+    """Token for token: ids, steps, lengths, forwards and confidences of `row` and of the one row of `expected`."""
     end = int(expected.end)
     assert int(rollout.end[row]) == end
     assert rollout.input_ids[row, :end].tolist() == expected.input_ids[0, :end].tolist()

@@ -3,13 +3,13 @@
 Shape letters: B rows, S block size, T columns so far, V vocabulary.
 
 Rows are padded on the left by whole blocks, so that the current block of every row stands in the same columns. A batch
-goes on, block by block, until its last row is done. A round of denoising stores the keys of masked tokens in the cache,
+goes on, block by block, until its last row is done. A denoising step stores the keys of masked tokens in the cache,
 so it runs on a copy, as in the published loops, or, which is cheaper, the cache is cropped behind it. One more forward
 stores the keys of the finished block.
 
 Where published loops differ, this one takes the faster way: it keeps the cache from block to block (some compute the
 whole prefix again), runs the LM head on what is needed only, commits by whole tensors (some go row by row), and rows
-that are done cost no more rounds.
+that are done cost no more steps.
 """
 
 import copy
@@ -29,7 +29,7 @@ from opdlm.models.tokens import SpecialTokens
 class PeerLoop:
     """Greedy decoding of any number of prompts, `batch_size` at a time, by the decoder's own forward.
 
-    `crop`: remove what a round stored from the cache, instead of running it on a copy.
+    `crop`: remove what a step stored from the cache, instead of running it on a copy.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class PeerLoop:
     def generate(self, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], int]:
         """The responses, each up to and including its stop token, and the forwards of all rows.
 
-        A forward counts for each row that is not done: rounds and commits, not the prompts' pass.
+        A forward counts for each row that is not done: steps and commits, not the prompts' pass.
         """
         responses, forwards = [], 0
         for first in range(0, len(prompts), self.batch_size):
@@ -77,9 +77,9 @@ class PeerLoop:
         done = torch.zeros(len(prompts), dtype=torch.bool)
         forwards = 0
         while True:
-            block, rounds = self._denoise(ids[:, -size:], padding, cache, last, done)
+            block, steps = self._denoise(ids[:, -size:], padding, cache, last, done)
             ids[:, -size:] = block
-            forwards += rounds * int((~done).sum())
+            forwards += steps * int((~done).sum())
             column = torch.arange(ids.shape[1] - size, ids.shape[1])
             response = (column >= begin[:, None]) & (column < end[:, None])
             done = done | (torch.isin(block, self.stops) & response).any(-1) | (ids.shape[1] >= end)
@@ -98,8 +98,8 @@ class PeerLoop:
         last: torch.Tensor | None,
         done: torch.Tensor,
     ) -> tuple[torch.Tensor, int]:
-        """[B, S] block with nothing masked, and the number of rounds; `last`: [B, 1, V] logits just before it."""
-        rounds, visible = 0, self._block_mask(cache.get_seq_length() + block.shape[1], padding)
+        """[B, S] block with nothing masked, and the number of steps; `last`: [B, 1, V] logits just before it."""
+        steps, visible = 0, self._block_mask(cache.get_seq_length() + block.shape[1], padding)
         masked = (block == self.tokens.mask_token_id) & ~done[:, None]
         while masked.any():
             logits = self._forward(block, padding, cache if self.crop else copy.deepcopy(cache), visible)
@@ -113,8 +113,8 @@ class PeerLoop:
             chosen = choose(confidence, masked, self.settings.decoding)
             block = torch.where(chosen, token, block)
             masked = masked & ~chosen
-            rounds += 1
-        return block, rounds
+            steps += 1
+        return block, steps
 
     def _forward(
         self, ids: torch.Tensor, padding: torch.Tensor, cache: DynamicCache, visible: torch.Tensor, keep: int = 0
@@ -158,7 +158,7 @@ class PeerLoop:
 
 
 def choose(confidence: torch.Tensor, masked: torch.Tensor, decoding: Decoding) -> torch.Tensor:
-    """[B, S] bool, the masked tokens that are fixed in this round; confidence [B, S] float32."""
+    """[B, S] bool, the masked tokens that are unmasked in this step; confidence [B, S] float32."""
     size = masked.shape[1]
     if decoding.kind == "prefix":
         place = torch.arange(size).expand_as(masked)

@@ -12,7 +12,7 @@ AR = "AR generate (transformers)"
 AR_COMPILED = f"{AR}, its forward compiled"
 PEER = "peer loop (static batches, separate commit)"
 CROPPING = f"{PEER}, cache cropped, not copied"
-ALLOWED_LOSS = 0.01  # of accuracy, against one token a round
+ALLOWED_LOSS = 0.01  # of accuracy, against one token a step
 AIM_OVER_AR, AIM_OVER_PEER, AIM_OUTSIDE = 1.5, 3.0, 0.15
 
 

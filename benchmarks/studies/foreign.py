@@ -1,7 +1,7 @@
 """Right answers in words that the AR model would not choose: what most data sets are to most models.
 
-The tiny's reference answers come from the generators that the AR model was trained on, so learning from them asks for
-no change of style. These answers say the same in another way; the same rules grade them as right.
+The embedded tasks' reference answers come from the generators that the AR model was trained on, so learning from them
+asks for no change of style. These answers say the same in another way; the same rules grade them as right.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The published code's mask fault, committed on purpose (METHOD, section 4), to see what it costs.
+"""The published code's mask fault, committed on purpose (docs/method.md), to see what it costs.
 
 There the teacher's causal mask is written into the student's mask in place, behind the student's forward pass and
 before backward. With gradient checkpointing the backward pass computes each layer again, now under the wrong mask: the

@@ -89,7 +89,7 @@ ARMS: dict[str, Arm] = {
     "sft-foreign-high-rate": Arm(
         "sft with a rate that suits it", {**_SFT, **_at_rate(3)}, "foreign", rate_of="sft-foreign"
     ),
-    "sft-foreign-no-pull": Arm("does the pull hold it back?", {**_SFT, **_NO_PULL}, "foreign"),
+    "sft-foreign-no-pull": Arm("does L2-SP hold it back?", {**_SFT, **_NO_PULL}, "foreign"),
     "sft-truth-low-rate": Arm(
         "sft with a rate that suits it", {**_SFT, **_at_rate(1 / 3)}, "reference", rate_of="sft-truth"
     ),
@@ -130,10 +130,10 @@ ARMS: dict[str, Arm] = {
     "sft-truth-no-pull": Arm("what given text alone forgets", {**_SFT, **_NO_PULL}, answers="reference"),
     "offpolicy-kd-no-pull": Arm("what the teacher's text with its distributions forgets", {**_KD, **_NO_PULL}),
     "attention-only": Arm("facts are said to be kept in the other weights", train_only=("self_attn",)),
-    "pull-60": Arm("a stronger pull", {"optimiser": {"l2_sp": 60.0}}),
+    "pull-60": Arm("stronger L2-SP", {"optimiser": {"l2_sp": 60.0}}),
     # rollouts
-    "rollout-static": Arm("states of one token a round", {"rollout_decoding": "static"}),
-    "rollout-dynamic-0.7": Arm("states of many tokens a round", {"rollout_decoding": "dynamic:0.7"}),
+    "rollout-static": Arm("states of one token a step", {"rollout_decoding": "static"}),
+    "rollout-dynamic-0.7": Arm("states of many tokens a step", {"rollout_decoding": "dynamic:0.7"}),
     "rollout-in-turn": Arm(
         "states of every speed: static, dynamic 0.9 and 0.7 in turn",
         turns=tuple({"rollout_decoding": kind} for kind in ("static", "dynamic:0.9", "dynamic:0.7")),
@@ -146,7 +146,7 @@ ARMS: dict[str, Arm] = {
     ),
     # left to right
     "prefix": Arm("states with all of their left context", _PREFIX),
-    "sequential": Arm("such states, one token a round", {"rollout_decoding": "sequential"}),
+    "sequential": Arm("such states, one token a step", {"rollout_decoding": "sequential"}),
     "prefix-8": Arm("the same, blocks of 8", {**_PREFIX, "block_size": 8}),
     "prefix-8-one-state": Arm("and one state a block", {**_PREFIX, "block_size": 8, "states": "one_per_block"}),
     "prefix-8-260": Arm("and 260 rollouts", {**_PREFIX, "block_size": 8, "rollouts": 260}),

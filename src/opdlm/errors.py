@@ -69,7 +69,7 @@ class OutputExistsError(UsageError, FileExistsError):
 
 
 class MissingExtraError(UsageError, ImportError):
-    """An optional package is not installed; the message gives the extra, such as `pip install 'opdlm[serve]'`."""
+    """An optional package is not installed; the message gives the extra, such as `pip install 'opdlm[lora]'`."""
 
 
 class StorageError(OpdlmError, OSError):

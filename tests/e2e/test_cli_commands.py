@@ -43,7 +43,7 @@ def test_convert_reports_and_leaves_a_model(ar_model, prompts, tmp_path, capsys)
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
-    [((), "small"), (("--lora", "1"), "paper-small"), (("--recipe", "paper-large"), "paper-large")],
+    [((), "small"), (("--lora", "1"), "standard"), (("--recipe", "paper-large"), "paper-large")],
 )
 def test_without_a_recipe_the_size_decides(ar_model, prompts, tmp_path, capsys, flags, expected):
     """Without it small models would be converted by settings for large ones, and the user would not know by which."""
@@ -52,7 +52,7 @@ def test_without_a_recipe_the_size_decides(ar_model, prompts, tmp_path, capsys, 
     assert found.recipe == expected
     assert found.context == load_recipe(expected)["context"]
     assert load(tmp_path / "run" / "model").defaults.decoding == found.usual_decoding
-    assert found.usual_decoding.kind == ("prefix" if expected == "small" else "dynamic")
+    assert found.usual_decoding.kind == ("dynamic" if expected.startswith("paper") else "prefix")
     assert (f"recipe {expected}, by the size" in capsys.readouterr().out) == ("--recipe" not in flags)
 
 

@@ -84,7 +84,7 @@ def test_records_of_every_token(model):
     written &= torch.arange(written.shape[1]) < output.rollout.length[:, None]
     assert (output.confidences[written] > 0).all()
     assert (output.confidences[output.commit_steps < 0] == 0).all()
-    assert (output.commit_steps[written] < 4).all(), "a block of four tokens has at most four rounds"
+    assert (output.commit_steps[written] < 4).all(), "a block of four tokens has at most four steps"
 
 
 def test_stop_strings_reach_the_engine(capsys):

@@ -11,6 +11,7 @@ import opdlm
 from opdlm.checkpoints.save import save_checkpoint
 from opdlm.config import GenerationSettings
 from opdlm.distill.api import resolve
+from opdlm.tiny.weights import ar_model_path
 from rollouts import fresh_student
 from support import tiny_tokenizer
 
@@ -46,6 +47,6 @@ def test_convert(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
         return Path(output) / "model"
 
     monkeypatch.setattr(opdlm, "convert", pretend, raising=False)
-    monkeypatch.setattr("sys.argv", ["convert.py", "ar_model", "prompts.jsonl", "run"])
+    monkeypatch.setattr("sys.argv", ["convert.py", str(ar_model_path()), "prompts.jsonl", "run"])
     example("convert").main()
     assert "rollout 1/100   loss 0.5000" in capsys.readouterr().out

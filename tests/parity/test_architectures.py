@@ -146,7 +146,7 @@ def test_a_packed_row_is_its_blocks_one_by_one(name: str) -> None:
 def test_cached_is_uncached(name: str) -> None:
     """Else decoding would compute something else than training, and rollouts would not be the student's own text.
 
-    Two rows in different blocks, with an idle column of padding each round, as in the sampler's batch.
+    Two rows in different blocks, with an idle column of padding each step, as in the sampler's batch.
     """
     model, ids = adapted(name), random_ids(length=5 * SIZE)
     whole = model.hidden(ids, clean(model.geometry, ids))

@@ -1,4 +1,4 @@
-"""One regression test for each fault of the published code (METHOD, section 4)."""
+"""One regression test for each fault of the published code (docs/method.md)."""
 
 import io
 from collections.abc import Sequence

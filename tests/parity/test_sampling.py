@@ -64,8 +64,8 @@ def test_the_models_are_not_degenerate() -> None:
     assert 0 < rollout.stopped.sum() < len(rollout.stopped)
     for choice in CHOICES[3:]:  # the rules that choose how many tokens they fix
         settings = settings_of(choice, max_new_tokens=40)
-        rounds = generated(student(), NEVER_STOPS, settings, random_prompts()).commit_step[:, 12:40]
-        at_once = torch.stack([(rounds.unflatten(1, (7, 4)) == r).sum(-1) for r in range(4)])
+        steps = generated(student(), NEVER_STOPS, settings, random_prompts()).commit_step[:, 12:40]
+        at_once = torch.stack([(steps.unflatten(1, (7, 4)) == r).sum(-1) for r in range(4)])
         assert {1, 2} <= set(at_once.flatten().tolist()), (choice, "they fix one token, and they fix several")
 
 
@@ -103,7 +103,7 @@ def test_batch_of_one_is_a_batch_of_many(beginning: str, prediction: str) -> Non
 def test_a_shared_prefix_is_computed_once() -> None:
     """Else many answers to one prompt, as in an evaluation, would pay for it again and again.
 
-    Two whole blocks are shared; the rest of each prompt rides with its first round.
+    Two whole blocks are shared; the rest of each prompt rides with its first step.
     """
     settings = GenerationSettings(decoding="static", max_new_tokens=1)  # type: ignore[arg-type]
     model, prompts = fresh_student(), prompts_with("a shared prefix")
@@ -201,7 +201,7 @@ def test_blocks_of_one_token_are_the_ar_models_own_decoding() -> None:
 @every_context
 @torch.no_grad()
 def test_a_fused_commit_is_a_separate_one(context: str) -> None:
-    """Else committing a finished block together with the first round of the next would change both.
+    """Else committing a finished block together with the first step of the next would change both.
 
     One forward over [block 1 clean | block 2 noised] against two, each on the cached block 0; then block 3 on top.
     """
@@ -233,7 +233,7 @@ def test_a_fused_commit_costs_no_forward() -> None:
     with forwards_of(model) as shapes:
         rollout = generated(model, NEVER_STOPS, settings, random_prompts((4,)))
     assert len(shapes) == int(rollout.forwards) == 16, "one a token: the prompt and the commits ride along"
-    assert shapes == [(1, 8), *[(1, 4)] * 3] * 4, "a block that rides along is not computed in later rounds"
+    assert shapes == [(1, 8), *[(1, 4)] * 3] * 4, "a block that rides along is not computed in later steps"
 
 
 def test_a_prompt_that_comes_later_disturbs_nobody() -> None:

@@ -88,7 +88,7 @@ def test_a_shared_prefix_is_written_once(model: BlockDiffusionModel) -> None:
 
 
 def test_misuse_is_refused(model: BlockDiffusionModel) -> None:
-    """Else columns behind the end would be lost, or every round would be kept alive by the autograd graph."""
+    """Else columns behind the end would be lost, or every step would be kept alive by the autograd graph."""
     ids = random_ids(1, 8)
     with pytest.raises(ValueError, match=r"resize\(\)"):
         step(model, ids, 0, KVCache(1, 4))

@@ -95,7 +95,7 @@ def entropy_by_hand(
 
 
 def klass_by_hand(open_: list[int], confidence: list[float], _entropy: object, drift: list[list[float]]) -> set[int]:
-    """KLASS, algorithm 1: confident, and stable for the last 2 rounds; else the most confident."""
+    """KLASS, algorithm 1: confident, and stable for the last 2 steps; else the most confident."""
     stable = {i for i in open_ if confidence[i] > 0.8 and drift[i][-1] < 0.05 and drift[i][-2] < 0.05}
     return stable or set(best(open_, confidence)[:1])
 

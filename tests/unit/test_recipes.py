@@ -22,7 +22,7 @@ def test_every_recipe_loads_and_cites_its_source(name: str) -> None:
 
 def test_the_papers_recipes_are_there() -> None:
     """Else the published settings by size could not be run by name."""
-    assert {"paper-small", "paper-large"} <= set(recipes.names())
+    assert {"paper-small", "paper-large", "standard", "standard-large"} <= set(recipes.names())
     small, large = (settings_from(DistillSettings, recipes.load_recipe(f"paper-{size}")) for size in ("small", "large"))
     assert small == DistillSettings()
     assert large == DistillSettings(top_k=16)
@@ -31,7 +31,7 @@ def test_the_papers_recipes_are_there() -> None:
 def test_the_recipe_follows_the_size() -> None:
     """Else a small model would be converted by settings that were measured on large ones, or the other way round."""
     sizes = (1_000_000, 29_999_999, 30_000_000, 1_700_000_000, 2_999_999_999, 4_000_000_000)
-    expected = ["small", "small", "paper-small", "paper-small", "paper-small", "paper-large"]
+    expected = ["small", "small", "standard", "standard", "standard", "standard-large"]
     assert [recipes.recipe_for(size) for size in sizes] == expected
 
 

@@ -57,7 +57,7 @@ def test_only_response_tokens_are_supervised() -> None:
 
 
 def test_one_per_block_is_uniform_over_the_visited() -> None:
-    """Else a bias to early or late rounds would change the recipe."""
+    """Else a bias to early or late steps would change the recipe."""
     counts: dict[tuple[int, ...], int] = {}
     rows = 300
     many = ONE.rows(torch.zeros(rows, dtype=torch.int64))

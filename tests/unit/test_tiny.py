@@ -1,4 +1,4 @@
-"""The tiny's problems: endless, repeatable, split without overlap, and graded as their references say."""
+"""The embedded models' problems: endless, repeatable, split without overlap, and graded as their references say."""
 
 import ast
 import itertools
@@ -243,7 +243,7 @@ def test_answers_to_other_problems_are_wrong(family, drawn):
 
 
 def test_digits_stand_alone(tokenizer):
-    """Without it the arithmetic of the tiny would hang on how its numbers happen to be cut."""
+    """Without it the arithmetic of the embedded model would hang on how its numbers happen to be cut."""
     ids = tokenizer.encode("1234567890 and 42+17=59")
     pieces = [tokenizer.decode([token]) for token in ids]
     digits = [piece for piece in pieces if re.search(r"\d", piece)]

@@ -42,7 +42,7 @@ def test_an_update_is_seen_at_once_in_mixed_precision() -> None:
 def test_the_pull_takes_back_what_training_does_not_need() -> None:
     """Else the setting would do nothing, or pull towards zero as a plain weight decay does.
 
-    One update with zero gradients: AdamW stands still, and the distance to the original shrinks by rate * pull.
+    One update with zero gradients: AdamW stands still, and the distance to the original shrinks by rate * l2_sp.
     """
     model = fresh_student()
     parameters = list(model.parameters())

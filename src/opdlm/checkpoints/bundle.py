@@ -53,12 +53,17 @@ def model_file() -> str:
     needed = _needed(_START)
     _check_names(needed)
     imports = sorted({module.others[name] for module, name in _other_names(needed)})
-    parts = [_header(needed), *imports, ""]
+    parts = [
+        _header(needed),
+        *imports,
+        "",
+        "# Each setting of `generate`, and each number of a decoding: (default, least, most).",
+    ]
     for name, values in _literals(needed):
         parts.append(f"{name} = {pprint.pformat(values, width=110, sort_dicts=False)}")
     for module, definitions in needed.items():
         parts.append(f"\n\n# --- {module} " + "-" * max(0, 110 - len(module)))
-        parts += [f"\n{definition.text}" for definition in definitions]
+        parts += [f"\n\n{definition.text}" for definition in definitions]
     return "\n".join(parts) + "\n"
 
 

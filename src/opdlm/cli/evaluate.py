@@ -50,7 +50,7 @@ def parser() -> Parser:
         "--decoding",
         action="append",
         metavar="KIND",
-        help="repeat for several (default: four, from one token a round to many)",
+        help="repeat for several (default: four, from one token a step to many)",
     )
     made.add_argument(
         "--per-family", type=int, default=100, metavar="N", help="problems of each of the package's tasks (default 100)"

@@ -4,6 +4,7 @@ Every command is a module with `parser()` and `run(arguments)`. Neither torch no
 """
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -53,7 +54,18 @@ def _dispatch(words: list[str]) -> int:
         hint = f"did you mean {near[0]!r}" if near else f"choose one of {', '.join(COMMANDS)}"
         raise UsageError(f"there is no command {name!r}; {hint}")
     command = import_module(COMMANDS[name][0])
-    return command.run(command.parser().read(rest))
+    arguments = command.parser().read(rest)
+    wait_passively()
+    return command.run(arguments)
+
+
+def wait_passively() -> None:
+    """Threads sleep while they wait for each other. Before torch loads: it reads this once.
+
+    By default they spin for milliseconds: where another program has taken a core, the thread that is kept waiting makes
+    all others burn theirs (`benchmarks/contention.py`). What the user has set stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _help() -> str:

@@ -8,17 +8,17 @@ from opdlm.config.base import Settings
 
 
 class StaticDecoding(Settings):
-    """A fixed number of tokens a round, the most confident first."""
+    """A fixed number of tokens a denoising step, the most confident first."""
 
     kind: Literal["static"] = "static"
-    tokens_per_step: int = Field(default=1, ge=1, description="tokens committed in each round of a block")
+    tokens_per_step: int = Field(default=1, ge=1, description="tokens committed in each denoising step")
 
 
 class SequentialDecoding(Settings):
-    """A fixed number of tokens a round, from left to right."""
+    """A fixed number of tokens a denoising step, from left to right."""
 
     kind: Literal["sequential"] = "sequential"
-    tokens_per_step: int = Field(default=1, ge=1, description="tokens committed in each round of a block")
+    tokens_per_step: int = Field(default=1, ge=1, description="tokens committed in each denoising step")
 
 
 class DynamicDecoding(Settings):
@@ -55,8 +55,8 @@ class KlassDecoding(Settings):
 
     kind: Literal["klass"] = "klass"
     threshold: float = Field(default=0.9, ge=0, le=1, description="probability above which a token may be committed")
-    drift: float = Field(default=0.01, gt=0, description="nats by which its distribution moved less in each round")
-    history: int = Field(default=2, ge=1, description="rounds for which that must hold")
+    drift: float = Field(default=0.01, gt=0, description="nats by which its distribution moved less in each step")
+    history: int = Field(default=2, ge=1, description="denoising steps for which that must hold")
 
 
 Decoding = Annotated[

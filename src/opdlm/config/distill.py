@@ -70,6 +70,9 @@ class DistillSettings(Settings):
     )
     rollout_decoding: DecodingField = Field(default=DynamicDecoding(), description="as --decoding of generate")
     rollout_temperature: float = Field(default=1.0, ge=0, description="temperature of rollouts")
+    rollout_hold_end: bool = Field(
+        default=False, description="rollouts commit a stop token only where all before it is known"
+    )
     rollout_batch: int = Field(default=32, ge=1, description="rows decoded at once")
     response_length: LengthRamp = LengthRamp()
 

@@ -46,4 +46,5 @@ class GenerationSettings(Settings):
     stop_strings: Annotated[tuple[str, ...], BeforeValidator(_strings_from_text)] = Field(
         default=(), description="the text ends with the token that completes this string"
     )
+    hold_end: bool = Field(default=False, description="commit a stop token only where all before it is known")
     seed: int = Field(default=0, ge=0, lt=2**62, description="row i of a batch draws from seed + i")

@@ -79,6 +79,15 @@ def klass(seen: Proposals, masked: torch.Tensor, threshold: Number, drift: Numbe
     return torch.where(ready.any(-1, keepdim=True), ready, static(seen, masked, 1))
 
 
+def without_early_ends(committed: torch.Tensor, early: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+    """[B, S] what a rule `committed`, without the stop tokens where `early` [B, S]; the leftmost where nothing is left.
+
+    A stop token is early where a mask stands before it: all behind it would be thrown away for a guess.
+    """
+    kept = committed & ~early
+    return kept | ((masked & (masked.cumsum(-1) == 1)) & ~kept.any(-1, keepdim=True))
+
+
 def _rank(values: torch.Tensor) -> torch.Tensor:
     """[B, S] place of each value in its row's order, 0 the highest; of equal values the left one comes first."""
     return values.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)

@@ -15,7 +15,7 @@ NEVER = 32_000
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a sequence is divided into blocks and what a block sees: METHOD section 2, one for the whole project.
+    """How a sequence is divided into blocks and what a block sees: one for the whole project (docs/method.md).
 
     Attributes:
         block_size: S; block(i) = position_id(i) // S, the prompt included.

@@ -94,11 +94,11 @@ def resolve(**settings: Any) -> ConvertSettings:
 
 
 def _recipe_by_size(model: str, adapter_only: bool) -> str:
-    """Adapters never get `small`: it pulls weights to their originals, which an adapter lacks."""
+    """Adapters never get `small`: its L2-SP needs original weights, which an adapter lacks."""
     config = load_config(model)
     check_convertible(config)
     recipe = recipe_for(count_parameters(config))
-    return "paper-small" if adapter_only and recipe == "small" else recipe
+    return "standard" if adapter_only and recipe == "small" else recipe
 
 
 def run(

@@ -183,14 +183,15 @@ class Trainer:
         """Continue after the checkpoint, whose weights the student already has: next rollout, last metrics."""
         if self.run is None:
             return 0, None
-        if self.checkpoint is None:
-            self.run.forget_after(0)
-            return 0, None
-        state = self.run.load_state(self.checkpoint)
-        metrics = StepMetrics.from_json(state["line"], str(self.checkpoint))
-        updater.restore(state["updater"])
-        self.run.forget_after(state["rollouts"], metrics)
-        return state["rollouts"], metrics
+        done, metrics = 0, None
+        if self.checkpoint is not None:
+            state = self.run.load_state(self.checkpoint)
+            metrics = StepMetrics.from_json(state["line"], str(self.checkpoint))
+            updater.restore(state["updater"])
+            done = state["rollouts"]
+        if self.ranks.saves:
+            self.run.forget_after(done, metrics)
+        return done, metrics
 
 
 @lru_cache(maxsize=1)

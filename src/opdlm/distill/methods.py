@@ -108,6 +108,7 @@ def _requests(settings: DistillSettings, index: int, batch: Batch) -> list[Reque
         decoding=settings.rollout_decoding,
         max_new_tokens=_longest_response(settings, index),
         temperature=settings.rollout_temperature,
+        hold_end=settings.rollout_hold_end,
     )
     return continuations(batch.prompts, generation, batch.seeds)
 

@@ -9,7 +9,7 @@ from typing import Any
 from opdlm.errors import ConfigError
 
 SMALL_BELOW = 30_000_000
-"""Parameters. `small` was measured with 1.3 million (docs/studies); the paper begins with 600 million."""
+"""Parameters. `small` was measured with 1.3 million (docs/studies), `standard` was begun with 135 million."""
 LARGE_FROM = 3_000_000_000
 """Parameters. The paper has one setting for 0.6B and 1.7B, another for 4B and 8B (arXiv 2606.06712, Table 13)."""
 
@@ -20,10 +20,10 @@ def names() -> list[str]:
 
 
 def recipe_for(parameters: int) -> str:
-    """The recipe for a model of that size where none is named: our own where it was measured, the paper's above."""
+    """The recipe for a model of that size where none is named; the paper's own are `paper-small` and `paper-large`."""
     if parameters < SMALL_BELOW:
         return "small"
-    return "paper-small" if parameters < LARGE_FROM else "paper-large"
+    return "standard" if parameters < LARGE_FROM else "standard-large"
 
 
 def load_recipe(name: str) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""The one sampler that serves rollouts, evaluation, the command line and the server."""
+"""The one sampler that serves rollouts, evaluation, users and the command line."""

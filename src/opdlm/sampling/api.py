@@ -29,7 +29,7 @@ class DraftStreamer(Protocol):
     """Receives a row's text while it is written (one prompt at a time, as streamers of transformers do)."""
 
     def put_draft(self, ids: torch.Tensor) -> None:
-        """[L] response ids as they are now, the mask token where nothing is fixed."""
+        """[L] response ids as they are now, the mask token where nothing is committed."""
         ...
 
     def put(self, ids: torch.Tensor) -> None:

@@ -17,7 +17,8 @@ from functools import lru_cache, partial
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from opdlm.core.propose import propose
+from opdlm.core.commit import without_early_ends
+from opdlm.core.propose import Proposals, propose
 from opdlm.core.types import Rollout
 from opdlm.errors import UsageError
 from opdlm.models.block_diffusion import BlockDiffusionModel
@@ -154,15 +155,24 @@ class Engine:
         seen = propose(logits, state.ids, state.seed[:, None], block, state.step[:, None], slots.controls())
         moves = slots.moves(seen.log_probability)
         seen = seen if moves is None else replace(seen, drift=moves)
-        masked = slots.masked(block)
-        rules = {str(request.decoding["kind"]) for request in slots.requests}
-        committed = decide(rules, state.rule, state.numbers, seen, masked)
+        committed = self._committed(seen, masked := slots.masked(block))
         if self.observer is not None:
             self.observer(Step(state.number, state.ids, state.start, state.step, logits, committed))
         slots.commit(block, committed, seen)
         finished = slots.advance(block, masked & ~committed, self._ends(block))
         events += [Completion(number, row) for number, row in finished]
         return events + self._drafts(range(len(slots.held)))
+
+    def _committed(self, seen: Proposals, masked: torch.Tensor) -> torch.Tensor:
+        """[B, S] what each row commits, by its own rule."""
+        state, requests = self._slots.state, self._slots.requests
+        rules = {str(request.decoding["kind"]) for request in requests}
+        if not any(request.hold_end for request in requests):
+            return decide(rules, state.rule, state.numbers, seen, masked)
+        ends = torch.isin(seen.token, self.stop_ids) & (state.hold_end & state.may_stop)[:, None]
+        early = ends & (masked.cumsum(-1) > 1)
+        unsure = replace(seen, confidence=seen.confidence.masked_fill(early, 0.0))
+        return without_early_ends(decide(rules, state.rule, state.numbers, unsure, masked), early, masked)
 
     def _drafts(self, slots: Sequence[int]) -> list[Event]:
         """Of the watched rows among `slots`."""

@@ -66,6 +66,7 @@ class BlockDiffusionMixin:
                 repetition_penalty: above 1, tokens that the text has already become less likely.
                 logit_bias: {token id: what is added to its logit}.
                 stop_strings: the response ends with the token that completes one of these strings.
+                hold_end: commit a stop token only where all before it is known.
                 seed: row i draws from seed + i, whatever else is in the batch.
 
         Returns:

@@ -57,7 +57,7 @@ def generate_row(
                 on_step(start, len(seen), logits)
             seen.append(_proposals(logits, ids, seed, start, seen, settings))
             masked = torch.tensor([[fixed == NEVER for fixed in steps[start:end]]])
-            for offset in rule(seen[-1], masked, **numbers)[0].nonzero()[:, 0].tolist():
+            for offset in _chosen(rule, numbers, seen[-1], masked, stops if settings.hold_end else ()):
                 ids[start + offset] = int(seen[-1].token[0, offset])
                 steps[start + offset] = len(seen) - 1
                 confidences[start + offset] = float(seen[-1].confidence[0, offset])
@@ -118,6 +118,18 @@ def _rule(settings: GenerationSettings) -> tuple[CommitRule, dict[str, float]]:
     numbers = settings.decoding.model_dump()
     rule, _ = RULES[numbers.pop("kind")]
     return rule, numbers
+
+
+def _chosen(
+    rule: CommitRule, numbers: dict[str, float], seen: Proposals, masked: torch.Tensor, held: Sequence[int]
+) -> list[int]:
+    """Offsets that are committed: by the rule, with no token of `held` behind a mask; the first one if none is left."""
+    open_ = masked[0].nonzero()[:, 0].tolist()
+    early = [i for i in open_[1:] if int(seen.token[0, i]) in held]
+    confidence = seen.confidence.clone()
+    confidence[0, early] = 0.0
+    committed = rule(replace(seen, confidence=confidence), masked, **numbers)[0].nonzero()[:, 0].tolist()
+    return [i for i in committed if i not in early] or open_[:1]
 
 
 def _length(ids: list[int], steps: list[int], begin: int, cap: int, stops: Sequence[int]) -> int | None:

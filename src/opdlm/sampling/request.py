@@ -16,7 +16,8 @@ class Request:
         watched: whether the engine reports its drafts.
         seed: of its random draws.
         decoding: the commit rule with all its numbers, such as {"kind": "dynamic", "threshold": 0.9}.
-        temperature, top_k, top_p, min_p, repetition_penalty, logit_bias, stop_strings: as in `GenerationSettings`.
+        temperature, top_k, top_p, min_p, repetition_penalty, logit_bias, stop_strings, hold_end: as in
+            `GenerationSettings`.
     """
 
     ids: Sequence[int]
@@ -33,6 +34,7 @@ class Request:
     repetition_penalty: float
     logit_bias: Mapping[int, float]
     stop_strings: Sequence[str]
+    hold_end: bool
 
 
 def continuation(

@@ -28,7 +28,7 @@ class SlotState:
         number: [B] int64, of the request in the slot, IDLE where there is none.
         first, end, seed: [B] int64 and may_stop: [B] bool, as in Request.
         start: [B] int64, first position of the current block. step: [B] int64 within it. forwards: [B] int64.
-        temperature, top_k, top_p, min_p, repetition_penalty: [B] as in Request.
+        temperature, top_k, top_p, min_p, repetition_penalty, hold_end: [B] as in Request.
         rule: [B] int64 and numbers: [B, MOST_NUMBERS] float32, the commit rule (`rules.as_numbers`).
     """
 
@@ -48,6 +48,7 @@ class SlotState:
     top_p: torch.Tensor
     min_p: torch.Tensor
     repetition_penalty: torch.Tensor
+    hold_end: torch.Tensor
     rule: torch.Tensor
     numbers: torch.Tensor
 
@@ -87,6 +88,7 @@ class SlotState:
             top_p=column("top_p", torch.float32),
             min_p=column("min_p", torch.float32),
             repetition_penalty=column("repetition_penalty", torch.float32),
+            hold_end=column("hold_end", torch.bool),
             rule=torch.tensor([index for index, _ in rules], dtype=torch.int64, device=device),
             numbers=torch.tensor([n for _, n in rules], device=device).view(len(requests), MOST_NUMBERS),
         )

@@ -1,0 +1,163 @@
+"""Requests that come, are cancelled and go while others are written: nobody's tokens depend on anybody else's."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from opdlm.config import GenerationSettings
+from opdlm.core.types import Rollout
+from opdlm.errors import UsageError
+from opdlm.sampling.engine import Completion, Draft, Engine
+from opdlm.sampling.request import Request
+from opdlm.sampling.requests import continuations, fillings
+from opdlm.sampling.state import stack
+from rollouts import TOKENS, random_prompts, student
+from sampling_support import BIAS, CHOICES, assert_same_row, generated, settings_of
+from support import MASK, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer(mask=True)
+OWN = [*CHOICES, {"decoding": "dynamic:0.3", "stop_strings": ("a", "e", "3")}, {"temperature": 2.0, "logit_bias": BIAS}]
+SHARED = random_prompts((9,), seed=4)[0]
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request, the step before which it comes, and the step before which it is cancelled, if it is."""
+
+    request: Request
+    comes: int
+    goes: int | None
+
+
+@st.composite
+def arrivals(draw: st.DrawFn) -> Arrival:
+    choice = draw(st.sampled_from(OWN))
+    limit, seed = draw(st.integers(1, 14)), draw(st.integers(0, 1000))
+    length = draw(st.integers(1, 11))
+    prompt = random_prompts((length,), seed=draw(st.integers(0, 50)))[0]
+    prompt = [*SHARED, *prompt[:3]] if draw(st.booleans()) else prompt
+    comes = draw(st.integers(0, 12))
+    goes = draw(st.one_of(st.none(), st.integers(comes, 25)))
+    if draw(st.integers(0, 5)) == 0:
+        gaps = [MASK if i % 3 == 2 else token for i, token in enumerate([*prompt, 7, 8, 9])]
+        request = fillings([gaps], settings_of(choice), MASK, 4, [seed])[0]
+    else:
+        request = continuations([prompt], settings_of(choice, max_new_tokens=limit), [seed])[0]
+    return Arrival(request, comes, goes)
+
+
+def written_alone(request: Request) -> Rollout:
+    return Engine(student(), TOKENS, 1, TOKENIZER).write([request])
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.lists(arrivals(), min_size=1, max_size=7), st.integers(1, 4))
+def test_nobody_elses_coming_and_going_changes_a_text(visitors: list[Arrival], batch_size: int) -> None:
+    """Else a served text would depend on the traffic: on who arrives, with which settings, and on who hangs up."""
+    engine = Engine(student(), TOKENS, batch_size, TOKENIZER)
+    numbers: dict[int, Arrival] = {}
+    finished: dict[int, Rollout] = {}
+    cancelled: set[int] = set()
+    step = 0
+    while step <= max(one.comes for one in visitors) or not engine.idle:
+        for one in visitors:
+            if one.comes == step:
+                numbers[engine.add(one.request)] = one
+        for number, one in numbers.items():
+            if one.goes == step and engine.cancel(number):
+                cancelled.add(number)
+        for event in engine.step():
+            assert isinstance(event, Completion), "nobody is watched"
+            assert event.request not in cancelled | finished.keys()
+            finished[event.request] = stack([event.rollout], TOKENS.pad_token_id)
+        step += 1
+    assert finished.keys() | cancelled == numbers.keys()
+    for number, rollout in finished.items():
+        assert_same_row(rollout, 0, written_alone(numbers[number].request))
+
+
+def test_rows_with_other_settings_share_a_batch() -> None:
+    """Else requests with other settings would have to wait for each other, or get each other's."""
+    prompts = random_prompts([1 + 5 * i % 9 for i in range(len(OWN))])
+    requests = [
+        continuations([prompt], settings_of(choice, max_new_tokens=13), [row])[0]
+        for row, (prompt, choice) in enumerate(zip(prompts, OWN, strict=True))
+    ]
+    together = Engine(student(), TOKENS, 32, TOKENIZER).write(requests)
+    for row, request in enumerate(requests):
+        assert_same_row(together, row, written_alone(request))
+
+
+def test_slots_and_cache_grow_and_are_used_again() -> None:
+    """Else an engine that has served short texts could not take a long one, or would keep its largest batch."""
+    engine = Engine(student(), TOKENS, 3)
+    requests = continuations(random_prompts((1, 2, 60, 3, 4)), GenerationSettings(max_new_tokens=8), [5, 6, 7, 8, 9])
+    engine.add(requests[0])
+    engine.step()
+    assert len(engine._slots.held) == 1
+    assert engine._slots.cache.length < 60
+    found = dict(engine.finished([])) if engine.idle else {}
+    numbers = [engine.add(request) for request in requests[1:]]
+    while not engine.idle:
+        for event in engine.step():
+            assert isinstance(event, Completion)
+            found[event.request] = stack([event.rollout], 0)
+        assert len(engine._slots.held) <= 3
+    assert engine._slots.cache.length >= 68
+    for number, request in zip([0, *numbers], requests, strict=True):
+        assert_same_row(found[number], 0, written_alone(request))
+    engine.step()
+    assert len(engine._slots.held) == 0, "an idle engine holds no rows"
+
+
+def test_a_watched_request_reports_each_draft() -> None:
+    """Else a server could not stream: a draft when it is admitted and after each step, for the watched one alone."""
+    model = student()
+    quiet, watched = (
+        continuations([prompt], GenerationSettings(max_new_tokens=9), watched=shown)[0]
+        for prompt, shown in zip(random_prompts((3, 6)), (False, True), strict=True)
+    )
+    engine = Engine(model, TOKENS, 2)
+    engine.add(quiet)
+    number = engine.add(watched)
+    drafts, rollout = [], None
+    while not engine.idle:
+        for event in engine.step():
+            if isinstance(event, Draft):
+                assert event.request == number
+                drafts.append(event.input_ids)
+            elif event.request == number:
+                rollout = event.rollout
+    assert rollout is not None
+    assert len(drafts) == int(rollout.forwards)
+    for before, after in zip(drafts, [*drafts[1:], rollout.input_ids[0]], strict=True):
+        known = before != MASK
+        assert torch.equal(before[known], after[: len(before)][known]), "what is committed stays"
+        assert len(after) > len(before) or (after[: len(before)] != MASK).sum() > known.sum(), "each step commits"
+
+
+def test_what_cannot_be_written_is_refused_before_it_waits() -> None:
+    """Else a bad request would stop the engine for all others, some steps later."""
+    engine = Engine(student(), TOKENS, 2)
+    good = continuations([[7, 8]], GenerationSettings(max_new_tokens=4))[0]
+    engine.add(good)
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"logit_bias": {MASK + 1: 1.0}}, "from 0 to"),
+        ({"stop_strings": ("a",)}, "need the tokenizer"),
+    ]
+    for settings_, message in bad:
+        with pytest.raises(UsageError, match=message):
+            engine.add(continuations([[7, 8]], GenerationSettings(max_new_tokens=4, **settings_))[0])
+    with pytest.raises(UsageError, match="no token"):
+        engine.add(continuations([[]], GenerationSettings(max_new_tokens=4))[0])
+    with pytest.raises(RuntimeError, match="busy"):
+        engine.write([good])
+    assert not engine.cancel(99)
+    (done,) = (event for _ in range(9) for event in engine.step())
+    assert isinstance(done, Completion)
+    expected = generated(student(), TOKENS, GenerationSettings(max_new_tokens=4), [[7, 8]])
+    assert_same_row(stack([done.rollout], 0), 0, expected)
