@@ -95,6 +95,8 @@ def _lines(part: dict[str, Any], found: dict[str, Any]) -> Iterator[tuple[str, s
         yield from _memory_lines(part)
     if "command" in part:
         yield "to convert it", part["command"]
+        if not part["command_fits"]:
+            yield "", "even so it does not fit: take a larger machine, a smaller model, or shorter responses"
     if "speed" in part:
         yield "time", _time(part["speed"], found["training_fits"])
 

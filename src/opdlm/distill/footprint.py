@@ -57,7 +57,7 @@ def estimate(
     linear = [m for m in ar_model.modules() if isinstance(m, Linear) and m is not head]
     adapter = _FLOAT * sum(rank * (m.in_features + m.out_features) for m in linear)
     base = _base_bytes(weights) if model.device.type == "cpu" else 0
-    activations, head_bytes = _activation_bytes(model, tokens, settings, shape), _head_bytes(model)
+    activations, head_bytes = _activation_bytes(model, tokens, settings, shape), _head_bytes(model, shape)
     cache = shape.rollout_rows * (shape.prompt_tokens + shape.response_tokens) * _cache_bytes(model)
     passing = max(activations + head_bytes, cache)  # training and rollouts take turns
     return {
@@ -94,10 +94,11 @@ def _cache_bytes(model: BlockDiffusionModel) -> int:
     return 2 * _FLOAT * config.num_hidden_layers * heads * width
 
 
-def _head_bytes(model: BlockDiffusionModel) -> int:
+def _head_bytes(model: BlockDiffusionModel, shape: Shape) -> int:
     """The LM head's chunk of logits, and the buffer that sums its gradient."""
     matrix = model.head_parameters()[0]
-    return _FLOAT * (_CHUNK_TENSORS * max(CHUNK_FLOATS, matrix.shape[0]) + matrix.numel())
+    positions = min(shape.rows * shape.response_tokens, max(1, CHUNK_FLOATS // matrix.shape[0]))
+    return _FLOAT * (_CHUNK_TENSORS * positions * matrix.shape[0] + matrix.numel())
 
 
 def _activation_bytes(
@@ -141,5 +142,7 @@ def _saved_bytes(model: BlockDiffusionModel, settings: DistillSettings, states: 
     model.train()
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         TrainingPass(model)(states, lambda outputs, part: outputs.float().logsumexp(-1))
+    if settings.gradient_checkpointing:
+        model.checkpoint_activations(False)
     model.train(was_training)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

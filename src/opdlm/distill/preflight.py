@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,7 +17,7 @@ from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.devices import free_bytes, pick_device
 from opdlm.models.identity import identity_check
 from opdlm.models.parts import input_embedding
-from opdlm.models.tokens import find_or_add_mask_token, special_tokens
+from opdlm.models.tokens import SpecialTokens, find_or_add_mask_token, special_tokens
 from opdlm.models.verdict import check_convertible
 from opdlm.recipes import load_recipe, recipe_for
 
@@ -71,8 +71,33 @@ def examine(question: Question) -> Iterator[Findings]:
     free = free_bytes(device)
     fits = free is None or memory["training_bytes"] <= free
     yield {"memory": memory, "device": str(device), "free_bytes": free, "training_fits": fits}
-    yield {"command": _command(question, context, settings.response_length.end, fits)}
+    saving = {} if fits or free is None else _what_fits(model, tokens, settings, question.lora_rank, shape, free)
+    longest = settings.response_length.end
+    yield {"command": _command(question, context, longest, saving or {}), "command_fits": saving is not None}
     yield {"speed": measure(model, tokens, settings) if question.speed and fits else None}
+
+
+def _what_fits(
+    model: BlockDiffusionModel,
+    tokens: SpecialTokens,
+    settings: DistillSettings,
+    rank: int,
+    shape: footprint.Shape,
+    free: int,
+) -> dict[str, str] | None:
+    """The first way to save memory that is enough: smaller micro-batches, recomputed activations, an adapter."""
+    single = replace(shape, rows=1)
+    recomputing = settings.model_copy(update={"gradient_checkpointing": True})
+    plain = footprint.estimate(model, tokens, settings, rank, single)
+    tight = footprint.estimate(model, tokens, recomputing, rank, single)
+    micro, less = {"--rows-per-micro-batch": "1"}, {"--rows-per-micro-batch": "1", "--gradient-checkpointing": ""}
+    ways = (
+        (plain["training_bytes"], micro),
+        (tight["training_bytes"], less),
+        (plain["lora_bytes"], micro | {"--lora-rank": str(rank)}),
+        (tight["lora_bytes"], less | {"--lora-rank": str(rank)}),
+    )
+    return next((flags for needed, flags in ways if needed <= free), None)
 
 
 def _shape(question: Question, settings: DistillSettings, context: int | None) -> footprint.Shape:
@@ -95,15 +120,15 @@ def _plan_mask(ar_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return {"id": index, "token": str(tokenizer.mask_token), "plan": "the tokenizer's own" if known else plan}
 
 
-def _command(question: Question, context: int | None, longest: int, fits: bool) -> str:
-    """What to type; with LoRA where full training does not fit."""
+def _command(question: Question, context: int | None, longest: int, saving: dict[str, str]) -> str:
+    """What to type, with the flags that make it fit."""
     parts = ["opdlm", "convert", question.model, "--prompts", "PROMPTS.jsonl", "--output", "RUN"]
     for name, value in question.changes.items():
         parts += ["--" + name.replace("_", "-"), value]
     if context is not None and context < 2 * longest:
         parts += ["--response-length.start", str(min(100, context // 2)), "--response-length.end", str(context // 2)]
-    if not fits:
-        parts += ["--lora-rank", str(question.lora_rank)]
+    for flag, value in saving.items():
+        parts += [flag, value] if value else [flag]
     if question.device != "auto":
         parts += ["--device", question.device]
     return shlex.join(parts)

@@ -106,12 +106,13 @@ class BlockDiffusionModel(nn.Module):
             raise UsageError("compiling needs a C++ compiler, and there is none; install g++, or decode without it")
         self._compiled = torch.compile(self.model.base_model.forward, dynamic=True)
 
-    def checkpoint_activations(self) -> None:
+    def checkpoint_activations(self, enabled: bool = True) -> None:
         """Trades time for memory: while training, each layer recomputes its activations in the backward pass."""
-        # gradient_checkpointing_enable was renamed in transformers 5.2x; the old name goes in v6.
-        name = "activation_checkpointing_enable"
-        enable = getattr(self.model, name, None) or self.model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        # These methods were renamed in transformers 5.2x; the old names go in v6.
+        word = "enable" if enabled else "disable"
+        new, old = f"activation_checkpointing_{word}", f"gradient_checkpointing_{word}"
+        switch = getattr(self.model, new, None) or getattr(self.model, old)
+        switch({"use_reentrant": False}) if enabled else switch()
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "BlockDiffusionModel":
