@@ -25,6 +25,8 @@ from opdlm.models.tokens import SpecialTokens
 _FLOAT = 4  # bytes; conversions hold weights, gradients and optimiser state in float32
 _SHORT = (24, 48)  # response tokens of the two measured passes
 _CHUNK_TENSORS = 5  # of the LM head's chunk that live at once: outputs, student, teacher, their difference, gradient
+_ADAPTER_HEAP = 1.25
+"""Among the many small matrices of an adapter more freed memory stays with the process (measured, docs/log.md)."""
 _STATM = Path("/proc/self/statm")
 _UNKNOWN_BASE = 500 * 2**20  # Python, torch and transformers, where the system does not say
 
@@ -48,8 +50,8 @@ def estimate(
 ) -> dict[str, Any]:
     """Bytes, by purpose; `lora_bytes` with an adapter of `rank`, whose teacher is the same weights.
 
-    Full training holds weights, gradients, two moments of AdamW, and the teacher's weights. An adapter is merged into a
-    copy of the weights when a checkpoint is written.
+    Full training holds weights, gradients, two moments of AdamW, and the teacher's weights. With an adapter there are
+    the weights, and at a checkpoint a copy with the adapter merged into it and what is written of that.
     """
     ar_model = model.model
     weights = _FLOAT * sum(p.numel() for p in ar_model.parameters())
@@ -68,7 +70,7 @@ def estimate(
         "rollout_cache_bytes": cache,
         "training_bytes": base + 5 * weights + passing,
         "lora_rank": rank,
-        "lora_bytes": base + weights + 4 * adapter + max(passing, weights),
+        "lora_bytes": int(base + 3 * weights + 4 * adapter + _ADAPTER_HEAP * activations + head_bytes),
         "decoding_bytes": base + weights,
         "cache_bytes_per_token": _cache_bytes(model),
         "checkpoint_bytes": 3 * weights,
@@ -128,13 +130,13 @@ def _states(
 def _saved_bytes(model: BlockDiffusionModel, settings: DistillSettings, states: StateBatch) -> int:
     """Bytes of all storages that autograd keeps in one pass, the parameters aside."""
     own = {p.untyped_storage().data_ptr() for p in model.model.parameters()}
-    kept: dict[int, torch.Tensor] = {}  # the tensors themselves, so that no address is used twice
+    kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = tensor
-        return tensor
+            kept[storage.data_ptr()] = storage
+        return tensor.detach()  # itself would hold its own graph, for ever
 
     was_training = model.training
     if settings.gradient_checkpointing:
@@ -145,4 +147,4 @@ def _saved_bytes(model: BlockDiffusionModel, settings: DistillSettings, states: 
     if settings.gradient_checkpointing:
         model.checkpoint_activations(False)
     model.train(was_training)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return sum(storage.nbytes() for storage in kept.values())
