@@ -1,5 +1,6 @@
 """Help is instant, complete and made from the settings."""
 
+import os
 import subprocess
 import sys
 
@@ -79,3 +80,23 @@ def test_only_what_was_typed_is_passed_on():
         "top_k": None,
         "block_size": "8",
     }
+
+
+def test_launchers_can_start_the_module():
+    """Without it `python -m opdlm`, which launchers of several processes need, would not exist."""
+    done = subprocess.run([sys.executable, "-m", "opdlm", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"opdlm {opdlm.__version__}"
+
+
+def test_threads_wait_passively_unless_the_user_says_otherwise():
+    """Without it a conversion would stand still where another program takes a core. torch reads it when it loads."""
+    code = (
+        "import os, sys, opdlm.cli.main as m; before = m.wait_passively\n"
+        "m.wait_passively = lambda: (before(), print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY']))\n"
+        "m.main(['doctor', 'no such model'])"
+    )
+    others = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    for policy, expected in ((None, "passive"), ("active", "active")):
+        environment = others | ({"OMP_WAIT_POLICY": policy} if policy else {})
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        assert done.stdout.split() == ["False", expected]

@@ -16,7 +16,7 @@ from opdlm.sampling.request import Request
 from opdlm.sampling.requests import continuations, fillings
 from opdlm.sampling.state import stack
 from rollouts import TOKENS, random_prompts, student
-from sampling_support import BIAS, CHOICES, assert_same_row, generated, settings_of
+from sampling_support import BIAS, CHOICES, NEVER_STOPS, assert_same_row, generated, settings_of
 from support import MASK, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer(mask=True)
@@ -54,7 +54,7 @@ def written_alone(request: Request) -> Rollout:
     return Engine(student(), TOKENS, 1, TOKENIZER).write([request])
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.lists(arrivals(), min_size=1, max_size=7), st.integers(1, 4))
 def test_nobody_elses_coming_and_going_changes_a_text(visitors: list[Arrival], batch_size: int) -> None:
     """Else a served text would depend on the traffic: on who arrives, with which settings, and on who hangs up."""
@@ -161,3 +161,68 @@ def test_what_cannot_be_written_is_refused_before_it_waits() -> None:
     assert isinstance(done, Completion)
     expected = generated(student(), TOKENS, GenerationSettings(max_new_tokens=4), [[7, 8]])
     assert_same_row(stack([done.rollout], 0), 0, expected)
+
+
+def finished_texts(engine: Engine) -> dict[int, Rollout]:
+    """Everything that is still to be written."""
+    found = {}
+    while not engine.idle:
+        for event in engine.step():
+            assert isinstance(event, Completion)
+            found[event.request] = stack([event.rollout], 0)
+    return found
+
+
+def endless(prompt: list[int], tokens: int, seed: int = 0) -> Request:
+    return continuations([prompt], GenerationSettings(decoding="static", max_new_tokens=tokens), [seed])[0]
+
+
+def test_a_cancelled_row_is_gone_while_others_go_on() -> None:
+    """Else it would be written to its end for nobody, and handed out, or keep its slot from those who wait."""
+    short, long, late = endless([7, 8, 9], 6), endless([9, 8, 7, 6, 5], 30), endless([11, 12], 9)
+    engine = Engine(student(), NEVER_STOPS, 2)
+    first, second = engine.add(short), engine.add(long)
+    engine.step()
+    engine.step()
+    assert engine.cancel(first)
+    assert not engine.cancel(first)
+    third = engine.add(late)
+    found = finished_texts(engine)
+    assert found.keys() == {second, third}
+    for number, request in ((second, long), (third, late)):
+        assert_same_row(found[number], 0, Engine(student(), NEVER_STOPS, 1).write([request]))
+    engine.add(short)
+    engine.add(long)
+    engine.step()
+    engine.cancel(third + 1)
+    assert finished_texts(engine).keys() == {third + 2}, "nobody takes its slot, and it is not handed out"
+
+
+def test_a_slot_that_lost_the_shared_prefix_computes_it_again() -> None:
+    """Else a request would continue another text: whoever shares no prefix overwrites that of the burst."""
+    sharing = [endless([*SHARED, 11 + i], tokens, i) for i, tokens in enumerate((3, 40, 5))]
+    stranger = endless(random_prompts((12,), seed=9)[0], 4, 7)
+    engine = Engine(student(), NEVER_STOPS, 2)
+    numbers = [engine.add(sharing[0]), engine.add(sharing[1])]
+    engine.step()
+    assert engine._slots.prefix is not None
+    assert len(engine._slots.prefix.ids) == 8
+    numbers += [engine.add(stranger), engine.add(sharing[2])]
+    found = finished_texts(engine)
+    for number, request in zip(numbers, [*sharing[:2], stranger, sharing[2]], strict=True):
+        assert_same_row(found[number], 0, Engine(student(), NEVER_STOPS, 1).write([request]))
+
+
+def test_a_slot_forgets_the_bias_of_its_last_request() -> None:
+    """Else a plain request would get the bias of whoever had its slot before, while another biased one is written."""
+    biased = {"decoding": "static", "logit_bias": {7: 6.0}}
+    short, long = (
+        continuations([prompt], settings_of(biased, max_new_tokens=tokens))[0]
+        for prompt, tokens in (([8, 9], 3), ([9, 8, 7], 40))
+    )
+    plain = endless([11, 12, 13], 12)
+    engine = Engine(student(), NEVER_STOPS, 2)
+    engine.add(short)
+    engine.add(long)
+    number = engine.add(plain)
+    assert_same_row(finished_texts(engine)[number], 0, Engine(student(), NEVER_STOPS, 1).write([plain]))
