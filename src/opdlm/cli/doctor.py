@@ -2,7 +2,7 @@
 
 import json
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.console import Console
@@ -45,6 +45,9 @@ def run(arguments: Namespace) -> int:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1; give a larger one")
     changes = {} if arguments.block_size is None else {"block_size": arguments.block_size}
     settings_from(DistillSettings, changes)  # a wrong one is an error before any model is loaded
+    console, found = make_console(), dict[str, Any]()
+    if not arguments.json:
+        _print(console, [("model", arguments.model)])  # at once: the libraries take seconds to load
     quiet_libraries()
     from opdlm.distill.preflight import Question, examine
 
@@ -57,12 +60,11 @@ def run(arguments: Namespace) -> int:
         device=arguments.device,
         speed=not arguments.no_speed,
     )
-    console, found = make_console(), dict[str, Any]()
     try:
         for part in examine(question):
             found |= part
             if not arguments.json:
-                _print(console, part, found)
+                _print(console, _lines(part, found))
     except OpdlmError as error:
         if arguments.json:
             print(json.dumps({"model": arguments.model, "convertible": False, "reason": str(error)}))
@@ -72,15 +74,15 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
-def _print(console: Console, part: dict[str, Any], found: dict[str, Any]) -> None:
-    for name, text in _lines(part, found):
+def _print(console: Console, lines: Iterable[tuple[str, str]]) -> None:
+    for name, text in lines:
         console.print(f"{name:18}  {text}", markup=False, soft_wrap=True)
 
 
 def _lines(part: dict[str, Any], found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(name, what was found) of a part of the findings; `found`: all so far."""
     if "parameters" in part:
-        yield "model", f"{part['model']}: {part['parameters']:,} parameters"
+        yield "parameters", f"{part['parameters']:,}"
         yield "convertible", "yes, as far as its config tells"
         yield "recipe", f"{part['recipe']}, by the number of parameters"
     if "mask_token" in part:
