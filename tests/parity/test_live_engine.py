@@ -14,6 +14,7 @@ from opdlm.errors import UsageError
 from opdlm.sampling.engine import Completion, Draft, Engine
 from opdlm.sampling.request import Request
 from opdlm.sampling.requests import continuations, fillings
+from opdlm.sampling.slots import Slots
 from opdlm.sampling.state import stack
 from rollouts import TOKENS, random_prompts, student
 from sampling_support import BIAS, CHOICES, NEVER_STOPS, assert_same_row, generated, settings_of
@@ -226,3 +227,37 @@ def test_a_slot_forgets_the_bias_of_its_last_request() -> None:
     engine.add(long)
     number = engine.add(plain)
     assert_same_row(finished_texts(engine)[number], 0, Engine(student(), NEVER_STOPS, 1).write([plain]))
+
+
+def test_a_start_that_fails_is_tried_again_and_loses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else memory that is short for a moment would give the newcomers wrong texts, or lose them without a word."""
+    running, newcomers = endless([9, 8, 7], 20), [endless(random_prompts((9,), seed=s)[0], 6, s) for s in (1, 2)]
+    engine = Engine(student(), NEVER_STOPS, 3)
+    numbers = [engine.add(running)]
+    engine.step()
+    numbers += [engine.add(request) for request in newcomers]
+    with monkeypatch.context() as patched:
+        patched.setattr(Slots, "_prefill", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="out of memory"):
+                engine.step()
+    found = finished_texts(engine)
+    for number, request in zip(numbers, [running, *newcomers], strict=True):
+        assert_same_row(found[number], 0, Engine(student(), NEVER_STOPS, 1).write([request]))
+
+
+def test_a_list_with_a_bad_request_leaves_the_engine_free() -> None:
+    """Else one mistake, or a reader who stops early, would block the engine for good."""
+    engine = Engine(student(), NEVER_STOPS, 2)
+    good, bad = endless([7, 8], 4), endless([7, MASK + 5], 4)
+    with pytest.raises(UsageError, match="does not exist"):
+        engine.write([good, bad])
+    assert engine.idle
+    for _ in engine.finished([good, endless([9], 30)]):
+        break
+    assert engine.idle
+    assert_same_row(engine.write([good]), 0, Engine(student(), NEVER_STOPS, 1).write([good]))
+    with pytest.raises(UsageError, match="nothing to write"):
+        engine.write([])
+    with pytest.raises(UsageError, match="at least 1"):
+        Engine(student(), NEVER_STOPS, 0)

@@ -12,7 +12,7 @@ from opdlm.errors import RecordError, UsageError
 from opdlm.evals import answers
 from opdlm.evals.answers import answered
 from opdlm.evals.problem import Problem
-from opdlm.evals.writers import Written, ar_writer, diffusion_writer
+from opdlm.evals.writers import Answer, ar_writer, diffusion_writer
 from opdlm.records.evaluation import Evaluation, Score, retained, wilson_interval
 from opdlm.tiny.tokenizer import train_tokenizer
 
@@ -29,11 +29,11 @@ QUESTIONS = [
     question("recall", "r3", "green", "unseen"),
 ]
 ANSWERS = {
-    "e1": Written("a", 10, 5, 0.5),
-    "e2": Written("wrong", 30, 5, 0.25),
-    "r1": Written("It is red.", 4, 4, 1.0),
-    "r2": Written("It is blue.", 4, 2, 1.0),
-    "r3": Written("It is pink.", 2, 1, 1.0),
+    "e1": Answer("a", 10, 5, 0.5),
+    "e2": Answer("wrong", 30, 5, 0.25),
+    "r1": Answer("It is red.", 4, 4, 1.0),
+    "r2": Answer("It is blue.", 4, 2, 1.0),
+    "r3": Answer("It is pink.", 2, 1, 1.0),
 }
 
 
@@ -76,7 +76,7 @@ def test_averages():
 
 def test_unknown_seconds_stay_unknown():
     """Without it a sum over some responses would pass for the time of all."""
-    report = answered("student", Scripted({**ANSWERS, "e1": Written("a", 10, 5)}), QUESTIONS)
+    report = answered("student", Scripted({**ANSWERS, "e1": Answer("a", 10, 5)}), QUESTIONS)
     assert report.row("edit").seconds is None
     assert report.row("recall").seconds == 3.0
     assert report.total.seconds is None
@@ -144,7 +144,7 @@ def test_wilson_interval():
 
 def test_retained():
     """Without it the share kept could be turned upside down, or compare different problems."""
-    right = {one.prompt: Written(one.answer, 1, 1) for one in QUESTIONS}
+    right = {one.prompt: Answer(one.answer, 1, 1) for one in QUESTIONS}
     teacher = answered("teacher", Scripted(right), QUESTIONS)
     student = answered("student", Scripted(), QUESTIONS)
     assert retained(student, teacher) == pytest.approx(
@@ -157,7 +157,7 @@ def test_retained():
             "recall/unseen": 1 / 2,
         }
     )
-    hopeless = answered("teacher", Scripted({prompt: Written("", 1, 1) for prompt in right}), QUESTIONS)
+    hopeless = answered("teacher", Scripted({prompt: Answer("", 1, 1) for prompt in right}), QUESTIONS)
     assert set(retained(student, hopeless).values()) == {None}
     with pytest.raises(UsageError, match="different problems"):
         retained(student, answered("teacher", Scripted(right), QUESTIONS[1:]))
@@ -260,5 +260,5 @@ def test_diffusion_writer_reads_the_rollout(tokenizer):
         )
 
     got = diffusion_writer(generate, tokenizer)(PROMPTS[:2])
-    assert got == [Written("cat dog", len(answers[0]), 2), Written("no", len(answers[1]), 7)]
+    assert got == [Answer("cat dog", len(answers[0]), 2), Answer("no", len(answers[1]), 7)]
     assert tokenizer.decode(asked[0]) == f"<|user|>{PROMPTS[0]}<|end|><|assistant|>"

@@ -10,6 +10,7 @@ from opdlm.cli.terminal import duration, make_console, quiet_libraries
 from opdlm.cli.views import ConversionView
 from opdlm.config import ConvertSettings
 from opdlm.errors import UsageError
+from opdlm.recipes import settings_of_all
 
 _DESCRIPTION = """
 Turn MODEL, an autoregressive decoder, into a block-diffusion model: it answers the prompts itself, block by block, and
@@ -32,7 +33,8 @@ def parser() -> Parser:
         "--resume", nargs="?", const="", metavar="DIR", help="continue the run in DIR (or --output), with its settings"
     )
     made.add_argument("--profile", action="store_true", help="print at the end where the seconds went")
-    add_settings(made, ConvertSettings, without={"model"}, aliases={"lora_rank": "--lora"})
+    aliases = {"lora_rank": "--lora"}
+    add_settings(made, ConvertSettings, without={"model"}, aliases=aliases, by_recipe=settings_of_all())
     return made
 
 

@@ -101,6 +101,8 @@ def _story(arguments: Namespace, output: Path) -> None:
         f"{total.tokens_rolled_out:,} tokens written in rollouts, {total.tokens_trained:,} trained on, "
         f"{duration(total.seconds)} of training, {duration(seconds)} in all"
     )
+    if arguments.quick:
+        view.note("this was a tenth of the training: too little for a fast student; leave --quick out to see one")
     view.note(f'the report is {report}, the model {model}. Next:\n  opdlm generate {model} "{QUESTIONS[0]}" --watch')
     if arguments.picture is not None:
         view.console.save_svg(arguments.picture, title="opdlm demo")

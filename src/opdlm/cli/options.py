@@ -64,6 +64,7 @@ def add_settings(
     title: str = "settings",
     without: Collection[str] = (),
     aliases: Mapping[str, str] | None = None,
+    by_recipe: Collection[str] = (),
 ) -> None:
     """A flag for every field of `kind`; a group of settings becomes dotted flags.
 
@@ -71,18 +72,19 @@ def add_settings(
     Values stay text: pydantic converts and checks them.
 
     Args:
-        without: fields that get no flag. aliases: field -> a second flag.
+        without: fields that get no flag. aliases: field -> a second flag. by_recipe: fields whose default the recipe
+            gives, as "group.member" where there are groups.
     """
     plain = parser.add_argument_group(title)
     own_first = {**kind.__annotations__, **kind.model_fields}  # then those of the classes that it extends
     for name, field in ((name, kind.model_fields[name]) for name in own_first if name not in without):
         group = _group_of(field)
         if group is None:
-            _add_flag(plain, name, field, (aliases or {}).get(name))
+            _add_flag(plain, name, field, (aliases or {}).get(name), name in by_recipe)
             continue
         section = parser.add_argument_group((group.__doc__ or name).rstrip("."))
         for part, inner in group.model_fields.items():
-            _add_flag(section, f"{name}.{part}", inner)
+            _add_flag(section, f"{name}.{part}", inner, by_recipe=f"{name}.{part}" in by_recipe)
 
 
 def given(arguments: Namespace, kind: type[Settings]) -> dict[str, Any]:
@@ -116,9 +118,10 @@ def _group_of(field: FieldInfo) -> type[Settings] | None:
     return kind if isinstance(kind, type) and issubclass(kind, Settings) else None
 
 
-def _add_flag(section: Any, path: str, field: FieldInfo, alias: str | None = None) -> None:
+def _add_flag(section: Any, path: str, field: FieldInfo, alias: str | None = None, by_recipe: bool = False) -> None:
     names = [flag(path), alias] if alias else [flag(path)]
-    text = (field.description or path.rpartition(".")[2].replace("_", " ")) + _default(field.default)
+    default = " (default: the recipe's)" if by_recipe else _default(field.default)
+    text = (field.description or path.rpartition(".")[2].replace("_", " ")) + default
     common: dict[str, Any] = {"dest": path, "default": SUPPRESS, "help": text.replace("%", "%%")}
     if field.annotation is bool:
         section.add_argument(*names, action=BooleanOptionalAction, **common)

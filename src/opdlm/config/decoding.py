@@ -1,5 +1,6 @@
 """How many masked tokens a denoising step unmasks, and which."""
 
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field
@@ -56,7 +57,7 @@ class KlassDecoding(Settings):
     kind: Literal["klass"] = "klass"
     threshold: float = Field(default=0.9, ge=0, le=1, description="probability above which a token may be committed")
     drift: float = Field(default=0.01, gt=0, description="nats by which its distribution moved less in each step")
-    history: int = Field(default=2, ge=1, description="denoising steps for which that must hold")
+    history: int = Field(default=2, ge=1, le=64, description="denoising steps for which that must hold")
 
 
 Decoding = Annotated[
@@ -77,7 +78,10 @@ def _decoding_from_text(value: Any) -> Any:
         return value
     kind, _, argument = value.partition(":")
     kinds = {choice.model_fields["kind"].default: choice for choice in get_args(get_args(Decoding)[0])}
-    if not argument or kind not in kinds:
+    if kind not in kinds:
+        near = get_close_matches(kind, kinds, 1)
+        raise ValueError(f"unknown decoding {kind!r}; {f'did you mean {near[0]!r}' if near else ', '.join(kinds)}")
+    if not argument:
         return {"kind": kind}
     return {"kind": kind, list(kinds[kind].model_fields)[1]: argument}
 

@@ -133,7 +133,11 @@ class ConvertSettings(DistillSettings):
     prompt_limit: int | None = Field(default=None, ge=1, description="use only the first prompts")
     prompt_tokens: int | None = Field(default=None, ge=1, description="keep only the first tokens of each prompt")
     output: str = Field(default="", description="folder of the run; must be new or empty")
-    recipe: str | None = Field(default=None, description="name of a recipe, or a .toml file, that gives the defaults")
+    recipe: str | None = Field(
+        default=None,
+        description="gives the defaults: small, standard, standard-large (by the size of the model), paper-small, "
+        "paper-large, or a .toml file",
+    )
     device: str = Field(default="auto", description="cpu, cuda, mps, or auto")
 
     @model_validator(mode="after")

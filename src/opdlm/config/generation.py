@@ -7,6 +7,8 @@ from pydantic import BeforeValidator, Field, FiniteFloat
 from opdlm.config.base import Settings
 from opdlm.config.decoding import DecodingField, DynamicDecoding
 
+_Bias = Annotated[FiniteFloat, Field(ge=-1e30, le=1e30)]  # what float32 can add to a logit
+
 
 def _bias_from_text(value: Any) -> Any:
     """`17:-5,23:2.5` as the short form of {17: -5.0, 23: 2.5}."""
@@ -30,7 +32,7 @@ class GenerationSettings(Settings):
     )
     max_new_tokens: int = Field(default=256, ge=1, description="most tokens written after the prompt")
     temperature: float = Field(default=0.0, ge=0, description="0 takes the most probable token")
-    top_k: int = Field(default=0, ge=0, description="sample among the k most probable tokens; 0 is off")
+    top_k: int = Field(default=0, ge=0, lt=2**31, description="sample among the k most probable tokens; 0 is off")
     top_p: float = Field(
         default=1.0, gt=0, le=1, description="sample among the smallest set with this much probability"
     )
@@ -40,9 +42,9 @@ class GenerationSettings(Settings):
     repetition_penalty: float = Field(
         default=1.0, gt=0, description="above 1: tokens that the text already has become less likely"
     )
-    logit_bias: Annotated[dict[int, FiniteFloat], BeforeValidator(_bias_from_text)] = Field(
-        default={}, description="added to the logits of tokens, several divided by commas"
-    )
+    logit_bias: Annotated[
+        dict[int, Annotated[FiniteFloat, Field(ge=-1e30, le=1e30)]], BeforeValidator(_bias_from_text)
+    ] = Field(default={}, description="added to the logits of tokens, several divided by commas")
     stop_strings: Annotated[tuple[str, ...], BeforeValidator(_strings_from_text)] = Field(
         default=(), description="the text ends with the token that completes this string"
     )

@@ -90,6 +90,9 @@ def resolve(**settings: Any) -> ConvertSettings:
         for name, value in settings.items()
         if isinstance(value, Mapping) and "kind" not in value and isinstance(defaults.get(name), Mapping)
     }
+    ramp, given_ramp = merged.get("response_length", {}), settings.get("response_length", {})
+    if "end" in given_ramp and "start" not in given_ramp and str(ramp["end"]).isdigit():
+        merged["response_length"] = {**ramp, "start": min(ramp["start"], int(ramp["end"]))}
     return settings_from(ConvertSettings, {**defaults, **settings, **merged})
 
 

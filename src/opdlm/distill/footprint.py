@@ -70,7 +70,7 @@ def estimate(
         "rollout_cache_bytes": cache,
         "training_bytes": base + 5 * weights + passing,
         "lora_rank": rank,
-        "lora_bytes": int(base + 3 * weights + 4 * adapter + _ADAPTER_HEAP * activations + head_bytes),
+        "lora_bytes": int(base + 3 * weights + 4 * adapter + max(_ADAPTER_HEAP * activations + head_bytes, cache)),
         "decoding_bytes": base + weights,
         "cache_bytes_per_token": _cache_bytes(model),
         "checkpoint_bytes": 3 * weights,

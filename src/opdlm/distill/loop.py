@@ -1,5 +1,6 @@
 """The training loop: rollouts one after the other, metrics, checkpoints, resuming."""
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -124,7 +125,8 @@ class Trainer:
             metrics = metrics.spent(saving=perf_counter() - began)
         if self.run is not None and self.evaluate is not None:
             began = perf_counter()
-            result = self.evaluate(self.pair.student)
+            # Through JSON at once: numbers of numpy and torch become plain ones here, not when the line is written.
+            result = json.loads(json.dumps(self.evaluate(self.pair.student), default=float))
             metrics = metrics.model_copy(update={"evaluation": result}).spent(evaluation=perf_counter() - began)
         return metrics
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from opdlm.errors import UsageError
 from opdlm.evals.graders import check_gradable, grade
 from opdlm.evals.problem import Problem
-from opdlm.evals.writers import Writer, Written
+from opdlm.evals.writers import Answer, Writer
 from opdlm.records.evaluation import Evaluation, Score
 
 
@@ -44,7 +44,7 @@ def answered(
         raise UsageError(f"prompts_per_call={step} must be at least 1; give a larger one")
     prompts = [problem.prompt for problem in problems]
     writer(prompts[:1])
-    written: list[Written] = []
+    written: list[Answer] = []
     seconds = 0.0
     for first in range(0, len(prompts), step):
         chunk = prompts[first : first + step]
@@ -59,7 +59,7 @@ def answered(
     return Evaluation(name=name, rows=_scores(problems, written, correct), seconds=seconds, decoding=decoding)
 
 
-def _scores(problems: Sequence[Problem], written: list[Written], correct: list[bool]) -> tuple[Score, ...]:
+def _scores(problems: Sequence[Problem], written: list[Answer], correct: list[bool]) -> tuple[Score, ...]:
     """One score a family, then one for each of its tags."""
     results = list(zip(problems, written, correct, strict=True))
     rows = []
@@ -71,7 +71,7 @@ def _scores(problems: Sequence[Problem], written: list[Written], correct: list[b
     return tuple(rows)
 
 
-def _score(family: str, tag: str | None, results: Sequence[tuple[Problem, Written, bool]]) -> Score:
+def _score(family: str, tag: str | None, results: Sequence[tuple[Problem, Answer, bool]]) -> Score:
     seconds = [response.seconds for _, response, _ in results if response.seconds is not None]
     return Score(
         family=family,

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from opdlm.checkpoints.load import load_ar_model
 from opdlm.config import GenerationSettings, settings_from
-from opdlm.errors import CheckpointError
+from opdlm.errors import CheckpointError, UsageError
 from opdlm.evals.answers import answered
 from opdlm.evals.problem import Problem
 from opdlm.evals.problem_files import load_problems
@@ -52,6 +52,8 @@ def evaluate(
     for decoding in decodings:
         greedy(decoding, max_new_tokens)  # a wrong one is an error before any model is loaded
     asked = load_problems(str(problems)) if isinstance(problems, str | Path) else list(problems)
+    if not asked:
+        raise UsageError("there are no problems to evaluate; give at least one")
     student, ar_model = load_pair(model, against, device)
     chosen = decodings or usual_decodings(student.defaults.decoding.kind)
     made = compare(

@@ -12,7 +12,7 @@ from opdlm.models.tokens import encode_prompt
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class Answer:
     """One response.
 
     Attributes:
@@ -31,7 +31,7 @@ class Written:
 class Writer(Protocol):
     """Writes a response to each prompt (a user's message, plain text), in the order of the prompts."""
 
-    def __call__(self, prompts: list[str]) -> list[Written]: ...
+    def __call__(self, prompts: list[str]) -> list[Answer]: ...
 
 
 def ar_writer(
@@ -60,16 +60,16 @@ def ar_writer(
         pad_token_id=pad_id,
     )
 
-    def write(prompts: list[str]) -> list[Written]:
+    def write(prompts: list[str]) -> list[Answer]:
         encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
-        written: dict[int, Written] = {}
+        written: dict[int, Answer] = {}
         for first in range(0, len(order), batch_size):
             batch = order[first : first + batch_size]
             responses = _generate(model, [encoded[index] for index in batch], pad_id, greedy)
             for index, ids in zip(batch, responses, strict=True):
                 ids = _up_to_stop(ids, stop_ids)
-                written[index] = Written(_decode(tokenizer, ids), len(ids), len(ids))
+                written[index] = Answer(_decode(tokenizer, ids), len(ids), len(ids))
         return [written[index] for index in range(len(prompts))]
 
     return write
@@ -84,11 +84,11 @@ def diffusion_writer(generate: Callable[[list[list[int]]], Rollout], tokenizer: 
         tokenizer: encodes the prompts, by its chat template where it has one, and decodes the responses.
     """
 
-    def write(prompts: list[str]) -> list[Written]:
+    def write(prompts: list[str]) -> list[Answer]:
         rollout = generate([encode_prompt(tokenizer, prompt) for prompt in prompts]).to("cpu")
         begins, ends = rollout.prompt_length.tolist(), rollout.length.tolist()
         return [
-            Written(_decode(tokenizer, ids[begin:end]), end - begin, forwards)
+            Answer(_decode(tokenizer, ids[begin:end]), end - begin, forwards)
             for ids, begin, end, forwards in zip(
                 rollout.input_ids.tolist(), begins, ends, rollout.forwards.tolist(), strict=True
             )

@@ -26,6 +26,16 @@ def recipe_for(parameters: int) -> str:
     return "standard" if parameters < LARGE_FROM else "standard-large"
 
 
+def settings_of_all() -> set[str]:
+    """What any of the recipes sets, "group.member" where there are groups."""
+    found: set[str] = set()
+    for name in names():
+        for key, value in load_recipe(name).items():
+            plain = not isinstance(value, dict) or "kind" in value
+            found |= {key} if plain else {f"{key}.{member}" for member in value}
+    return found
+
+
 def load_recipe(name: str) -> dict[str, Any]:
     """The settings of a recipe of the package, or of a .toml file. Raises ConfigError if there is none."""
     path = Path(name) if name.endswith(".toml") else files(__name__) / f"{name}.toml"

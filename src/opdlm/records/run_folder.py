@@ -91,14 +91,15 @@ class RunFolder:
         """All lines of metrics.jsonl; the last is left out if it was cut while it was written.
 
         Raises:
-            RecordError: there are none, or one is damaged.
+            RecordError: there is no such file, or a line is damaged.
         """
         if not self.metrics.is_file():
             raise RecordError(f"{self.path} holds no metrics.jsonl; give the folder of a run")
-        lines = self.metrics.read_text(encoding="utf-8").split("\n")
+        lines = _read(self.metrics).split("\n")
         lines.pop()  # what follows the last newline: nothing, or a line that was cut
-        numbered = enumerate(lines, start=1)
-        return [StepMetrics.from_json(_parsed(line, self.metrics), f"{self.metrics}, line {n}") for n, line in numbered]
+        places = (f"{self.metrics}, line {number}" for number in range(1, len(lines) + 1))
+        pairs = zip(lines, places, strict=True)
+        return [StepMetrics.from_json(_parsed(line, where), where) for line, where in pairs]
 
     def forget_after(self, rollouts_done: int, last: StepMetrics | None = None) -> None:
         """Drop metrics of rollouts that a resumed run will do again, and a line that was cut while it was written.
@@ -127,8 +128,8 @@ class RunFolder:
         """What `keep_sample` wrote; None if there is none. Raises RecordError if it is damaged."""
         if not self.sample.is_file():
             return None
-        text = self.sample.read_text(encoding="utf-8")
-        return Trajectory.from_json(_parsed(text, self.sample), str(self.sample))
+        where = str(self.sample)
+        return Trajectory.from_json(_parsed(_read(self.sample), where), where)
 
     def keep_evaluation(self, comparison: Comparison) -> None:
         """Teacher and student side by side, evaluation.json."""
@@ -138,8 +139,8 @@ class RunFolder:
         """What `keep_evaluation` wrote; None if there is none. Raises RecordError if it is damaged."""
         if not self.evaluation.is_file():
             return None
-        text = self.evaluation.read_text(encoding="utf-8")
-        return Comparison.from_json(_parsed(text, self.evaluation), str(self.evaluation))
+        where = str(self.evaluation)
+        return Comparison.from_json(_parsed(_read(self.evaluation), where), where)
 
     def _write(self, path: Path, content: Any) -> None:
         try:
@@ -156,8 +157,12 @@ class RunFolder:
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint."""
-        found = sorted(self.checkpoints.glob("rollout-*"))
+        found = self._by_age()
         return found[-1] if found else None
+
+    def _by_age(self) -> list[Path]:
+        """All complete checkpoints, the oldest first."""
+        return sorted(self.checkpoints.glob("rollout-*"), key=lambda path: int(path.name.partition("-")[2]))
 
     def save_state(self, rollouts_done: int, state: dict[str, Any], save_model: Any, keep: int) -> Path:
         """A checkpoint: `save_model(folder)` writes the model, then the training state; renamed when both are there.
@@ -178,7 +183,7 @@ class RunFolder:
             raise StorageError(
                 f"cannot write checkpoint {final} ({error}); free some room, then use --resume"
             ) from error
-        for old in sorted(self.checkpoints.glob("rollout-*"))[:-keep]:
+        for old in self._by_age()[:-keep]:
             shutil.rmtree(old)
         return final
 
@@ -193,8 +198,15 @@ class RunFolder:
             ) from error
 
 
-def _parsed(text: str, path: Path) -> Any:
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path} is damaged (not UTF-8 at byte {error.start}); delete it or restore it") from error
+
+
+def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise RecordError(f"{path} is damaged ({error.msg}); run the command that wrote it again") from error
+        raise RecordError(f"{where} is damaged ({error.msg}); delete or restore it") from error

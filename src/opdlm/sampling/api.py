@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from opdlm.checkpoints.load import generation_settings, is_checkpoint, load_checkpoint
 from opdlm.config import GenerationSettings, settings_from
 from opdlm.core.types import Rollout
-from opdlm.errors import ContextLengthError, UsageError
+from opdlm.errors import CheckpointError, ContextLengthError, UsageError
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.devices import pick_device
 from opdlm.models.tokens import SpecialTokens, encode_gaps, encode_prompt, special_tokens
@@ -218,6 +218,8 @@ def load(
     `compile`: decode through `torch.compile`: about half a minute is lost at first, then each forward is faster.
     """
     folder = Path(path) / "model" if is_checkpoint(Path(path) / "model") else path
+    if folder is path and (Path(path) / "config.toml").is_file():
+        raise CheckpointError(f"the run in {path} is not finished; continue it: opdlm convert --resume --output {path}")
     model, tokenizer = load_checkpoint(folder, device=pick_device(device), dtype=dtype)
     if compile:
         model.compile_decoding()
@@ -236,12 +238,15 @@ def check_context(prompts: Sequence[Sequence[int]], max_new_tokens: int, limit: 
 
 
 def _rows(input_ids: torch.Tensor | Sequence[Sequence[int]], mask: torch.Tensor | None) -> list[list[int]]:
-    if not isinstance(input_ids, torch.Tensor):
-        rows = [list(row) for row in input_ids]
-    elif mask is None:
-        rows = [row.tolist() for row in input_ids]
+    plain = [row.tolist() if isinstance(row, torch.Tensor) else row for row in input_ids]
+    if not all(isinstance(row, Sequence) for row in plain):
+        raise UsageError("input_ids need two dimensions, rows of token ids; wrap a single row in a list")
+    if mask is None:
+        rows = [list(row) for row in plain]
     else:
-        rows = [ids[keep.bool()].tolist() for ids, keep in zip(input_ids, mask, strict=True)]
+        kept = (row.tolist() if isinstance(row, torch.Tensor) else row for row in mask)
+        pairs = zip(plain, kept, strict=True)
+        rows = [[token for token, keep in zip(row, keeps, strict=True) if keep] for row, keeps in pairs]
     if not rows or not all(rows):
         raise UsageError("every prompt needs at least one token; add a text or a beginning-of-sequence token")
     return rows

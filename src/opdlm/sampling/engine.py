@@ -90,7 +90,9 @@ class Engine:
         tokenizer: PreTrainedTokenizerBase | None = None,
         observer: Callable[[Step], None] | None = None,
     ) -> None:
-        """`tokenizer`: needed for stop strings alone."""
+        """`tokenizer`: needed for stop strings alone. UsageError for a batch size below 1."""
+        if batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size}; it must be at least 1")
         self.model, self.tokens, self.observer = model, tokens, observer
         self.stop_ids = torch.tensor(tokens.stop_token_ids, device=model.device)
         self._stop_strings = lru_cache(maxsize=64)(partial(StopStrings, tokenizer))
@@ -193,9 +195,11 @@ class Engine:
         return ends & state.may_stop[:, None]
 
     def _check(self, request: Request) -> None:
-        if not request.ids or request.first >= request.end:
+        if not request.ids or not 0 <= request.first < request.end:
             raise UsageError("a request has no token to begin with, or nothing to write; give a prompt and a length")
         vocabulary = self._slots.vocabulary
+        if not all(0 <= token < vocabulary for token in request.ids):
+            raise UsageError(f"a token of the prompt does not exist; ids go from 0 to {vocabulary - 1}")
         if not all(0 <= int(token) < vocabulary for token in request.logit_bias):
             raise UsageError(f"logit_bias names a token that does not exist; ids go from 0 to {vocabulary - 1}")
         if request.stop_strings:
@@ -204,16 +208,27 @@ class Engine:
     # --- loops over it ------------------------------------------------------------------------------------------
 
     def finished(self, requests: Sequence[Request]) -> Iterator[tuple[int, Rollout]]:
-        """(index among `requests`, rollout of one row) of each, as they finish. The engine must be idle before."""
+        """(index among `requests`, rollout of one row) of each, as they finish. The engine must be idle before.
+
+        Whoever stops listening cancels the rest.
+        """
         if not self.idle:
             raise RuntimeError("the engine is busy with other requests, whose events would be lost")
+        for request in requests:
+            self._check(request)
         index = {self.add(request): place for place, request in enumerate(requests)}
-        while not self.idle:
-            for event in self.step():
-                if isinstance(event, Completion):
-                    yield index[event.request], stack([event.rollout], self.tokens.pad_token_id)
+        try:
+            while not self.idle:
+                for event in self.step():
+                    if isinstance(event, Completion):
+                        yield index.pop(event.request), stack([event.rollout], self.tokens.pad_token_id)
+        finally:
+            for number in index:
+                self.cancel(number)
 
     def write(self, requests: Sequence[Request]) -> Rollout:
-        """One row for each request, in their order."""
+        """One row for each request, in their order. Raises UsageError where there is none."""
+        if not requests:
+            raise UsageError("there is nothing to write; give at least one request")
         rows = dict(self.finished(requests))
         return stack([rows[place] for place in range(len(requests))], self.tokens.pad_token_id)

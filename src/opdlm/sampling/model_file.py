@@ -95,10 +95,10 @@ class BlockDiffusionMixin:
         new = torch.nn.utils.rnn.pad_sequence(responses, batch_first=True, padding_value=tokens.pad_token_id)
         return torch.cat([input_ids, new.to(input_ids.dtype)], 1)
 
-    def save_pretrained(self: Any, folder: str, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self: Any, save_directory: str, *args: Any, **kwargs: Any) -> None:
         """As usual; this file goes along."""
-        super().save_pretrained(folder, *args, **kwargs)  # type: ignore[misc]
-        shutil.copyfile(__file__, Path(folder) / "modeling_opdlm.py")
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        shutil.copyfile(__file__, Path(save_directory) / "modeling_opdlm.py")
 
 
 def _parsed(decoding: str | dict[str, Any]) -> dict[str, Any]:

@@ -90,8 +90,21 @@ class Slots:
         self._add_slots(min(self.capacity - len(self.held), len(waiting) - len(idle)))
         slots = self._idle()[: len(waiting)]
         if slots:
-            self._begin(slots, [waiting.popleft() for _ in slots])
+            self._begin_or_give_back(slots, [waiting.popleft() for _ in slots], waiting)
         return slots
+
+    def _begin_or_give_back(self, slots: list[int], numbered: list[Numbered], waiting: deque[Numbered]) -> None:
+        """If a request cannot begin (memory is short), all of them wait again and their slots are idle."""
+        begun = False
+        try:
+            self._begin(slots, numbered)
+            begun = True
+        finally:
+            if not begun:
+                waiting.extendleft(reversed(numbered))
+                for slot in slots:
+                    self.drop(slot)
+                self.prefix = Prefix()  # whether the cache holds the last one is not known
 
     def _idle(self) -> list[int]:
         return [slot for slot, one in enumerate(self.held) if one is None]
