@@ -3,8 +3,8 @@
     python benchmarks/contention.py
 
 A short conversion of the embedded model (`opdlm convert`, as a user starts it) runs in a process of its own, on an idle
-machine and beside busy loops that each take one core: as opdlm sets its threads up (they sleep while they wait), as
-torch does by itself (they spin), and with one thread. Rates are response tokens per second of training, the first
+machine and beside busy loops that each take one core: with the threads that opdlm chooses when it starts
+(`cli/processor.py`), with torch's own, and with one. Rates are response tokens per second of training, the first
 rollouts left out.
 """
 
@@ -28,7 +28,8 @@ from opdlm.tiny.weights import ar_model_path
 
 CHOICES: dict[str, dict[str, str]] = {
     "opdlm's own": {},
-    "torch's own": {"GOMP_SPINCOUNT": "300000"},  # what libgomp does where nobody sets a policy
+    # as many threads as cores, which spin for as long as libgomp lets them where nobody sets a policy
+    "torch's own": {"OMP_NUM_THREADS": str(os.cpu_count()), "GOMP_SPINCOUNT": "300000"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
 RIVAL = "torch's own"

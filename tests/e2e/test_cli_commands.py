@@ -214,7 +214,8 @@ def test_doctor(ar_model, capsys):
     assert found["mask_token"]["plan"] == "an unused row of the embedding"
     assert found["memory"]["training_bytes"] > 20 * found["parameters"]
     assert found["memory"]["checkpoint_bytes"] == 12 * found["parameters"]
-    assert found["memory"]["lora_bytes"] < found["memory"]["training_bytes"]
+    assert found["memory"]["lora_checkpoint_bytes"] < found["memory"]["checkpoint_bytes"]
+    assert found["command_fits"]
     assert found["speed"]["tokens_per_second"] > 0
     assert found["command"].startswith(f"opdlm convert {ar_model} --prompts PROMPTS.jsonl")
     assert call("doctor", ar_model, "--no-speed") == 0

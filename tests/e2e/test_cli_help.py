@@ -1,13 +1,12 @@
 """Help is instant, complete and made from the settings."""
 
-import os
 import subprocess
 import sys
 
 import pytest
 
 import opdlm
-from opdlm.cli import convert, generate
+from opdlm.cli import convert, generate, processor
 from opdlm.cli.main import COMMANDS, main
 from opdlm.cli.options import given
 from opdlm.config import ConvertSettings, GenerationSettings
@@ -88,15 +87,38 @@ def test_launchers_can_start_the_module():
     assert done.stdout.strip() == f"opdlm {opdlm.__version__}"
 
 
-def test_threads_wait_passively_unless_the_user_says_otherwise():
-    """Without it a conversion would stand still where another program takes a core. torch reads it when it loads."""
+def test_the_processor_is_shared_before_torch_loads():
+    """Without it the choice would come too late: torch reads the policy and the number of threads when it loads."""
     code = (
-        "import os, sys, opdlm.cli.main as m; before = m.wait_passively\n"
-        "m.wait_passively = lambda: (before(), print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY']))\n"
+        "import sys, opdlm.cli.main as m\n"
+        "m.processor.share = lambda: print('torch' in sys.modules)\n"
         "m.main(['doctor', 'no such model'])"
     )
-    others = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    for policy, expected in ((None, "passive"), ("active", "active")):
-        environment = others | ({"OMP_WAIT_POLICY": policy} if policy else {})
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-        assert done.stdout.split() == ["False", expected]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "False" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("idle", "given", "expected"),
+    [
+        (1.0, {}, {}),
+        (0.5, {}, {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}),
+        (0.0, {}, {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}),
+        (0.5, {"OMP_NUM_THREADS": "4"}, {"OMP_NUM_THREADS": "4", "OMP_WAIT_POLICY": "passive"}),
+    ],
+)
+def test_a_busy_machine_gets_fewer_threads(idle, given, expected, monkeypatch, tmp_path):
+    """Without it a conversion would stand still where another program takes a core, or be slow on an idle machine."""
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  0 0 0 0 0 0 0 0\n")
+
+    def pass_time(_seconds):
+        stat.write_text(f"cpu  {round(400 * (1 - idle))} 0 0 {round(400 * idle)} 0 0 0 0\n")
+
+    monkeypatch.setattr(processor, "_STAT", stat)
+    monkeypatch.setattr(processor.time, "sleep", pass_time)
+    monkeypatch.setattr(processor.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(processor.os, "sched_getaffinity", lambda _pid: range(4), raising=False)
+    environment = dict(given)
+    processor.share(environment)
+    assert environment == expected

@@ -4,13 +4,13 @@ Every command is a module with `parser()` and `run(arguments)`. Neither torch no
 """
 
 import errno
-import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
 import opdlm
+from opdlm.cli import processor
 from opdlm.errors import OpdlmError, StorageError, UsageError
 
 COMMANDS = {
@@ -55,17 +55,9 @@ def _dispatch(words: list[str]) -> int:
         raise UsageError(f"there is no command {name!r}; {hint}")
     command = import_module(COMMANDS[name][0])
     arguments = command.parser().read(rest)
-    wait_passively()
+    if "torch" not in sys.modules:  # else it would come too late
+        processor.share()
     return command.run(arguments)
-
-
-def wait_passively() -> None:
-    """Threads sleep while they wait for each other. Before torch loads: it reads this once.
-
-    By default they spin for milliseconds: where another program has taken a core, the thread that is kept waiting makes
-    all others burn theirs (`benchmarks/contention.py`). What the user has set stays.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _help() -> str:

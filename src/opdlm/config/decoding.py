@@ -79,8 +79,9 @@ def _decoding_from_text(value: Any) -> Any:
     kind, _, argument = value.partition(":")
     kinds = {choice.model_fields["kind"].default: choice for choice in get_args(get_args(Decoding)[0])}
     if kind not in kinds:
-        near = get_close_matches(kind, kinds, 1)
-        raise ValueError(f"unknown decoding {kind!r}; {f'did you mean {near[0]!r}' if near else ', '.join(kinds)}")
+        near, choices = get_close_matches(kind, kinds, 1), ", ".join(map(repr, kinds))
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown decoding {kind!r}; {hint}choose one of {choices}")
     if not argument:
         return {"kind": kind}
     return {"kind": kind, list(kinds[kind].model_fields)[1]: argument}

@@ -139,6 +139,9 @@ class ConvertSettings(DistillSettings):
         "paper-large, or a .toml file",
     )
     device: str = Field(default="auto", description="cpu, cuda, mps, or auto")
+    threads: int | None = Field(
+        default=None, ge=1, le=1024, description="CPU threads; default: the cores that are free at the start"
+    )
 
     @model_validator(mode="after")
     def _responses_are_used(self) -> "ConvertSettings":

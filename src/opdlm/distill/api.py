@@ -127,6 +127,7 @@ def run(
     if not texts:
         raise PromptsError("there are no prompts; name a file or a data set with --prompts")
 
+    settings = _with_threads(settings)
     device = pick_device(settings.device)
     ar_model, tokenizer = load_ar_model(settings.model, device=device)
     mask_token_id = find_or_add_mask_token(ar_model, tokenizer)
@@ -159,6 +160,13 @@ def run(
     trainer.train()
     _save(student, tokenizer, settings, folder, folder.model)
     return folder.model
+
+
+def _with_threads(settings: ConvertSettings) -> ConvertSettings:
+    """The number of threads becomes part of the run: sums of another number end in other last bits, after a resume."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    return settings.model_copy(update={"threads": torch.get_num_threads()})
 
 
 def _student_and_teacher(
