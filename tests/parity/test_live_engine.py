@@ -192,11 +192,12 @@ def test_a_cancelled_row_is_gone_while_others_go_on() -> None:
     assert found.keys() == {second, third}
     for number, request in ((second, long), (third, late)):
         assert_same_row(found[number], 0, Engine(student(), NEVER_STOPS, 1).write([request]))
-    engine.add(short)
-    engine.add(long)
-    engine.step()
-    engine.cancel(third + 1)
-    assert finished_texts(engine).keys() == {third + 2}, "nobody takes its slot, and it is not handed out"
+    crowd = Engine(student(), NEVER_STOPS, 6)  # one idle slot of six is kept, so the row is still in the batch
+    others = [crowd.add(long) for _ in range(5)]
+    last = crowd.add(short)
+    crowd.step()
+    assert crowd.cancel(last)
+    assert finished_texts(crowd).keys() == set(others), "nobody takes its slot, and it is not handed out"
 
 
 def test_a_slot_that_lost_the_shared_prefix_computes_it_again() -> None:
