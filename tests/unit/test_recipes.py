@@ -8,6 +8,7 @@ import pytest
 
 from opdlm import recipes
 from opdlm.config import DistillSettings, settings_from
+from opdlm.distill.api import resolve
 from opdlm.errors import ConfigError
 
 
@@ -58,3 +59,14 @@ def test_unknown_recipes_name_the_nearest(tmp_path: Path) -> None:
     mine.write_text("block_size = = 8\n")
     with pytest.raises(ConfigError, match="not valid TOML"):
         recipes.load_recipe(str(mine))
+
+
+def test_the_longest_response_alone_is_enough(tmp_path: Path) -> None:
+    """Else `--response-length.end 24` would fail for a start that nobody typed, with or without a recipe's ramp."""
+    own = tmp_path / "own.toml"
+    own.write_text("block_size = 4\n")
+    for recipe in ("standard", "small", str(own)):
+        for end in (24, "24"):
+            ramp = resolve(recipe=recipe, response_length={"end": end}).response_length
+            assert (ramp.start, ramp.end) == (24, 24)
+    assert resolve(recipe="standard", response_length={"end": 512}).response_length.start == 100

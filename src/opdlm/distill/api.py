@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from opdlm.checkpoints.load import count_parameters, load_ar_model, load_config
 from opdlm.checkpoints.save import save_checkpoint
-from opdlm.config import ConvertSettings, GenerationSettings, settings_from
+from opdlm.config import ConvertSettings, GenerationSettings, LengthRamp, settings_from
 from opdlm.core.schedules import response_length
 from opdlm.core.types import Geometry
 from opdlm.data.prompts import Prompt, as_prompt, check_lengths, load_prompts, load_responses
@@ -90,9 +90,10 @@ def resolve(**settings: Any) -> ConvertSettings:
         for name, value in settings.items()
         if isinstance(value, Mapping) and "kind" not in value and isinstance(defaults.get(name), Mapping)
     }
-    ramp, given_ramp = merged.get("response_length", {}), settings.get("response_length", {})
-    if "end" in given_ramp and "start" not in given_ramp and str(ramp["end"]).isdigit():
-        merged["response_length"] = {**ramp, "start": min(ramp["start"], int(ramp["end"]))}
+    given_ramp = settings.get("response_length")
+    if isinstance(given_ramp, Mapping) and "start" not in given_ramp and str(given_ramp.get("end", "")).isdigit():
+        ramp = {**LengthRamp().model_dump(), **merged.get("response_length", given_ramp)}
+        merged["response_length"] = {**ramp, "start": min(ramp["start"], int(ramp["end"]))}  # the end alone is enough
     return settings_from(ConvertSettings, {**defaults, **settings, **merged})
 
 

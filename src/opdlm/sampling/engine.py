@@ -107,7 +107,7 @@ class Engine:
         """The request's number, by which events name it. It is admitted in one of the next steps, in turn.
 
         Raises:
-            UsageError: nothing to write, a bias on a token that does not exist, or a stop string that cannot be found.
+            UsageError: nothing to write, a token that does not exist, or a stop string that cannot be found.
         """
         self._check(request)
         if self.idle:
