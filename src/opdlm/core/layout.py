@@ -11,7 +11,7 @@ of one document:
     clean  -> noised   never
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from opdlm.core.types import Geometry
 
 CLEAN, PADDING = 0, -1
+AUTOREGRESSIVE = Geometry(block_size=1, prediction="shifted", context="causal")
+"""With blocks of one token, predicted by the token before, the diffusion sampler is the AR model's own decoding."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Attention:
         key_position, key_stream: [B, K] int64.
         query_document, key_document: [B, Q] and [B, K] int64 where documents share a sequence: they never see each
             other. None: one document a row.
+        query_column: [B, Q] int64, the column of the cache that each query writes. None: its position id.
     """
 
     geometry: Geometry
@@ -41,6 +44,7 @@ class Attention:
     key_stream: torch.Tensor
     query_document: torch.Tensor | None = None
     key_document: torch.Tensor | None = None
+    query_column: torch.Tensor | None = None
 
     @classmethod
     def within(
@@ -86,10 +90,43 @@ class Attention:
         return visible
 
 
+@dataclass(frozen=True)
+class WindowAttention(Attention):
+    """Windows of tokens to be drafted behind anchors in clean text, which need not lie on block borders.
+
+        clean  -> clean     k <= q
+        window -> clean     k < anchor(q)
+        window -> window    same stream (every window has its own), and k <= q where windows are causal
+        clean  -> window    never
+
+    Attributes:
+        query_anchor: [B, Q] int64, position of the first token of the window; unused for clean tokens.
+        causal_inside: whether a window's tokens see only those before them, or each other.
+        windows: how many tokens at the end of each row belong to windows.
+    """
+
+    query_anchor: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    causal_inside: bool = False
+    windows: int = 0
+
+    def _visible(self, q: tuple[Any, ...], k: tuple[Any, ...], window: int | None) -> torch.Tensor:
+        q_pos, q_stream, anchor = self.query_position[q], self.query_stream[q], self.query_anchor[q]
+        k_pos, k_stream = self.key_position[k], self.key_stream[k]
+        before = torch.where(q_stream == CLEAN, k_pos <= q_pos, k_pos < anchor)
+        to_clean = (k_stream == CLEAN) & (q_stream >= CLEAN) & before
+        to_window = (k_stream > CLEAN) & (k_stream == q_stream)
+        if self.causal_inside:
+            to_window = to_window & (k_pos <= q_pos)
+        visible = to_clean | to_window
+        if window is not None:
+            visible = visible & (q_pos - k_pos < window)
+        return visible | ((q_stream == PADDING) & (k_stream == PADDING) & (q_pos == k_pos))
+
+
 def causal(position: torch.Tensor, valid: torch.Tensor, document: torch.Tensor | None = None) -> Attention:
     """The AR model's own attention over clean tokens: blocks of one token. `position`, `valid`, `document`: [B, T]."""
     stream = torch.where(valid, CLEAN, PADDING)
-    return Attention.within(Geometry(1, context="causal"), position, stream, document)
+    return Attention.within(AUTOREGRESSIVE, position, stream, document)
 
 
 def block_start(position: torch.Tensor, block_size: int) -> torch.Tensor:

@@ -7,15 +7,12 @@ import torch
 from torch.nn.functional import pad
 
 from opdlm.config import SequentialDecoding
-from opdlm.core.types import NEVER, Geometry, Rollout
+from opdlm.core.layout import AUTOREGRESSIVE
+from opdlm.core.types import NEVER, Rollout
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.tokens import SpecialTokens
 from opdlm.sampling.engine import Engine
 from opdlm.sampling.request import Request
-
-AUTOREGRESSIVE = Geometry(block_size=1, prediction="shifted", context="causal")
-"""With blocks of one token, predicted by the token before, the diffusion sampler is the AR model's own decoding."""
-
 
 @dataclass(frozen=True)
 class Written:

@@ -41,11 +41,11 @@ class BlockDiffusionModel(nn.Module):
     Attributes:
         model: the decoder with its language-model head.
         geometry: blocks, prediction and context that this model was or will be trained for.
-        mask_token_id: the id that stands for "not yet known".
+        mask_token_id: the id that stands for "not yet known"; None for a model without one.
         cache_argument: what the decoder calls the argument that takes a KV cache.
     """
 
-    def __init__(self, model: PreTrainedModel, geometry: Geometry, mask_token_id: int):
+    def __init__(self, model: PreTrainedModel, geometry: Geometry, mask_token_id: int | None):
         """Switches `model` to eval mode; UnsupportedModelError if its attention implementation takes no mask."""
         super().__init__()
         implementation = model.config._attn_implementation
@@ -141,7 +141,8 @@ class BlockDiffusionModel(nn.Module):
             if self.training:
                 raise RuntimeError("a cached pass needs eval(): gradient checkpointing would drop the cache")
             valid = attention.query_stream != PADDING
-            cache.prepare(attention.query_position, valid, attention.key_position.shape[1])
+            columns = attention.query_position if attention.query_column is None else attention.query_column
+            cache.prepare(columns, valid, attention.key_position.shape[1])
         decoder = self.model.base_model if cache is None or self._compiled is None else self._compiled
         output = decoder(
             input_ids=input_ids,
@@ -159,7 +160,7 @@ class BlockDiffusionModel(nn.Module):
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., D] -> [..., V] float32, with the scale and the soft cap of the architecture.
 
-        The mask token's entry is NEVER_SAMPLED: no decoder writes it and it carries no probability.
+        The mask token's entry, if there is one, is NEVER_SAMPLED: no decoder writes it, it carries no probability.
         """
         return self.logits_of(lm_head(self.model)(hidden))
 
@@ -173,6 +174,8 @@ class BlockDiffusionModel(nn.Module):
             logits = logits / divisor
         if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma
             logits = cap * (logits / cap).tanh()
+        if self.mask_token_id is None:
+            return logits
         # In place: no operation above keeps its last result for the backward pass, and [..., V] is the largest tensor.
         return logits.index_fill_(-1, torch.tensor(self.mask_token_id, device=logits.device), NEVER_SAMPLED)
 

@@ -122,3 +122,36 @@ class KVCache(Cache):
             return buffer[:, :, : self._visible]
         buffer[self._slots[:, None], :, self._columns] = states.transpose(1, 2)
         return buffer[self._slots, :, : self._visible]
+
+
+class FrozenPrefix(Cache):
+    """Keys and values of clean texts: one pass writes them, later passes with gradients see them in front of their own.
+
+    Queries of later passes are not added: each pass stands alone behind the same texts.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._written = False
+
+    def prepare(self, position: torch.Tensor, valid: torch.Tensor, visible: int) -> None:
+        """Nothing to prepare; `BlockDiffusionModel.hidden` calls it before a pass."""
+
+    def seal(self) -> None:
+        """The texts are written; from now on passes read them."""
+        self._written = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keeps [B, H, T, D] keys and values of the texts; returns those of a later pass behind them."""
+        if not self._written:
+            self._layers[layer_idx] = (key_states, value_states)
+            return key_states, value_states
+        keys, values = self._layers[layer_idx]
+        return torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """0: transformers would count from it, but positions and masks are always given."""
+        return 0

@@ -1,0 +1,31 @@
+"""An AR model that drafts: its own weights, and a gate that turns the tokens of a window into drafts of what follows."""
+
+import torch
+from transformers import PreTrainedModel
+
+from opdlm.core.layout import AUTOREGRESSIVE, Attention, WindowAttention
+from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.models.cache import KVCache
+from opdlm.models.gate import Gate
+
+
+class DraftingModel(BlockDiffusionModel):
+    """A decoder under its own causal mask. Under a `WindowAttention` the last tokens of each row go through the gate.
+
+    Attributes:
+        gate: the adapter; the decoder's own weights are frozen.
+        window: k, the tokens of a window: the most drafts of a forward.
+    """
+
+    def __init__(self, model: PreTrainedModel, gate: Gate, window: int) -> None:
+        super().__init__(model.requires_grad_(False), AUTOREGRESSIVE, None)
+        self.gate, self.window = gate, window
+
+    def hidden(self, input_ids: torch.Tensor, attention: Attention, cache: KVCache | None = None) -> torch.Tensor:
+        """As in BlockDiffusionModel; window tokens, the last `attention.windows` of each row, go through the gate."""
+        self.gate.width = attention.windows if isinstance(attention, WindowAttention) else 0
+        return super().hidden(input_ids, attention, cache)
+
+    def causal_hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
+        self.gate.width = 0
+        return super().causal_hidden(input_ids)

@@ -1,0 +1,95 @@
+"""The gate of lossless decoding: an adapter that acts at the window's tokens only, and what stands at these.
+
+LoRA: arXiv 2106.09685; gated, with mask tokens: arXiv 2507.11851. The window's tokens are always the last ones of a
+pass. All others go through the original weights, whose bytes never change: their outputs are the AR model's own.
+
+Shape letters: B rows, Q queries, D hidden size, k tokens of a window.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from opdlm.models.parts import input_embedding
+
+Form = Literal["mask", "noise"]
+
+
+class LowRank(nn.Module):
+    """The two factors of one layer's LoRA, named as peft names them."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int) -> None:
+        super().__init__()
+        self.lora_A = nn.Parameter(torch.empty(rank, inputs))
+        self.lora_B = nn.Parameter(torch.zeros(outputs, rank))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as peft does: the adapter starts as no change
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(linear(x, self.lora_A), self.lora_B)
+
+
+class Gate(nn.Module):
+    """LoRA on every linear layer of a decoder but its LM head, by forward hooks: the decoder's modules stay as they are.
+
+    Attributes:
+        width: how many tokens at the end of each row of the next pass are window tokens; set before each pass.
+        form: "mask": learnt embeddings stand at the window's places, which see each other. "noise": random ids of the
+            vocabulary, each of which sees those before it.
+        places: [k or 1, D] the mask embeddings; none with "noise".
+        names: of the adapted layers.
+    """
+
+    def __init__(self, model: PreTrainedModel, rank: int, alpha: float, form: Form, places: int = 1) -> None:
+        """`places`: mask embeddings: one for each place in the window, or one for all."""
+        super().__init__()
+        self.rank, self.alpha, self.form, self.width = rank, alpha, form, 0
+        layers = adapted_layers(model)
+        self.names: Sequence[str] = list(layers)
+        self.layers = nn.ModuleList(LowRank(*_shape(layer), rank) for layer in layers.values())
+        embedding = input_embedding(model)
+        self.places: nn.Parameter | None = None
+        if form == "mask":
+            mean = embedding.weight.detach().float().mean(0)
+            self.places = nn.Parameter(mean.repeat(places, 1))
+            embedding.register_forward_hook(self._put_places)
+        for layer, adapter in zip(layers.values(), self.layers, strict=True):
+            layer.register_forward_hook(self._adding(adapter))
+
+    def _adding(self, adapter: nn.Module):
+        scale = self.alpha / self.rank
+
+        def add(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+            if not self.width:
+                return None
+            change = adapter(inputs[0][..., -self.width :, :]) * scale
+            if self.width == output.shape[-2]:
+                return output + change
+            return torch.cat([output[..., : -self.width, :], output[..., -self.width :, :] + change], -2)
+
+        return add
+
+    def _put_places(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor):
+        if not self.width:
+            return None
+        assert self.places is not None
+        windows = self.width // len(self.places)
+        stand = self.places.repeat(windows, 1).to(output.dtype).expand(*output.shape[:-2], -1, -1)
+        return torch.cat([output[..., : -self.width, :], stand], -2)
+
+
+def adapted_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The linear layers of a decoder but its LM head, by name."""
+    head = model.get_output_embeddings()
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
+
+
+def _shape(layer: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer; GPT-2's `Conv1D` keeps its matrix the other way round."""
+    rows, columns = layer.get_parameter("weight").shape
+    return (rows, columns) if isinstance(layer, Conv1D) else (columns, rows)
