@@ -1,5 +1,7 @@
 """What a step proposes: draws, filters, penalties, and the model's own opinion. V = 8, the last is the mask token."""
 
+from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from opdlm.core.noise import uniform
-from opdlm.core.propose import Controls, Proposals, filtered, moved, penalised, propose
+from opdlm.core.propose import Controls, Proposals, draw, filtered, moved, penalised, present, propose, race
 
 LOGITS = torch.tensor([1.2, -0.3, 0.4, 2.0, -1.0, 0.0, 0.9, -1e30])
 ZERO = torch.zeros(1, dtype=torch.int64)
@@ -28,7 +30,11 @@ def proposed(count: int, scores: torch.Tensor = LOGITS, /, **filters: Any) -> Pr
     """Proposals [1, count] for as many seeds from LOGITS, tokens chosen by `scores`."""
     controls = controls_of(**({"temperature": 1.0} | filters), bias=(scores - LOGITS)[None])
     seed = torch.arange(count)[None]
-    return propose(LOGITS.expand(1, count, -1), ZERO[None], seed, ZERO, ZERO, controls)
+    return propose(LOGITS.expand(1, count, -1), controls, by_chance(seed, ZERO, ZERO))
+
+
+def by_chance(seed: torch.Tensor, position: torch.Tensor, step: torch.Tensor) -> Callable[..., torch.Tensor]:
+    return partial(draw, chance=uniform(seed, position, step))
 
 
 def controls_of(
@@ -102,7 +108,7 @@ def test_confidence_is_the_models_own_probability() -> None:
         for scores in (
             LOGITS,
             LOGITS + bias,
-            penalised(LOGITS[None, None], torch.tensor([[3, 0]]), torch.tensor(3.0))[0, 0],
+            penalised(LOGITS[None, None], present(torch.tensor([[3, 0]]), 8)[:, None], torch.tensor(3.0))[0, 0],
         ):
             seen = proposed(50, scores, **filters)
             torch.testing.assert_close(seen.confidence, LOGITS.softmax(-1)[seen.token])
@@ -121,7 +127,8 @@ def test_the_mask_token_is_never_drawn() -> None:
     flat = torch.full((8,), -1e30)
     flat[2] = -500.0  # all but one without any mass
     assert (proposed(2000, flat).token == 2).all()
-    seen = penalised(LOGITS[None, None], torch.tensor([[7, 7]]), torch.tensor(0.5))  # the text is full of masks
+    full = present(torch.tensor([[7, 7]]), 8)[:, None]  # the text is full of masks
+    seen = penalised(LOGITS[None, None], full, torch.tensor(0.5))
     assert (proposed(2000, seen[0, 0], temperature=50.0).token != 7).all()
 
 
@@ -129,9 +136,10 @@ def test_draws_depend_on_seed_position_and_step_alone() -> None:
     """Else a response would change with the batch or with the block that is computed beside it."""
     logits = LOGITS.expand(6, 4, -1)
     seed, position, step = torch.arange(6)[:, None], torch.arange(4)[None], torch.full((6, 1), 2)
-    token = propose(logits, ZERO[None], seed, position, step, controls_of(rows=6)).token
+    token = propose(logits, controls_of(rows=6), by_chance(seed, position, step)).token
     one = LOGITS.expand(1, 1, -1)
-    assert token[4, 3] == propose(one, ZERO[None], seed[4:5], position[:, 3:], step[:1], controls_of()).token[0, 0]
+    alone = by_chance(seed[4:5], position[:, 3:], step[:1])
+    assert token[4, 3] == propose(one, controls_of(), alone).token[0, 0]
     cumulative = LOGITS.softmax(-1).double().cumsum(-1)
     drawn = uniform(seed, position, step) * cumulative[-1]
     assert torch.equal(token, (cumulative <= drawn[..., None]).sum(-1))
@@ -144,7 +152,7 @@ def test_the_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
     logits = torch.randn(2, 3, 8, generator=generator)
     ids = torch.tensor([[1, 1, 4], [7, 0, 2]])
     before = logits.clone()
-    found = penalised(logits, ids, torch.tensor(penalty))
+    found = penalised(logits, present(ids, 8)[:, None], torch.tensor(penalty))
     assert torch.equal(logits, before)
     for column in range(3):
         expected = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits[:, column].clone())  # type: ignore[arg-type]
@@ -189,8 +197,25 @@ def test_rows_with_other_controls_do_not_touch_each_other() -> None:
     )
     rows, count = len(each), 300
     seed = torch.arange(rows * count).view(rows, count)
-    found = propose(LOGITS.expand(rows, count, -1), torch.zeros(rows, 1).long(), seed, ZERO, ZERO, together).token
+    found = propose(LOGITS.expand(rows, count, -1), together, by_chance(seed, ZERO, ZERO)).token
     for row, controls in enumerate(each):
-        alone = propose(LOGITS.expand(1, count, -1), ZERO[None], seed[row : row + 1], ZERO, ZERO, controls).token
+        alone = propose(LOGITS.expand(1, count, -1), controls, by_chance(seed[row : row + 1], ZERO, ZERO)).token
         assert torch.equal(found[row], alone[0])
     assert len({tuple(row.tolist()) for row in found}) == rows
+
+
+def test_a_race_draws_the_distribution_and_near_ones_agree() -> None:
+    """Else sampled text would not be the AR model's, or drafts would agree with it no more often than by luck."""
+    count = 20_000
+    seed, position = torch.arange(count)[:, None], ZERO[None]
+    first = torch.tensor([0.4, 0.3, 0.2, 0.1, 0.0, 0.0, 0.0, 0.0])
+    second = torch.tensor([0.3, 0.3, 0.2, 0.1, 0.1, 0.0, 0.0, 0.0])  # total variation distance 0.1
+    drawn = [race(one.expand(count, 1, -1), seed, position)[:, 0] for one in (first, second)]
+    for tokens, expected in zip(drawn, (first, second), strict=True):
+        counts, wanted = tokens.bincount(minlength=8)[:5].double(), expected[:5].double() * count
+        inside = wanted > 0
+        assert (counts[~inside] == 0).all()
+        assert ((counts - wanted)[inside] ** 2 / wanted[inside]).sum() < 20  # chi-square, 4 degrees: p about 0.0005
+    assert (drawn[0] == drawn[1]).double().mean() > 0.9 / 1.1
+    again = race(first.expand(1, 1, -1), seed[7:8], position)
+    assert again == drawn[0][7], "a draw depends on its seed and position alone"

@@ -60,6 +60,21 @@ class KlassDecoding(Settings):
     history: int = Field(default=2, ge=1, le=64, description="denoising steps for which that must hold")
 
 
+class VerifiedDecoding(Settings):
+    """Exactly the AR model's text: a lossless model drafts tokens and its own original weights check them."""
+
+    kind: Literal["verified"] = "verified"
+    drafts: int = Field(default=64, ge=0, le=64, description="most drafts of a forward; the model's window limits them")
+
+
+class TypicalDecoding(Settings):
+    """As verified, but a draft also counts where the AR model gives it at least this probability: not lossless."""
+
+    kind: Literal["typical"] = "typical"
+    least: float = Field(default=0.3, gt=0, le=1, description="probability from which a draft is accepted")
+    drafts: int = Field(default=64, ge=0, le=64, description="most drafts of a forward; the model's window limits them")
+
+
 Decoding = Annotated[
     StaticDecoding
     | SequentialDecoding
@@ -67,7 +82,9 @@ Decoding = Annotated[
     | PrefixDecoding
     | FactorDecoding
     | EntropyDecoding
-    | KlassDecoding,
+    | KlassDecoding
+    | VerifiedDecoding
+    | TypicalDecoding,
     Field(discriminator="kind"),
 ]
 

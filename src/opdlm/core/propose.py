@@ -3,6 +3,7 @@
 Shape letters: B rows, S positions of the block, H steps of history, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -56,34 +57,32 @@ class Controls:
 
 def propose(
     logits: torch.Tensor,
-    ids: torch.Tensor,
-    seed: torch.Tensor,
-    position: torch.Tensor,
-    step: torch.Tensor,
     controls: Controls,
+    pick: Callable[[torch.Tensor], torch.Tensor],
+    has: torch.Tensor | None = None,
 ) -> Proposals:
     """A token for every position, and the model's own opinion of it.
 
     Args:
         logits: [B, S, V] float32, the model's own.
-        ids: [B, T] int64, the rows' texts: what a repetition penalty looks at.
-        seed, position, step: int64, broadcastable to [B, S]; they alone decide the random draw.
         controls: how tokens are drawn.
+        pick: probabilities [B, S, V] -> [B, S], the random draw: `draw` or `race` with their random numbers.
+        has: [B, 1 or S, V] bool, the tokens that the text has before a position: what a repetition penalty looks at.
 
     Returns:
         Proposals without a history.
     """
     scores = logits
     if controls.repetition_penalty is not None:
-        scores = penalised(scores, ids, controls.repetition_penalty[:, None, None])
+        assert has is not None
+        scores = penalised(scores, has, controls.repetition_penalty[:, None, None])
     if controls.bias is not None:
         scores = scores + controls.bias[:, None]
     token = scores.argmax(-1)
     if controls.temperature is not None:
         greedy = (controls.temperature == 0)[:, None]
         heat = controls.temperature.masked_fill(greedy[:, 0], 1.0)[:, None, None]
-        drawn = draw(filtered(scores / heat, controls), uniform(seed, position, step))
-        token = torch.where(greedy, token, drawn)
+        token = torch.where(greedy, token, pick(filtered(scores / heat, controls)))
     log_probability = logits.log_softmax(-1)
     confidence = log_probability.gather(-1, token[..., None])[..., 0].exp()
     return Proposals(token, confidence, log_probability, confidence.new_empty(*confidence.shape, 0))
@@ -99,6 +98,18 @@ def draw(probability: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
     cumulative = probability.to(chance.dtype).cumsum(-1)
     token = torch.searchsorted(cumulative, (chance * cumulative[..., -1])[..., None], right=True)[..., 0]
     return token.clamp(max=probability.shape[-1] - 1)
+
+
+def race(probability: torch.Tensor, seed: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    """[B, S] int64: one outcome of `probability` [B, S, V] (any sum), by a random number for each token.
+
+    Two distributions that are near each other have the same outcome more often than not when `seed` [B, 1] and
+    `position` [B, S] are equal: with probability at least (1 - d) / (1 + d), d their total variation distance (the
+    Gumbel coupling; arXiv 2408.07978).
+    """
+    token = torch.arange(probability.shape[-1], device=probability.device)
+    wait = -uniform(seed[..., None], position[..., None], token).log()  # of a clock that ticks once a unit
+    return (probability.to(wait.dtype) / wait).argmax(-1)
 
 
 def filtered(logits: torch.Tensor, controls: Controls) -> torch.Tensor:
@@ -124,11 +135,16 @@ def filtered(logits: torch.Tensor, controls: Controls) -> torch.Tensor:
     return probability
 
 
-def penalised(logits: torch.Tensor, ids: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    """Logits [B, S, V] with every token of the row's text `ids` [B, T] made less likely, where `penalty` [B, 1, 1] > 1.
+def present(ids: torch.Tensor, vocabulary: int, where: torch.Tensor | None = None) -> torch.Tensor:
+    """[B, V] bool: the tokens of the texts `ids` [B, T]; `where` [B, T] bool: of part of these."""
+    counted = torch.ones_like(ids, dtype=torch.bool) if where is None else where
+    found = torch.zeros(len(ids), vocabulary, dtype=torch.int8, device=ids.device)
+    return found.scatter_reduce_(1, ids, counted.to(torch.int8), "amax").bool()
+
+
+def penalised(logits: torch.Tensor, has: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
+    """Logits [B, S, V] with every token that `has` [B, 1 or S, V] less likely, where `penalty` [B, 1, 1] > 1.
 
     Positive logits are divided, negative ones multiplied by `penalty` (CTRL, arXiv 1909.05858).
     """
-    present = torch.zeros(logits.shape[0], logits.shape[-1], dtype=torch.bool, device=logits.device)
-    present.scatter_(1, ids, True)
-    return torch.where(present[:, None], torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    return torch.where(has, torch.where(logits > 0, logits / penalty, logits * penalty), logits)

@@ -14,6 +14,7 @@ from opdlm.models.tokens import SpecialTokens
 from opdlm.sampling.engine import Engine
 from opdlm.sampling.request import Request
 
+
 @dataclass(frozen=True)
 class Written:
     """A rollout, and the query tokens that a model computed for it (0: nobody wrote, the text was given)."""

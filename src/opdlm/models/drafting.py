@@ -1,4 +1,4 @@
-"""An AR model that drafts: its own weights, and a gate that turns the tokens of a window into drafts of what follows."""
+"""An AR model that drafts: its own weights, and a gate that makes drafts of what follows in a window of tokens."""
 
 import torch
 from transformers import PreTrainedModel

@@ -35,7 +35,7 @@ class LowRank(nn.Module):
 
 
 class Gate(nn.Module):
-    """LoRA on every linear layer of a decoder but its LM head, by forward hooks: the decoder's modules stay as they are.
+    """LoRA on every linear layer of a decoder but its LM head, by forward hooks: its modules stay as they are.
 
     Attributes:
         width: how many tokens at the end of each row of the next pass are window tokens; set before each pass.

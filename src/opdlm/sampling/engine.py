@@ -1,9 +1,7 @@
 """The fast sampler: batched, with a KV cache, rows that come, advance and go on their own.
 
-Each slot of the batch is in its own block and its own denoising step. One forward a step: its window holds the current
-block and, in front, the block before it where that one was just finished. So the commit of a finished block (its keys
-and values as clean text) costs no forward of its own: it rides with the first step of the next block. Rows that are in
-the middle of a block then write the keys and values of their previous block a second time, with the same values.
+Each slot of the batch is in its own place of its own text; one forward a step moves all of them: by block diffusion
+(`denoising.py`), or by drafts that are verified (`verifying.py`) where the model drafts.
 
 Requests may be added and cancelled between any two steps. The device is asked once a step, for all rows together, which
 of them are done.
@@ -11,23 +9,23 @@ of them are done.
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from opdlm.core.commit import without_early_ends
-from opdlm.core.propose import Proposals, propose
 from opdlm.core.types import Rollout
 from opdlm.errors import UsageError
 from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.models.drafting import DraftingModel
 from opdlm.models.tokens import SpecialTokens
+from opdlm.sampling.denoising import Denoising, Step
 from opdlm.sampling.request import Request
-from opdlm.sampling.rules import decide
 from opdlm.sampling.slots import Slots
 from opdlm.sampling.state import stack
 from opdlm.sampling.stopping import StopStrings
+from opdlm.sampling.verifying import Verifying
 
 
 @dataclass(frozen=True)
@@ -55,27 +53,6 @@ class Completion:
 Event = Draft | Completion
 
 
-@dataclass(frozen=True)
-class Step:
-    """What one denoising step did; handed to observers. All tensors are the engine's own: read them, keep none.
-
-    Attributes:
-        request: [B] int64, number of the request in each slot, -1 in an idle one.
-        input_ids: [B, T] int64, the texts before the step, mask tokens where nothing is committed yet.
-        start: [B] int64, first position of the current block.
-        step: [B] int64, within the current block, from 0.
-        logits: [B, S, V] float32 of the current block.
-        committed: [B, S] bool.
-    """
-
-    request: torch.Tensor
-    input_ids: torch.Tensor
-    start: torch.Tensor
-    step: torch.Tensor
-    logits: torch.Tensor
-    committed: torch.Tensor
-
-
 class Engine:
     """Writes texts, at most `batch_size` at a time: `add` requests, call `step` until it is `idle`.
 
@@ -93,13 +70,17 @@ class Engine:
         """`tokenizer`: needed for stop strings alone. UsageError for a batch size below 1."""
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}; it must be at least 1")
-        self.model, self.tokens, self.observer = model, tokens, observer
+        self.model, self.tokens = model, tokens
         self.stop_ids = torch.tensor(tokens.stop_token_ids, device=model.device)
         self._stop_strings = lru_cache(maxsize=64)(partial(StopStrings, tokenizer))
         self._waiting: deque[tuple[int, Request]] = deque()
         self._next = 0
         with torch.inference_mode():
             self._slots = Slots(model, batch_size, tokens.mask_token_id)
+        if isinstance(model, DraftingModel):
+            self._decoding = Verifying(self._slots, self._ends)
+        else:
+            self._decoding = Denoising(self._slots, self.stop_ids, self._ends, observer)
 
     # --- requests -----------------------------------------------------------------------------------------------
 
@@ -143,7 +124,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """One forward for all rows: propose, commit, and on to the next block where one is complete.
+        """One forward for all rows.
 
         The tensors of its events are inference tensors, which no training can use; `write` makes ordinary ones.
         """
@@ -151,30 +132,8 @@ class Engine:
         events += self._drafts(slots.admit(self._waiting))
         if not slots.requests:
             return events
-        block = slots.block()
-        logits = slots.logits(block)
-        state = slots.state
-        seen = propose(logits, state.ids, state.seed[:, None], block, state.step[:, None], slots.controls())
-        moves = slots.moves(seen.log_probability)
-        seen = seen if moves is None else replace(seen, drift=moves)
-        committed = self._committed(seen, masked := slots.masked(block))
-        if self.observer is not None:
-            self.observer(Step(state.number, state.ids, state.start, state.step, logits, committed))
-        slots.commit(block, committed, seen)
-        finished = slots.advance(block, masked & ~committed, self._ends(block))
-        events += [Completion(number, row) for number, row in finished]
+        events += [Completion(number, row) for number, row in self._decoding.step()]
         return events + self._drafts(range(len(slots.held)))
-
-    def _committed(self, seen: Proposals, masked: torch.Tensor) -> torch.Tensor:
-        """[B, S] what each row commits, by its own rule."""
-        state, requests = self._slots.state, self._slots.requests
-        rules = {str(request.decoding["kind"]) for request in requests}
-        if not any(request.hold_end for request in requests):
-            return decide(rules, state.rule, state.numbers, seen, masked)
-        ends = torch.isin(seen.token, self.stop_ids) & (state.hold_end & state.may_stop)[:, None]
-        early = ends & (masked.cumsum(-1) > 1)
-        unsure = replace(seen, confidence=seen.confidence.masked_fill(early, 0.0))
-        return without_early_ends(decide(rules, state.rule, state.numbers, unsure, masked), early, masked)
 
     def _drafts(self, slots: Sequence[int]) -> list[Event]:
         """Of the watched rows among `slots`."""

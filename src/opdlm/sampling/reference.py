@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -9,7 +10,8 @@ import torch
 from opdlm.config import GenerationSettings
 from opdlm.core.commit import CommitRule
 from opdlm.core.layout import CLEAN, Attention
-from opdlm.core.propose import Controls, Proposals, moved, propose
+from opdlm.core.noise import uniform
+from opdlm.core.propose import Controls, Proposals, draw, moved, present, propose
 from opdlm.core.types import NEVER, Rollout
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.tokens import SpecialTokens
@@ -84,14 +86,10 @@ def _proposals(
     settings: GenerationSettings,
 ) -> Proposals:
     """What the model proposes for the block, [1, S], after the proposals of its steps `before`."""
-    seen = propose(
-        logits[None],
-        torch.tensor([ids]),
-        torch.tensor([[seed]]),
-        torch.arange(start, start + len(logits))[None],
-        torch.tensor([[len(before)]]),
-        _controls(settings, logits.shape[-1]),
-    )
+    position = torch.arange(start, start + len(logits))[None]
+    chance = uniform(torch.tensor([[seed]]), position, torch.tensor([[len(before)]]))
+    has = present(torch.tensor([ids]), logits.shape[-1])[:, None]
+    seen = propose(logits[None], _controls(settings, logits.shape[-1]), partial(draw, chance=chance), has)
     drifts = [torch.full_like(seen.confidence, torch.inf)] * history(settings.decoding.model_dump())
     drifts += [moved(now.log_probability, last.log_probability) for last, now in pairwise([*before, seen])]
     return replace(seen, drift=torch.stack(drifts, -1)) if drifts else seen

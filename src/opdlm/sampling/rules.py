@@ -17,20 +17,29 @@ RULES: dict[str, tuple[CommitRule, tuple[str, ...]]] = {
     "klass": (klass, ("threshold", "drift", "history")),
 }
 """Each with the names of its numbers, as the settings call them."""
-MOST_NUMBERS = max(len(names) for _, names in RULES.values())
-_INDEX = {kind: index for index, kind in enumerate(RULES)}
+VERIFIED: dict[str, tuple[str, ...]] = {"verified": (), "typical": ("least",)}
+"""Ways of a drafting model, which commits what its own check accepts; likewise."""
+_NUMBERS = {**{kind: names for kind, (_, names) in RULES.items()}, **VERIFIED}
+MOST_NUMBERS = max(map(len, _NUMBERS.values()))
+_INDEX = {kind: index for index, kind in enumerate(_NUMBERS)}
+TYPICAL = _INDEX["typical"]
 
 
 def as_numbers(decoding: Mapping[str, float]) -> tuple[int, list[float]]:
     """The rule's index, and its numbers filled up to MOST_NUMBERS: what stands in tensors for `decide`."""
     kind = str(decoding["kind"])
-    numbers = [float(decoding[name]) for name in RULES[kind][1]]
+    numbers = [float(decoding[name]) for name in _NUMBERS[kind]]
     return _INDEX[kind], numbers + [0.0] * (MOST_NUMBERS - len(numbers))
 
 
 def history(decoding: Mapping[str, float]) -> int:
     """H, the steps of drift that the rule looks at."""
     return int(decoding["history"]) if decoding["kind"] == "klass" else 0
+
+
+def drafts(decoding: Mapping[str, float]) -> int:
+    """Most drafts of a forward that a request asks for; the model may make fewer."""
+    return int(decoding["drafts"]) if decoding["kind"] in VERIFIED else 0
 
 
 def decide(

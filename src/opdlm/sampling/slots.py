@@ -10,16 +10,14 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn.functional import pad
 
-from opdlm.core.layout import CLEAN, PADDING, Attention, block_start
-from opdlm.core.propose import Controls, Proposals
-from opdlm.core.types import NEVER, Rollout
+from opdlm.core.layout import CLEAN, PADDING, Attention
+from opdlm.core.propose import Controls
+from opdlm.core.types import Rollout
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.cache import KVCache
 from opdlm.sampling.request import Request
-from opdlm.sampling.rules import history
 from opdlm.sampling.state import IDLE, Drift, Numbered, SlotState
 
-NOISED = 1
 Finished = tuple[int, Rollout]
 """A request's number, and its one row."""
 
@@ -51,7 +49,6 @@ class Slots:
     def __init__(self, model: BlockDiffusionModel, capacity: int, mask_token_id: int) -> None:
         self.model, self.capacity, self.mask_token_id = model, capacity, mask_token_id
         self.size = model.geometry.block_size
-        self.shift = 1 if model.geometry.prediction == "shifted" else 0
         self.vocabulary = model.head_parameters()[0].shape[0]
         self.query_tokens = 0
         self.state = SlotState.of([], self.size, self.size, mask_token_id, model.device)
@@ -62,8 +59,9 @@ class Slots:
         self.bias: torch.Tensor | None = None  # [B, V]
         self.drift: Drift | None = None
         # What the host knows of the slots; brought up to date once a step.
-        self._last_start = 0  # of any row's current block
-        self._lead = 0  # most tokens before a row's current block that are finished, but not in the cache yet
+        self.last_start = 0  # of any row's current block
+        self.lead = 0  # most tokens before a row's current block that are finished, but not in the cache yet
+        self.margin = 0  # columns that a step needs behind the last block
 
     @property
     def requests(self) -> list[Request]:
@@ -112,7 +110,7 @@ class Slots:
     def _begin(self, slots: list[int], numbered: list[Numbered]) -> None:
         """Requests into idle slots; their prompts into the cache, where other rows are not to wait for them."""
         requests, others = [request for _, request in numbered], bool(self.requests)
-        self._widen(max(-(-request.end // self.size) * self.size + self.size for request in requests))
+        self._widen(max(-(-request.end // self.size) * self.size + self.size + self.margin for request in requests))
         device = self.model.device
         index = torch.tensor(slots, device=device)
         self.state.put(index, SlotState.of(numbered, len(self.columns), self.size, self.mask_token_id, device))
@@ -124,8 +122,8 @@ class Slots:
         if others:
             self._prefill(index, known, last_start)
         else:  # the prompts ride with the first step: no other row has to wait for them
-            self._lead = last_start - known
-        self._last_start = max(self._last_start, last_start)
+            self.lead = last_start - known
+        self.last_start = max(self.last_start, last_start)
 
     def _find_prefix(self, waiting: Sequence[Request]) -> None:
         """What all of a burst have in common: looked for when nobody is being written and something new has come."""
@@ -193,33 +191,16 @@ class Slots:
         if self.prefix is not None and self.prefix.slots is not None:
             self.prefix.slots = {new for new, old in enumerate(slots) if old in self.prefix.slots}
 
-    # --- one step -----------------------------------------------------------------------------------------------
+    # --- what a step needs -------------------------------------------------------------------------------------
 
-    def block(self) -> torch.Tensor:
-        """[B, S] positions of every slot's current block."""
-        return self.state.start[:, None] + self.columns[: self.size]
+    def busy(self) -> torch.Tensor:
+        """[B] bool: slots that are not idle."""
+        return self.state.number != IDLE
 
-    def masked(self, block: torch.Tensor) -> torch.Tensor:
-        """[B, S] bool: what is not committed yet, in slots that are not idle."""
-        return (self.state.commit_step.gather(1, block) == NEVER) & (self.state.number != IDLE)[:, None]
-
-    def logits(self, block: torch.Tensor) -> torch.Tensor:
-        """[B, S, V] of every slot's current block. The finished block before it goes into the cache along with it."""
-        lead = max(self._lead, self.shift)
-        begin = (self.state.start - lead).clamp(min=0)
-        window = begin[:, None] + self.columns[: lead + self.size]
-        keys = self.columns[: self._last_start + self.size].expand(len(block), -1)
-        attention = Attention(self.model.geometry, window, self._stream(window), keys, self._stream(keys))
-        hidden = self.model.hidden(self.state.ids.gather(1, window), attention, self.cache)
-        self.query_tokens += window.numel()
-        predictor = (block - self.shift - begin[:, None]).clamp(min=0)  # nothing predicts token 0: it is never masked
-        return self.model.logits(hidden.gather(1, predictor[..., None].expand(-1, -1, hidden.shape[-1])))
-
-    def _stream(self, position: torch.Tensor) -> torch.Tensor:
-        """What stands at `position` [B, n]: finished text, the current block, or nothing, as in all of an idle slot."""
-        start = self.state.start[:, None]
-        inside = (position < start + self.size) & (self.state.number != IDLE)[:, None]
-        return torch.where(position < start, CLEAN, torch.where(inside, NOISED, PADDING))
+    def forward(self, input_ids: torch.Tensor, attention: Attention) -> torch.Tensor:
+        """[B, W, D] hidden states of one pass over all slots; keys and values go into the cache."""
+        self.query_tokens += input_ids.numel()
+        return self.model.hidden(input_ids, attention, self.cache)
 
     def controls(self) -> Controls:
         """How tokens are drawn; what no row uses is left out."""
@@ -237,65 +218,14 @@ class Slots:
             bias=self.bias if any(request.logit_bias for request in busy) else None,
         )
 
-    def moves(self, log_probability: torch.Tensor) -> torch.Tensor | None:
-        """[B, S, H] drift of the proposals [B, S, V] over the longest history that a row's rule looks at."""
-        steps = max((history(request.decoding) for request in self.requests), default=0)
-        if not steps:
-            self.drift = None
-            return None
-        rows = len(log_probability)
-        drift = Drift.unknown(log_probability, steps) if self.drift is None else self.drift.resized(rows, steps)
-        self.drift = drift.after(log_probability, self.state.step == 0)
-        return self.drift.moves
-
-    def commit(self, block: torch.Tensor, committed: torch.Tensor, seen: Proposals) -> None:
-        """Unmask the tokens where `committed` [B, S]."""
-        state = self.state
-        for values, new in (
-            (state.ids, seen.token),
-            (state.commit_step, state.step[:, None].short().expand_as(block)),
-            (state.confidence, seen.confidence),
-        ):
-            values.scatter_(1, block, torch.where(committed, new, values.gather(1, block)))
-        state.step += 1
-        state.forwards += 1
-
     # --- rows go ------------------------------------------------------------------------------------------------
 
-    def advance(self, block: torch.Tensor, still_masked: torch.Tensor, ends: torch.Tensor) -> list[Finished]:
-        """Hand out the rows that are done; complete blocks give way to the next one that has a mask.
-
-        A row is done when everything up to its `end`, or up to a token where `ends` [B, S], is committed: what its last
-        block still masks behind that is never filled.
-        """
-        state = self.state
-        busy = state.number != IDLE
-        response = (block >= state.first[:, None]) & (block < state.end[:, None]) & busy[:, None]
-        stop = response & ends & (still_masked.cumsum(-1) == 0)
-        stopped = stop.any(-1)
-        capped = ~(still_masked & response).any(-1) & (state.start + self.size >= state.end) & busy
-        done = stopped | capped
-        length = torch.where(stopped, state.start + stop.int().argmax(-1) + 1, state.end)
-        complete = ~still_masked.any(-1) & ~done & busy
-        later = (state.commit_step == NEVER) & (self.columns >= state.start[:, None] + self.size)
-        following = block_start(later.int().argmax(-1), self.size)
-        lead = torch.where(complete, following - state.start, 0)
-        start = torch.where(done, 0, state.start + lead)
-
-        # The only question to the device in a step.
-        *known, self._last_start, self._lead = torch.cat([done.long(), start.max()[None], lead.max()[None]]).tolist()
-        finished = [self._hand_out(slot, length, stopped) for slot, is_done in enumerate(known) if is_done]
-        state.start = start
-        state.step.masked_fill_(complete, 0)
-        state.number.masked_fill_(done, IDLE)
-        return finished
-
-    def _hand_out(self, slot: int, length: torch.Tensor, stopped: torch.Tensor) -> Finished:
-        """A copy of a row that is done; its slot is idle."""
+    def hand_out(self, slot: int, length: torch.Tensor, ends: torch.Tensor, stopped: torch.Tensor) -> Finished:
+        """A copy of a row that is done, up to `ends` [B], the end of its last block; its slot is idle."""
         held = self.held[slot]
         assert held is not None
         self.held[slot] = None
-        state, one, end = self.state, slice(slot, slot + 1), self.state.start[slot] + self.size
+        state, one, end = self.state, slice(slot, slot + 1), ends[slot]
         row = Rollout(
             input_ids=state.ids[one, :end].clone(),
             prompt_length=state.first[one].clone(),

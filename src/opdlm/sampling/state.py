@@ -13,7 +13,7 @@ from opdlm.core.layout import block_start
 from opdlm.core.propose import moved
 from opdlm.core.types import NEVER, Rollout
 from opdlm.sampling.request import Request
-from opdlm.sampling.rules import MOST_NUMBERS, as_numbers
+from opdlm.sampling.rules import MOST_NUMBERS, as_numbers, drafts
 
 IDLE = -1
 Numbered = tuple[int, Request]
@@ -28,6 +28,7 @@ class SlotState:
         number: [B] int64, of the request in the slot, IDLE where there is none.
         first, end, seed: [B] int64 and may_stop: [B] bool, as in Request.
         start: [B] int64, first position of the current block. step: [B] int64 within it. forwards: [B] int64.
+        drafted: [B] int64, drafts that stand in `ids` from `start` on; drafts: [B] int64, most that the request wants.
         temperature, top_k, top_p, min_p, repetition_penalty, hold_end: [B] as in Request.
         rule: [B] int64 and numbers: [B, MOST_NUMBERS] float32, the commit rule (`rules.as_numbers`).
     """
@@ -43,6 +44,8 @@ class SlotState:
     start: torch.Tensor
     step: torch.Tensor
     forwards: torch.Tensor
+    drafted: torch.Tensor
+    drafts: torch.Tensor
     temperature: torch.Tensor
     top_k: torch.Tensor
     top_p: torch.Tensor
@@ -83,6 +86,8 @@ class SlotState:
             start=block_start(first, block_size),
             step=torch.zeros_like(first),
             forwards=torch.zeros_like(first),
+            drafted=torch.zeros_like(first),
+            drafts=torch.tensor([drafts(r.decoding) for r in requests], dtype=torch.int64, device=device),
             temperature=column("temperature", torch.float32),
             top_k=column("top_k"),
             top_p=column("top_p", torch.float32),
@@ -92,6 +97,14 @@ class SlotState:
             rule=torch.tensor([index for index, _ in rules], dtype=torch.int64, device=device),
             numbers=torch.tensor([n for _, n in rules], device=device).view(len(requests), MOST_NUMBERS),
         )
+
+    def write(
+        self, position: torch.Tensor, where: torch.Tensor, token: torch.Tensor, confidence: torch.Tensor
+    ) -> None:
+        """Commits tokens [B, n] at positions [B, n] `where` [B, n] says so."""
+        step = self.step[:, None].clamp(max=NEVER - 1).short().expand_as(position)
+        for values, new in ((self.ids, token), (self.commit_step, step), (self.confidence, confidence)):
+            values.scatter_(1, position, torch.where(where, new, values.gather(1, position)))
 
     def rows(self, index: torch.Tensor) -> "SlotState":
         """The slots `index` [b], in that order."""
