@@ -9,9 +9,9 @@ from lossless import ENDLESS, drafting, responses
 from opdlm.config import GenerationSettings
 from opdlm.models.drafting import DraftingModel
 from opdlm.models.tokens import SpecialTokens
-from opdlm.sampling.engine import Engine
+from opdlm.sampling.engine import Completion, Engine
 from opdlm.sampling.requests import continuations
-from support import ARCHITECTURES, VOCABULARY
+from support import ARCHITECTURES, VOCABULARY, tiny_model
 
 LENGTHS = (1, 2, 5, 8, 3, 11)
 PROMPTS = [
@@ -44,8 +44,8 @@ def original(model: DraftingModel, stops: tuple[int, ...] = (), **changes: Any) 
     for prompt in PROMPTS:
         ids = torch.tensor([prompt])
         made = model.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False, eos_token_id=list(stops) or None,
-            pad_token_id=0, **changes,
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False,
+            eos_token_id=list(stops) or None, pad_token_id=0, **changes,
         )  # fmt: skip
         texts.append(made[0, len(prompt) :].tolist())
     return texts
@@ -112,26 +112,26 @@ def test_stop_tokens_inside_a_window_and_the_length_cap() -> None:
 
 
 def test_rows_of_many_kinds_and_late_ones_share_a_batch() -> None:
-    """Else a request's text would depend on what else is being written."""
-    model = drafting()
-    choices = [settings_of(decoding, **choice) for choice in SAMPLED for decoding in ("verified", "verified:1", "sequential")]
-    alone = [Engine(model, ENDLESS, 1).write(continuations([PROMPTS[i % 6]], one)) for i, one in enumerate(choices)]
-    engine = Engine(model, ENDLESS, 4)
+    """Else a request's text would depend on what else is being written, or came before it, or was cancelled."""
+    model, kinds = drafting(), ("verified", "verified:1", "sequential")
+    choices = [settings_of(decoding, **choice) for choice in SAMPLED for decoding in kinds]
     requests = [continuations([PROMPTS[i % 6]], one)[0] for i, one in enumerate(choices)]
-    found: dict[int, list[int]] = {}
+    alone = [responses(Engine(model, ENDLESS, 1).write([request]))[0] for request in requests]
+    engine, found = Engine(model, ENDLESS, 4), {}
+
+    def step() -> None:
+        for event in engine.step():
+            assert isinstance(event, Completion)
+            found[event.request] = responses(event.rollout)[0]
+
     for number, request in enumerate(requests):
         assert engine.add(request) == number
         if number % 3 == 0:
-            engine.step() if number else None
-    engine.add(requests[0])
-    engine.cancel(len(requests))
-    found = {}
-    # events of the steps above are lost on purpose: write all again through `finished`, which cancels nothing
-    for number in range(len(requests)):
-        engine.cancel(number)
-    for place, row in engine.finished(requests):
-        found[place] = responses(row)[0]
-    assert found == {place: responses(row)[0] for place, row in enumerate(alone)}
+            step()
+    engine.cancel(7)
+    while not engine.idle:
+        step()
+    assert found == {number: text for number, text in enumerate(alone) if number != 7}
 
 
 def test_typical_accepts_more_and_never_less_than_the_threshold() -> None:
@@ -149,8 +149,6 @@ def test_typical_accepts_more_and_never_less_than_the_threshold() -> None:
 
 def test_gate_off_is_the_original_and_the_base_keeps_its_bytes() -> None:
     """Clean tokens go through the original weights alone."""
-    from support import tiny_model
-
     model, plain = drafting(), tiny_model()
     for name, parameter in model.model.named_parameters():
         assert torch.equal(parameter, dict(plain.named_parameters())[name])

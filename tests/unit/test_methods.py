@@ -7,11 +7,13 @@ import torch
 
 from opdlm.config import DistillSettings
 from opdlm.config.distill import Method as MethodName
+from opdlm.core.states import StateChoice, select_states
 from opdlm.distill.loop import Trainer
 from opdlm.distill.methods import METHODS, in_turn, method_of
 from opdlm.distill.pair import Pair
 from opdlm.distill.step import Batch, Plan
 from rollouts import fresh_student, pair_of, random_prompts
+from support import MASK
 
 
 def settings_of(**changes: object) -> DistillSettings:
@@ -44,9 +46,14 @@ def test_each_method_is_what_it_is_named(
     """Else a control would differ from the method in more than its name says, or in less."""
     settings, pair = settings_of(**changes), pair_of(fresh_student())
     plan = method_of(settings)(pair, 0)
-    assert (plan.choice.selection, plan.choice.bound_weight) == (selection, bound)
     batch = Batch(random_prompts((3, 5, 4, 6)), range(4))
     text = plan.write(batch).rollout
+    seeds = torch.arange(4)
+    choice = StateChoice(selection, bound_weight=bound)  # type: ignore[arg-type]
+    expected = select_states(text, pair.student.geometry, choice, seeds, mask_token_id=MASK)
+    states = plan.states(text, seeds)
+    assert torch.equal(states.input_ids, expected.input_ids)
+    assert torch.equal(states.weight, expected.weight)
     student_text = METHODS["opd"](settings_of(), pair, 0).write(batch).rollout
     teacher_text = METHODS["offpolicy_kd"](settings_of(), pair, 0).write(batch).rollout
     assert not torch.equal(student_text.input_ids, teacher_text.input_ids)

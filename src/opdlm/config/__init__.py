@@ -14,10 +14,12 @@ from opdlm.config.decoding import (
     PrefixDecoding,
     SequentialDecoding,
     StaticDecoding,
+    TypicalDecoding,
+    VerifiedDecoding,
     as_text,
 )
 from opdlm.config.distill import ConvertSettings, DistillSettings, LengthRamp, OptimiserSettings
-from opdlm.config.divergence import ForwardKL, GeneralisedJSD, MixedKL, ReverseKL
+from opdlm.config.divergence import ForwardKL, GeneralisedJSD, MixedKL, ReverseKL, TotalVariation
 from opdlm.config.generation import GenerationSettings
 
 __all__ = [
@@ -39,6 +41,9 @@ __all__ = [
     "SequentialDecoding",
     "Settings",
     "StaticDecoding",
+    "TotalVariation",
+    "TypicalDecoding",
+    "VerifiedDecoding",
     "as_text",
     "settings_from",
 ]

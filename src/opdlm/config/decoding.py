@@ -75,6 +75,9 @@ class TypicalDecoding(Settings):
     drafts: int = Field(default=64, ge=0, le=64, description="most drafts of a forward; the model's window limits them")
 
 
+LOSSLESS = ("verified", "typical")
+"""Kinds of a model that drafts and checks itself; `sequential` goes without drafts."""
+
 Decoding = Annotated[
     StaticDecoding
     | SequentialDecoding

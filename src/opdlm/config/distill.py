@@ -5,11 +5,13 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from opdlm.config.base import Settings
-from opdlm.config.decoding import Decoding, DecodingField, DynamicDecoding
+from opdlm.config.decoding import LOSSLESS, Decoding, DecodingField, DynamicDecoding
 from opdlm.config.divergence import DivergenceField, ForwardKL
 
-Method = Literal["opd", "onpolicy_text", "offpolicy_kd", "sft"]
+Method = Literal["opd", "onpolicy_text", "offpolicy_kd", "sft", "lossless"]
 StateSelection = Literal["one_per_block", "all", "one_per_rollout", "random_mask"]
+Anchors = Literal["visited", "random", "all"]
+WindowForm = Literal["mask", "noise"]
 Prediction = Literal["same", "shifted"]
 Context = Literal["block", "causal"]
 
@@ -59,7 +61,7 @@ class DistillSettings(Settings):
     )
 
     # what is learnt from
-    method: Method = Field(default="opd", description="opd, or a control: onpolicy_text, offpolicy_kd, sft")
+    method: Method = Field(default="opd", description="opd; lossless; or a control: onpolicy_text, offpolicy_kd, sft")
     states: StateSelection = Field(default="one_per_block", description="which visited states are trained on")
     prompts_per_rollout: int = Field(default=128, ge=1, description="prompts answered with the same weights")
     rollouts: int | None = Field(
@@ -76,9 +78,19 @@ class DistillSettings(Settings):
     rollout_batch: int = Field(default=32, ge=1, description="rows decoded at once")
     response_length: LengthRamp = LengthRamp()
 
+    # with method lossless
+    window: int = Field(default=7, ge=1, le=64, description="with lossless: most drafts of a forward")
+    window_form: WindowForm = Field(
+        default="mask",
+        description="with lossless: mask (learnt embeddings), or noise (random ids: stock engines take it)",
+    )
+    anchors: Anchors = Field(
+        default="visited", description="with lossless: where the windows that are trained on begin"
+    )
+
     # the loss
     divergence: DivergenceField = Field(
-        default=ForwardKL(), description="forward_kl, reverse_kl, jsd[:BETA], mixed_kl[:W]"
+        default=ForwardKL(), description="forward_kl, reverse_kl, jsd[:BETA], mixed_kl[:W], tv"
     )
     top_k: int | None = Field(default=None, ge=1, description="compare only the teacher's k most probable tokens")
     rest_bucket: bool = Field(
@@ -114,6 +126,8 @@ class DistillSettings(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> "DistillSettings":
+        if self.method == "lossless" and (self.lora_rank is None or self.rollout_decoding.kind not in LOSSLESS):
+            raise ValueError("method lossless needs lora_rank and decodings that verify; --lossless sets all of it")
         if self.method != "opd" and self.states not in ("random_mask", "one_per_block"):
             raise ValueError(f"method {self.method!r} trains on random masks; set states to random_mask")
         if self.lora_rank is not None and self.optimiser.l2_sp:

@@ -33,6 +33,12 @@ class MixedKL(Settings):
     reverse_weight: float = Field(default=0.5, ge=0, le=1, description="share of the reverse KL")
 
 
+class TotalVariation(Settings):
+    """Half the sum of absolute differences: the chance that a draft is refused."""
+
+    kind: Literal["tv"] = "tv"
+
+
 def _divergence_from_text(value: Any) -> Any:
     """`forward_kl`, `reverse_kl`, `jsd:0.3`, `mixed_kl:0.5` as short forms."""
     if not isinstance(value, str):
@@ -44,7 +50,7 @@ def _divergence_from_text(value: Any) -> Any:
 
 
 Divergence = Annotated[
-    ForwardKL | ReverseKL | GeneralisedJSD | MixedKL,
+    ForwardKL | ReverseKL | GeneralisedJSD | MixedKL | TotalVariation,
     Field(discriminator="kind"),
 ]
 DivergenceField = Annotated[Divergence, BeforeValidator(_divergence_from_text)]

@@ -40,6 +40,14 @@ def generalised_jsd(teacher: torch.Tensor, student: torch.Tensor, beta: float = 
     return beta * forward_kl(teacher, mixture) + (1 - beta) * forward_kl(student, mixture)
 
 
+def total_variation(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+    """Half the sum of absolute differences: the chance that a draft is refused (arXiv 2211.17192, Corollary 3.6).
+
+    Between 0 and 1, without a unit.
+    """
+    return (teacher.exp() - student.exp()).abs().sum(-1) / 2
+
+
 def on_top_k(divergence: LogDivergence, k: int, rest_bucket: bool = True) -> LogDivergence:
     """The same divergence over the teacher's `k` most probable tokens.
 

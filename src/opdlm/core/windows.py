@@ -95,7 +95,9 @@ def _anchors(rollout: Rollout, which: Anchors, seed: torch.Tensor) -> torch.Tens
     return inside & (order.argsort(-1).argsort(-1) < visited.sum(-1, keepdim=True))
 
 
-def attention_of(windows: WindowBatch, text_position: torch.Tensor, text_stream: torch.Tensor, causal_inside: bool):
+def windows_behind(
+    windows: WindowBatch, text_position: torch.Tensor, text_stream: torch.Tensor, causal_inside: bool
+) -> WindowAttention:
     """Windows behind clean text whose keys, `text_position` and `text_stream` [B, T], stand first."""
     return WindowAttention(
         AUTOREGRESSIVE,

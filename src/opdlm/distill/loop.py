@@ -110,8 +110,8 @@ class Trainer:
         return list(order[place * per_rollout : (place + 1) * per_rollout])
 
     def _updater(self) -> Updater:
-        originals = list(self.pair.teacher.model.model.parameters())
-        student = list(self.pair.student.model.parameters())
+        originals = list(self.pair.teacher.model.parameters())
+        student = list(self.pair.student.parameters())
         updater = Updater(student, self.settings.optimiser, self.planned_updates, originals)
         if (run := self.run) is not None:
             updater.where_is_safe = lambda: str(run.latest() or "none yet")

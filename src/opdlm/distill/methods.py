@@ -8,14 +8,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+import torch
+
 from opdlm.config import DistillSettings, GenerationSettings
 from opdlm.core.schedules import response_length
-from opdlm.core.states import StateChoice
-from opdlm.core.types import TeacherTargets
+from opdlm.core.states import StateChoice, select_states
+from opdlm.core.types import Rollout, StateBatch, TeacherTargets
+from opdlm.core.windows import WindowChoice, select_windows
 from opdlm.distill import losses, rollout
 from opdlm.distill.pair import Pair
 from opdlm.distill.rollout import Written
 from opdlm.distill.step import Batch, Plan
+from opdlm.models.drafting import DraftingModel
 from opdlm.sampling.request import Request
 from opdlm.sampling.requests import continuations
 
@@ -59,7 +63,22 @@ def sft(settings: DistillSettings, pair: Pair, index: int) -> Plan:
         return Written(text.to(pair.student.device), 0)
 
     choice = StateChoice("random_mask", settings.supervise_end, bound_weight=True)
-    return Plan(write, choice, targets=lambda text: None, loss=partial(losses.cross_entropy_loss, pair))
+    states = _states(pair, choice)
+    return Plan(write, states, targets=lambda text: None, loss=partial(losses.cross_entropy_loss, pair))
+
+
+def lossless(settings: DistillSettings, pair: Pair, index: int) -> Plan:
+    """A drafting model learns to draft: the AR model's own text, written by verified decoding, and windows in it."""
+    assert isinstance(pair.student, DraftingModel)
+    gate = pair.student.gate
+    vocabulary = pair.student.head_parameters()[0].shape[0] if gate.form == "noise" else 0
+    choice = WindowChoice(pair.student.window, settings.anchors, vocabulary, settings.supervise_end)
+    return Plan(
+        write=partial(_by_student, settings, pair, index),
+        states=lambda text, seed: select_windows(text, choice, seed),
+        targets=pair.teacher.clean_pass,
+        loss=partial(losses.window_loss, pair, losses.log_divergence(settings)),
+    )
 
 
 METHODS: dict[str, Callable[[DistillSettings, Pair, int], Plan]] = {
@@ -67,6 +86,7 @@ METHODS: dict[str, Callable[[DistillSettings, Pair, int], Plan]] = {
     "onpolicy_text": onpolicy_text,
     "offpolicy_kd": offpolicy_kd,
     "sft": sft,
+    "lossless": lossless,
 }
 
 
@@ -87,7 +107,20 @@ def _distilled(settings: DistillSettings, pair: Pair, write: Callable[[Batch], W
     """KL, or another divergence, from the teacher's distributions."""
     targets: Callable[..., TeacherTargets | None] = pair.teacher.targets
     loss = partial(losses.divergence_loss, pair, losses.log_divergence(settings))
-    return Plan(write, choice, targets=targets, loss=loss)
+    return Plan(write, _states(pair, choice), targets=targets, loss=loss)
+
+
+def _states(pair: Pair, choice: StateChoice) -> Callable[[Rollout, torch.Tensor], StateBatch]:
+    """The chosen states of a text's blocks."""
+    student = pair.student
+    mask = student.mask_token_id
+    assert mask is not None
+
+    def select(text: Rollout, seed: torch.Tensor) -> StateBatch:
+        capacity = student.packing_capacity
+        return select_states(text, student.geometry, choice, seed, mask_token_id=mask, capacity=capacity)
+
+    return select
 
 
 def _by_student(settings: DistillSettings, pair: Pair, index: int, batch: Batch) -> Written:

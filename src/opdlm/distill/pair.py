@@ -7,10 +7,12 @@ import torch
 from torch import nn
 
 from opdlm.core.divergence import chunked_sum
-from opdlm.core.layout import Attention
+from opdlm.core.layout import CLEAN, PADDING, Attention
 from opdlm.core.types import LossSum, StateBatch
-from opdlm.distill.teacher import Teacher
+from opdlm.core.windows import WindowBatch, windows_behind
+from opdlm.distill.teacher import CleanPass, Teacher
 from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.models.drafting import DraftingModel
 from opdlm.models.tokens import SpecialTokens
 from opdlm.parallel.ranks import OneProcess, Ranks
 
@@ -41,6 +43,24 @@ class TrainingPass(nn.Module):
         return chunked_sum(hidden, states.weight, states.weight.sum(), head, row_losses, rows)
 
 
+class WindowPass(nn.Module):
+    """The pass of a drafting model over windows, LM head included. Only its gate has gradients."""
+
+    def __init__(self, student: DraftingModel) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, states: WindowBatch, row_losses: RowLosses, clean: CleanPass) -> LossSum:
+        """As TrainingPass; `clean` holds the keys and values of the texts that the windows stand behind."""
+        student = self.student
+        stream = torch.where(clean.valid, CLEAN, PADDING)
+        attention = windows_behind(states, clean.position, stream, student.gate.form == "noise")
+        hidden = student.hidden(states.input_ids, attention, clean.prefix)[states.sequence, states.predictor]
+        head = student.head_parameters()
+        rows = max(1, CHUNK_FLOATS // head[0].shape[0])
+        return chunked_sum(hidden, states.weight, states.weight.sum(), head, row_losses, rows)
+
+
 @dataclass(frozen=True)
 class Pair:
     """Attributes:
@@ -59,4 +79,5 @@ class Pair:
         cls, student: BlockDiffusionModel, teacher: Teacher, tokens: SpecialTokens, ranks: Ranks | None = None
     ) -> "Pair":
         """`ranks`: the processes that share the work; default: this one alone."""
-        return cls(student, teacher, tokens, (ranks or OneProcess()).wrapped(TrainingPass(student)))
+        made = WindowPass(student) if isinstance(student, DraftingModel) else TrainingPass(student)
+        return cls(student, teacher, tokens, (ranks or OneProcess()).wrapped(made))

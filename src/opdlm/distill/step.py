@@ -10,13 +10,11 @@ from time import perf_counter
 import torch
 
 from opdlm.config import DistillSettings
-from opdlm.core.states import StateChoice, select_states
 from opdlm.core.types import LossSum, Rollout, StateBatch, TeacherTargets
 from opdlm.distill.losses import per_row_mean
 from opdlm.distill.pair import Pair
 from opdlm.distill.rollout import Written
 from opdlm.distill.update import Updater
-from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.parallel.ranks import Ranks
 
 SAMPLES = 4  # rows of a rollout that are kept to be looked at
@@ -39,13 +37,13 @@ class Plan:
 
     Attributes:
         write: who writes the text.
-        choice: which of its states are trained on, and with which weights.
+        states: which of its states are trained on, with the weights of their positions; (text, seed of each row) ->.
         targets: the teacher's targets of a text, or None where the loss needs none.
         loss: states, text and targets -> sum.
     """
 
     write: Callable[[Batch], Written]
-    choice: StateChoice
+    states: Callable[[Rollout, torch.Tensor], StateBatch]
     targets: Targets
     loss: Loss
 
@@ -96,7 +94,7 @@ def training_step(
         rows = rows[rollout.length[rows].cpu().argsort(descending=True, stable=True)]
         texts = [rollout.rows(part) for part in rows.split(settings.rows_per_micro_batch or len(rows))]
         seeds = all_seeds[rows.to(all_seeds.device)].split([len(text.length) for text in texts])
-        states = [states_of(*row, student, plan.choice, settings) for row in zip(texts, seeds, strict=True)]
+        states = [_weighted(plan.states(*row), settings) for row in zip(texts, seeds, strict=True)]
         # One division, by the weight of the whole update: micro-batches and ranks cannot change the result.
         divisor = max(1.0, *ranks.sum(sum(float(one.weight.sum()) for one in states)))
         clock.lap("states")
@@ -122,13 +120,11 @@ def training_step(
     return counts
 
 
-def states_of(
-    text: Rollout, seed: torch.Tensor, student: BlockDiffusionModel, choice: StateChoice, settings: DistillSettings
-) -> StateBatch:
-    """The states of one micro-batch, with the weights of their positions."""
-    capacity, mask = student.packing_capacity, student.mask_token_id
-    states = select_states(text, student.geometry, choice, seed, mask_token_id=mask, capacity=capacity)
-    return per_row_mean(states, len(seed)) if settings.normalisation == "per_row_mean" else states
+def _weighted(states: StateBatch, settings: DistillSettings) -> StateBatch:
+    """With the weights of the normalisation."""
+    if settings.normalisation == "global":
+        return states
+    return per_row_mean(states)
 
 
 class _Clock:

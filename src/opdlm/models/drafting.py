@@ -4,6 +4,7 @@ import torch
 from transformers import PreTrainedModel
 
 from opdlm.core.layout import AUTOREGRESSIVE, Attention, WindowAttention
+from opdlm.errors import UsageError
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.cache import KVCache
 from opdlm.models.gate import Gate
@@ -29,3 +30,12 @@ class DraftingModel(BlockDiffusionModel):
     def causal_hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
         self.gate.width = 0
         return super().causal_hidden(input_ids)
+
+    def train(self, mode: bool = True) -> "DraftingModel":
+        """Eval mode: windows are computed behind cached text, where no activation can be recomputed."""
+        super().train(False)
+        return self
+
+    def checkpoint_activations(self, enabled: bool = True) -> None:
+        """Raises UsageError: see `train`."""
+        raise UsageError("lossless conversion cannot recompute activations; lower rows_per_micro_batch instead")

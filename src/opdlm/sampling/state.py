@@ -98,9 +98,7 @@ class SlotState:
             numbers=torch.tensor([n for _, n in rules], device=device).view(len(requests), MOST_NUMBERS),
         )
 
-    def write(
-        self, position: torch.Tensor, where: torch.Tensor, token: torch.Tensor, confidence: torch.Tensor
-    ) -> None:
+    def write(self, position: torch.Tensor, where: torch.Tensor, token: torch.Tensor, confidence: torch.Tensor) -> None:
         """Commits tokens [B, n] at positions [B, n] `where` [B, n] says so."""
         step = self.step[:, None].clamp(max=NEVER - 1).short().expand_as(position)
         for values, new in ((self.ids, token), (self.commit_step, step), (self.confidence, confidence)):

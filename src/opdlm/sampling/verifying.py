@@ -146,4 +146,3 @@ class Verifying:
         state.ids.scatter_(1, position, torch.where(open_, made.token, state.ids.gather(1, position)))
         wanted = torch.minimum(state.drafts, state.end - state.start)
         state.drafted = torch.where(slots.busy(), wanted.clamp(0, most), 0)
-
