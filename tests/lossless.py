@@ -18,10 +18,10 @@ def drafting(
     model = tiny_model(architecture, **changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        gate = Gate(model, rank=4, alpha=8, form=form, places=window)
+        gate = Gate(model, 4, form, window)
         for parameter in gate.parameters():
             parameter.data += change * torch.randn_like(parameter)
-    return DraftingModel(model, gate, window)
+    return DraftingModel(model, gate)
 
 
 def responses(rollout: Rollout) -> list[list[int]]:

@@ -72,6 +72,19 @@ def propose(
     Returns:
         Proposals without a history.
     """
+    token = chosen(logits, controls, pick, has)
+    log_probability = logits.log_softmax(-1)
+    confidence = log_probability.gather(-1, token[..., None])[..., 0].exp()
+    return Proposals(token, confidence, log_probability, confidence.new_empty(*confidence.shape, 0))
+
+
+def chosen(
+    logits: torch.Tensor,
+    controls: Controls,
+    pick: Callable[[torch.Tensor], torch.Tensor],
+    has: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """[B, S] int64: the token alone; as `propose`."""
     scores = logits
     if controls.repetition_penalty is not None:
         assert has is not None
@@ -83,9 +96,7 @@ def propose(
         greedy = (controls.temperature == 0)[:, None]
         heat = controls.temperature.masked_fill(greedy[:, 0], 1.0)[:, None, None]
         token = torch.where(greedy, token, pick(filtered(scores / heat, controls)))
-    log_probability = logits.log_softmax(-1)
-    confidence = log_probability.gather(-1, token[..., None])[..., 0].exp()
-    return Proposals(token, confidence, log_probability, confidence.new_empty(*confidence.shape, 0))
+    return token
 
 
 def moved(now: torch.Tensor, before: torch.Tensor) -> torch.Tensor:

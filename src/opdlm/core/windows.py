@@ -77,6 +77,8 @@ def select_windows(rollout: Rollout, choice: WindowChoice, seed: torch.Tensor) -
 
 def noise(seed: torch.Tensor, anchor: torch.Tensor, place: torch.Tensor, vocabulary: int) -> torch.Tensor:
     """int64 ids that stand in a window, uniform in [0, vocabulary); zeros for a vocabulary of 0."""
+    if not vocabulary:
+        return torch.zeros_like(anchor)
     chance = uniform(seed, anchor, place, seed.new_full((), _NOISE))
     return (chance * vocabulary).long()
 

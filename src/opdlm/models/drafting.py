@@ -15,12 +15,17 @@ class DraftingModel(BlockDiffusionModel):
 
     Attributes:
         gate: the adapter; the decoder's own weights are frozen.
-        window: k, the tokens of a window: the most drafts of a forward.
     """
 
-    def __init__(self, model: PreTrainedModel, gate: Gate, window: int) -> None:
-        super().__init__(model.requires_grad_(False), AUTOREGRESSIVE, None)
-        self.gate, self.window = gate, window
+    def __init__(self, model: PreTrainedModel, gate: Gate) -> None:
+        """`gate`: made for this very `model`."""
+        super().__init__(model, AUTOREGRESSIVE, None)
+        self.gate = gate
+
+    @property
+    def window(self) -> int:
+        """k, the most drafts of a forward."""
+        return self.gate.window
 
     def hidden(self, input_ids: torch.Tensor, attention: Attention, cache: KVCache | None = None) -> torch.Tensor:
         """As in BlockDiffusionModel; window tokens, the last `attention.windows` of each row, go through the gate."""

@@ -7,7 +7,7 @@ Shape letters: B rows, Q queries, D hidden size, k tokens of a window.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -30,9 +30,6 @@ class LowRank(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(outputs, rank))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as peft does: the adapter starts as no change
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(linear(x, self.lora_A), self.lora_B)
-
 
 class Gate(nn.Module):
     """LoRA on every linear layer of a decoder but its LM head, by forward hooks: its modules stay as they are.
@@ -41,14 +38,16 @@ class Gate(nn.Module):
         width: how many tokens at the end of each row of the next pass are window tokens; set before each pass.
         form: "mask": learnt embeddings stand at the window's places, which see each other. "noise": random ids of the
             vocabulary, each of which sees those before it.
-        places: [k or 1, D] the mask embeddings; none with "noise".
+        window: k, the tokens of a window: the most drafts of a forward.
+        places: [k, D] the mask embeddings, one for each place; none with "noise".
         names: of the adapted layers.
     """
 
-    def __init__(self, model: PreTrainedModel, rank: int, alpha: float, form: Form, places: int = 1) -> None:
-        """`places`: mask embeddings: one for each place in the window, or one for all."""
+    def __init__(self, model: PreTrainedModel, rank: int, form: Form, window: int) -> None:
+        """The identity, hooked into `model`, whose weights stop training."""
         super().__init__()
-        self.rank, self.alpha, self.form, self.width = rank, alpha, form, 0
+        model.requires_grad_(False)
+        self.rank, self.alpha, self.form, self.window, self.width = rank, 2 * rank, form, window, 0
         layers = adapted_layers(model)
         self.names: Sequence[str] = list(layers)
         self.layers = nn.ModuleList(LowRank(*_shape(layer), rank) for layer in layers.values())
@@ -56,31 +55,35 @@ class Gate(nn.Module):
         self.places: nn.Parameter | None = None
         if form == "mask":
             mean = embedding.weight.detach().float().mean(0)
-            self.places = nn.Parameter(mean.repeat(places, 1))
+            self.places = nn.Parameter(mean.repeat(window, 1))
             embedding.register_forward_hook(self._put_places)
         for layer, adapter in zip(layers.values(), self.layers, strict=True):
             layer.register_forward_hook(self._adding(adapter))
 
-    def _adding(self, adapter: nn.Module):
+    def _adding(self, adapter: LowRank) -> Callable[..., torch.Tensor | None]:
         scale = self.alpha / self.rank
 
         def add(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
-            if not self.width:
+            width = self.width
+            if not width:
                 return None
-            change = adapter(inputs[0][..., -self.width :, :]) * scale
-            if self.width == output.shape[-2]:
+            change = linear(linear(inputs[0][:, -width:], adapter.lora_A), adapter.lora_B * scale)
+            if width == output.shape[1]:
                 return output + change
-            return torch.cat([output[..., : -self.width, :], output[..., -self.width :, :] + change], -2)
+            output[:, -width:] += change  # in place: no layer keeps its own output for a backward pass
+            return output
 
         return add
 
-    def _put_places(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor):
+    def _put_places(
+        self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> torch.Tensor | None:
         if not self.width:
             return None
         assert self.places is not None
-        windows = self.width // len(self.places)
-        stand = self.places.repeat(windows, 1).to(output.dtype).expand(*output.shape[:-2], -1, -1)
-        return torch.cat([output[..., : -self.width, :], stand], -2)
+        windows = self.width // self.window
+        stand = self.places.repeat(windows, 1).to(output.dtype).expand(len(output), -1, -1)
+        return torch.cat([output[:, : -self.width], stand], 1)
 
 
 def adapted_layers(model: PreTrainedModel) -> dict[str, nn.Module]:

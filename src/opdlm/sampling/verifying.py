@@ -12,11 +12,12 @@ Shape letters: B slots, k drafts of a window, D most drafts of a row in this for
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
 from opdlm.core.layout import CLEAN, PADDING, WindowAttention
-from opdlm.core.propose import Proposals, present, propose, race
+from opdlm.core.propose import Proposals, chosen, present, propose, race
 from opdlm.core.types import NEVER
 from opdlm.core.windows import noise
 from opdlm.models.drafting import DraftingModel
@@ -42,7 +43,7 @@ class Verifying:
         most = min(self.model.window, max(drafts(request.decoding) for request in slots.requests))
         anchors = state.start[:, None] + slots.columns[: most + 1]
         clean, windows = self._hidden(anchors, most)
-        seen = self._proposals(self.model.logits(clean), anchors)
+        seen = propose(self.model.logits(clean), **self._picking(anchors))
         guess = state.ids.gather(1, anchors)
         held = (seen.token == guess) | self._typical(seen, guess)
         held &= slots.columns[: most + 1] < state.drafted[:, None]
@@ -96,18 +97,18 @@ class Verifying:
         """Text and drafts are clean; behind them there is nothing, as in all of an idle slot."""
         return torch.where((position < known[:, None]) & self.slots.busy()[:, None], CLEAN, PADDING)
 
-    def _proposals(self, logits: torch.Tensor, position: torch.Tensor) -> Proposals:
-        """The AR model's own next tokens [B, n] from its logits [B, n, V]."""
+    def _picking(self, position: torch.Tensor) -> dict[str, Any]:
+        """How tokens at `position` [B, n] are picked, the AR model's and drafts alike."""
         slots, state = self.slots, self.slots.state
         controls = slots.controls()
         pick = partial(race, seed=state.seed[:, None], position=position)
-        has = None
-        if controls.repetition_penalty is not None:
-            text = slots.columns < state.start[:, None]
-            has = present(state.ids, slots.vocabulary, text)[:, None].repeat(1, position.shape[1], 1)
-            for j in range(1, position.shape[1]):  # what is drafted before counts as well
-                has[:, j] = has[:, j - 1].scatter(1, state.ids.gather(1, position[:, j - 1 : j]), True)
-        return propose(logits, controls, pick, has)
+        if controls.repetition_penalty is None:
+            return {"controls": controls, "pick": pick}
+        text = slots.columns < state.start[:, None]
+        has = present(state.ids, slots.vocabulary, text)[:, None].repeat(1, position.shape[1], 1)
+        for j in range(1, position.shape[1]):  # what is drafted before counts as well
+            has[:, j] = has[:, j - 1].scatter(1, state.ids.gather(1, position[:, j - 1 : j]), True)
+        return {"controls": controls, "pick": pick, "has": has}
 
     def _typical(self, seen: Proposals, drafts: torch.Tensor) -> torch.Tensor:
         """[B, n] drafts that a row accepts though the AR model would write something else."""
@@ -141,8 +142,8 @@ class Verifying:
         slots, state = self.slots, self.slots.state
         rows = torch.arange(len(accepted), device=accepted.device)
         position = state.start[:, None] + slots.columns[:most]
-        made = self._proposals(self.model.logits(windows[rows, accepted, :most]), position)
+        token = chosen(self.model.logits(windows[rows, accepted, :most]), **self._picking(position))
         open_ = (state.commit_step.gather(1, position) == NEVER) & slots.busy()[:, None]
-        state.ids.scatter_(1, position, torch.where(open_, made.token, state.ids.gather(1, position)))
+        state.ids.scatter_(1, position, torch.where(open_, token, state.ids.gather(1, position)))
         wanted = torch.minimum(state.drafts, state.end - state.start)
         state.drafted = torch.where(slots.busy(), wanted.clamp(0, most), 0)
