@@ -299,6 +299,19 @@ def test_a_model_that_was_never_converted(ar_model, capsys):
     assert "convert it first with `opdlm convert`" in fails(capsys, "generate", ar_model, "hello")
 
 
+def test_a_converted_model_is_no_ar_model(converted, prompts, tmp_path, capsys):
+    """Without it a student would be its own teacher, or be compared with itself."""
+    model = converted / "model"
+    for words in (
+        ("doctor", model),
+        ("convert", model, "--prompts", prompts, "--output", tmp_path / "o"),
+        ("eval", model, "--against", model),
+    ):
+        message = fails(capsys, *words)
+        assert "is a converted model already" in message
+        assert f"--resume --output {converted}" in message
+
+
 def test_eval_against_another_family(converted, tmp_path, capsys):
     """Without it the accuracy retained would be that of a stranger."""
     tiny_model("llama").save_pretrained(tmp_path / "other")

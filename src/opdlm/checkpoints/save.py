@@ -58,7 +58,7 @@ def save_checkpoint(
     with _replaced(folder) as draft:
         _save_model(model.model, draft)
         tokenizer.save_pretrained(draft)
-        _add_entries(draft / "config.json", {ENTRY: _entry(model), "auto_map": _AUTO_MAP})
+        _add_entries(draft / "config.json", {ENTRY: _entry(model, provenance), "auto_map": _AUTO_MAP})
         defaults = {ENTRY: generation.model_dump(mode="json"), **_stop_entries(special_tokens(model.model, tokenizer))}
         _add_entries(draft / "generation_config.json", defaults)
         (draft / MODEL_FILE).write_text(model_file(), encoding="utf-8")
@@ -87,13 +87,14 @@ def _stop_entries(tokens: SpecialTokens) -> dict[str, Any]:
     return {"pad_token_id": tokens.pad_token_id, "eos_token_id": stops} if stops else {}
 
 
-def _entry(model: BlockDiffusionModel) -> dict[str, Any]:
+def _entry(model: BlockDiffusionModel, provenance: dict[str, Any]) -> dict[str, Any]:
     geometry = model.geometry
     return {
         "block_size": geometry.block_size,
         "mask_token_id": model.mask_token_id,
         "prediction": geometry.prediction,
         "context": geometry.context,
+        "base_model": provenance.get("base_model"),
         "opdlm_version": opdlm.__version__,
     }
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from opdlm.checkpoints.load import count_parameters, load_ar_model, load_config
+from opdlm.checkpoints.load import load_ar_config, load_ar_model, load_checkpoint
 from opdlm.checkpoints.save import save_checkpoint
+from opdlm.checkpoints.source import count_parameters
 from opdlm.config import ConvertSettings, GenerationSettings, LengthRamp, settings_from
 from opdlm.core.schedules import response_length
 from opdlm.core.types import Geometry
@@ -24,7 +25,6 @@ from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.devices import pick_device
 from opdlm.models.identity import identity_check
 from opdlm.models.tokens import SpecialTokens, encode_prompt, find_or_add_mask_token, special_tokens
-from opdlm.models.verdict import check_convertible
 from opdlm.recipes import load_recipe, recipe_for
 from opdlm.records.run_folder import RunFolder
 
@@ -99,9 +99,7 @@ def resolve(**settings: Any) -> ConvertSettings:
 
 def _recipe_by_size(model: str, adapter_only: bool) -> str:
     """Adapters never get `small`: its L2-SP needs original weights, which an adapter lacks."""
-    config = load_config(model)
-    check_convertible(config)
-    recipe = recipe_for(count_parameters(config))
+    recipe = recipe_for(count_parameters(load_ar_config(model)))
     return "standard" if adapter_only and recipe == "small" else recipe
 
 
@@ -120,7 +118,7 @@ def run(
             raise UsageError(f"no {name} given; name it with --{name}")
     if resuming is None:
         RunFolder.check_free(Path(settings.output))
-    check_convertible(load_config(settings.model))
+    load_ar_config(settings.model)  # a wrong one is an error before the prompts are read
     if prompts is None:
         texts = load_prompts(settings.prompts, settings.prompts_column, settings.prompt_limit)
     else:
@@ -185,7 +183,7 @@ def _student_and_teacher(
         original = copy.deepcopy(ar_model).requires_grad_(False)
         teacher = Teacher(BlockDiffusionModel(original, model.geometry, model.mask_token_id))
         if checkpoint is not None:
-            ar_model.load_state_dict(load_ar_model(checkpoint, device=model.device)[0].state_dict())
+            ar_model.load_state_dict(load_checkpoint(checkpoint, device=model.device)[0].model.state_dict())
     if settings.gradient_checkpointing:
         model.checkpoint_activations()
     return model, teacher

@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from opdlm.checkpoints.load import count_parameters, load_ar_model, load_config
+from opdlm.checkpoints.load import load_ar_config, load_ar_model
+from opdlm.checkpoints.source import count_parameters
 from opdlm.config import DistillSettings, settings_from
 from opdlm.core.types import Geometry
 from opdlm.data.prompts import check_lengths
@@ -18,7 +19,6 @@ from opdlm.models.devices import free_bytes, pick_device
 from opdlm.models.identity import identity_check
 from opdlm.models.parts import input_embedding
 from opdlm.models.tokens import SpecialTokens, find_or_add_mask_token, special_tokens
-from opdlm.models.verdict import check_convertible
 from opdlm.recipes import load_recipe, recipe_for
 
 Findings = dict[str, Any]
@@ -49,9 +49,7 @@ class Question:
 def examine(question: Question) -> Iterator[Findings]:
     """The findings, a part at a time, the quick ones first. Raises the error that a conversion would raise."""
     device = pick_device(question.device)
-    config = load_config(question.model)
-    check_convertible(config)
-    parameters = count_parameters(config)
+    parameters = count_parameters(load_ar_config(question.model))
     recipe = recipe_for(parameters)
     settings = settings_from(DistillSettings, {**load_recipe(recipe), **question.changes})
     yield {"model": question.model, "convertible": True, "parameters": parameters, "recipe": recipe}

@@ -58,6 +58,11 @@ def _positions(ids: torch.Tensor) -> torch.Tensor:
 def _compare(ours: torch.Tensor, original: torch.Tensor, allowed: float, part: str) -> float:
     """Largest absolute difference; raises if it is larger than `allowed` times the largest original entry (or 1)."""
     ours, original = ours.float(), original.float()
+    if not original.isfinite().all():
+        raise IdentityCheckError(
+            "the original itself computes values that are not finite; its weights or its config are damaged, or its "
+            "dtype is too narrow: download it again, or load it in float32"
+        )
     difference = (ours - original).abs().max().item()
     limit = allowed * max(1.0, original.abs().max().item())
     if not difference <= limit:  # a NaN must not pass
