@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import opdlm
 from opdlm.checkpoints import save
-from opdlm.checkpoints.load import generation_settings, is_checkpoint, load_ar_model, load_checkpoint
+from opdlm.checkpoints.load import generation_settings, is_checkpoint, load_checkpoint
 from opdlm.checkpoints.save import save_checkpoint
 from opdlm.checkpoints.source import count_parameters
 from opdlm.config import GenerationSettings

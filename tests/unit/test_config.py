@@ -170,3 +170,9 @@ def test_settings_need_no_torch() -> None:
     """Else `--help` and every configuration error would wait seconds for torch."""
     code = "import sys, opdlm.config; assert 'torch' not in sys.modules, 'torch was imported'"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_divergence_that_takes_no_number() -> None:
+    """Else the message would speak of a setting of another divergence."""
+    with pytest.raises(ConfigError, match="forward_kl takes no number"):
+        settings_from(DistillSettings, {"divergence": "forward_kl:0.5"})

@@ -99,3 +99,5 @@ def test_prompts_that_do_not_fit_are_named() -> None:
     check_lengths([[1] * 500], 20, None, 4)
     with pytest.raises(ContextLengthError, match="prompt 1 has 13 tokens"):
         check_lengths([[1] * 5, [1] * 13], 20, 32, 4)
+    with pytest.raises(ContextLengthError, match="lower --block-size"):  # shorter responses cannot help
+        check_lengths([[1] * 5], 20, 32, 20)

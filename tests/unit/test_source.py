@@ -111,9 +111,7 @@ except OpdlmError as error:
 def asked(name: str, cache: Path, **environment: str) -> str:
     """What loading `name` says in a process of its own, whose hub is a closed port of this machine."""
     closed = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0"}
-    closed |= {
-        name: "" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-    }
+    closed |= dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"), "")
     ran = subprocess.run(
         [sys.executable, "-c", ASK, name], capture_output=True, text=True, env=os.environ | closed | environment
     )

@@ -151,3 +151,45 @@ def test_a_template_that_refuses_is_a_prompts_error() -> None:
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(PromptsError, match="roles must alternate"):
         encode_prompt(tokenizer, "a")
+
+
+# --- what is wrong with a tokenizer or a template -----------------------------------------------------------------
+
+
+def test_a_tokenizer_of_another_model_is_refused() -> None:
+    """Else the identity check would find equal rows, and blame the attention mask."""
+    with pytest.raises(MaskTokenError, match=r"another model's; put the model's own"):
+        find_or_add_mask_token(tiny_model(vocab_size=50, pad_token_id=None), tiny_tokenizer())
+
+
+@pytest.mark.parametrize("value", [1.5, "</s>", [None], -1, True])
+def test_a_stop_token_that_is_no_id(value: object) -> None:
+    """Else a wrong generation config would be a traceback."""
+    model = tiny_model()
+    model.generation_config.eos_token_id = value
+    with pytest.raises(MaskTokenError, match="no token id"):
+        special_tokens(model, tiny_tokenizer(mask=True))
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{% for %}", "broken"),
+        ("{{ 1 / 0 }}", "refuses"),
+        ("{{ messages[0].content + 1 }}", "refuses"),
+        ("{{ nothing.at.all }}", "refuses"),
+    ],
+)
+def test_a_broken_chat_template(template: str, words: str) -> None:
+    """Else the template's own traceback would be the message."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(PromptsError, match=words):
+        encode_prompt(tokenizer, "hello")
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_half_a_character_is_no_text(chat: bool) -> None:
+    """Else the tokenizer's TypeError would be the message."""
+    with pytest.raises(PromptsError, match="half a character"):
+        encode_prompt(tiny_tokenizer(chat=chat), "a\ud800")

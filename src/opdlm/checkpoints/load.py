@@ -169,7 +169,10 @@ def _load_weights(place: str | Path, config: PreTrainedConfig, dtype: torch.dtyp
         except (SafetensorError, EOFError, UnpicklingError, JSONDecodeError) as error:
             raise CheckpointError(f"{weights} are truncated or damaged ({reason_of(error)}); {fix}") from error
         except ImportError as error:
-            raise MissingExtraError(f"{weights} need a package that is not there: {reason_of(error)}") from error
+            raise MissingExtraError(
+                f"{weights} need a package that is not there ({reason_of(error)}); install it, or give the model as it "
+                "was before it was quantised"
+            ) from error
         except OSError as error:
             reason = str(error).strip().splitlines()[0]
             raise CheckpointError(f"{weights} cannot be read ({reason}); add the files") from error
@@ -178,6 +181,8 @@ def _load_weights(place: str | Path, config: PreTrainedConfig, dtype: torch.dtyp
                 f"{weights} do not fit its config.json ({reason_of(error)}); use the config that they were saved with"
             ) from error
     model, info = loaded
+    if getattr(model, "hf_quantizer", None) is not None:
+        model = _dequantised(model, place, dtype)
     missing = sorted(info["missing_keys"])
     if missing:
         raise CheckpointError(
@@ -185,3 +190,9 @@ def _load_weights(place: str | Path, config: PreTrainedConfig, dtype: torch.dtyp
             "the config that it was saved with"
         )
     return model.eval()
+
+
+def _dequantised(model: PreTrainedModel, place: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Plain weights with the values of the quantised ones: a student is trained from them."""
+    with blamed_on(f"the quantised weights of {place}", "give the model as it was before it was quantised"):
+        return model.dequantize(dtype=dtype)  # type: ignore[return-value]

@@ -4,10 +4,12 @@ Every command is a module with `parser()` and `run(arguments)`. Neither torch no
 """
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from io import TextIOWrapper
 
 import opdlm
 from opdlm.cli import processor
@@ -21,24 +23,54 @@ COMMANDS = {
     "eval": ("opdlm.cli.evaluate", "accuracy retained and speed, against the autoregressive model"),
 }
 INTERRUPTED = 130
+CLOSED_PIPE = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code: 0, the error's own (2 for a mistake in the input), or 130 after Ctrl-C."""
+    """The exit code: 0, the error's own (2 for a mistake in the input), 130 after Ctrl-C, 141 after a closed pipe."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _print_what_cannot_be_encoded()
     try:
-        return _dispatch(words)
+        return _flushed(words)
     except OpdlmError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        print("error: the disk is full; free some space and try again", file=sys.stderr)
+        print(f"error: {_of_the_system(error)}", file=sys.stderr)
         return StorageError.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _flushed(words: list[str]) -> int:
+    """A closed pipe shows here, not in the interpreter's last act."""
+    try:
+        code = _dispatch(words)
+    except SystemExit:  # argparse has printed its help
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return code
+
+
+def _print_what_cannot_be_encoded() -> None:
+    """Where the terminal's encoding lacks a character, its escape is printed in its place."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _of_the_system(error: OSError) -> str:
+    """One line for a file that cannot be read or written."""
+    if error.errno == errno.ENOSPC:
+        return "the disk is full; free some space and try again"
+    reason = " ".join((error.strerror or str(error)).split())
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{reason}; check that the path is right and that you may use it"
 
 
 def _dispatch(words: list[str]) -> int:

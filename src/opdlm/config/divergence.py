@@ -33,6 +33,9 @@ class MixedKL(Settings):
     reverse_weight: float = Field(default=0.5, ge=0, le=1, description="share of the reverse KL")
 
 
+_NUMBERS = {"jsd": "beta", "mixed_kl": "reverse_weight"}
+
+
 def _divergence_from_text(value: Any) -> Any:
     """`forward_kl`, `reverse_kl`, `jsd:0.3`, `mixed_kl:0.5` as short forms."""
     if not isinstance(value, str):
@@ -40,7 +43,9 @@ def _divergence_from_text(value: Any) -> Any:
     kind, _, argument = value.partition(":")
     if not argument:
         return {"kind": kind}
-    return {"kind": kind, ("beta" if kind == "jsd" else "reverse_weight"): argument}
+    if kind in ("forward_kl", "reverse_kl"):
+        raise ValueError(f"{kind} takes no number; write {kind}, or one of jsd:BETA and mixed_kl:W")
+    return {"kind": kind, _NUMBERS.get(kind, "number"): argument}
 
 
 Divergence = Annotated[

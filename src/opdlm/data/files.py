@@ -73,6 +73,8 @@ def _parse(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise PromptsError(f"{where} is not JSON ({error.msg}, column {error.colno}); correct it") from error
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 100,000 lists in each other
+        raise PromptsError(f"{where} cannot be read ({error}); correct it") from error
 
 
 def _load_hub(name: str) -> list[Any]:

@@ -71,9 +71,10 @@ def check_lengths(
     """Raises ContextLengthError if a prompt and its longest response do not fit into the model's context."""
     if context is None:
         return
-    if block_size > context:
+    if 2 * block_size > context:  # shorter responses would not help: one is a whole block at least
         raise ContextLengthError(
-            f"a block of {block_size} tokens is longer than the context of {context}; lower --block-size"
+            f"a prompt and its response take two blocks of {block_size} tokens or more, but the model's context is "
+            f"{context}; lower --block-size"
         )
     longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
     needed = -(-(len(prompts[longest]) + longest_response) // block_size) * block_size

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdlm.errors import MaskTokenError, PromptsError
 from opdlm.models.parts import input_embedding, lm_head
 
 MASK_TOKEN = "<|mask|>"
+_MOST_UNTRAINED = 0.1
+"""Share of tokens that a tokenizer may have beyond the model's: some publishers add a few that were never trained."""
 _GAP = re.compile(r"\[\[MASK:([0-9]+)\]\]")
 
 
@@ -47,7 +49,13 @@ def _as_ids(value: Any) -> tuple[int, ...]:
     """transformers writes one id, a list of ids, or nothing (None)."""
     if value is None:
         return ()
-    return (value,) if isinstance(value, int) else tuple(value)
+    ids = tuple(value) if isinstance(value, list | tuple) else (value,)
+    for index in ids:
+        if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+            raise MaskTokenError(
+                f"{index!r:.40} is no token id; correct eos_token_id in generation_config.json and config.json"
+            )
+    return ids
 
 
 def find_or_add_mask_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -58,9 +66,15 @@ def find_or_add_mask_token(model: PreTrainedModel, tokenizer: PreTrainedTokenize
     embeddings, in the input matrix and, if it has its own, in the output matrix.
 
     Raises:
-        MaskTokenError: the id that the tokenizer gives to a new token is in use already.
+        MaskTokenError: the id that the tokenizer gives to a new token is in use already, or the tokenizer is another
+            model's.
     """
     rows = input_embedding(model).weight.shape[0]
+    if len(tokenizer) > rows * (1 + _MOST_UNTRAINED) + 1:
+        raise MaskTokenError(
+            f"the tokenizer has {len(tokenizer):,} tokens, but the model has embeddings for {rows:,}: it is another "
+            "model's; put the model's own tokenizer beside the weights"
+        )
     known = _as_ids(tokenizer.mask_token_id)
     if known:
         if known[0] >= rows:
@@ -109,6 +123,8 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[st
     """
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise PromptsError("the prompt is empty; write some text")
+    for text in [prompt] if isinstance(prompt, str) else [str(message.get("content")) for message in prompt]:
+        check_text(text)
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         ids = _apply_template(tokenizer, messages)
@@ -123,6 +139,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[st
 
 def encode_gaps(tokenizer: PreTrainedTokenizerBase, text: str, mask_token_id: int) -> list[int]:
     """Token ids of a text as it is, with n mask tokens for each `[[MASK:n]]` in it."""
+    check_text(text)
     mask = str(tokenizer.decode([mask_token_id]))
     return _encode_text(tokenizer, _GAP.sub(lambda gap: mask * int(gap[1]), text))
 
@@ -133,9 +150,26 @@ def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str,
             raise PromptsError(f"a chat message needs 'role' and 'content', this one has {sorted(message)}; add them")
     try:
         ids: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    except TemplateError as error:
-        raise PromptsError(f"the chat template refuses the messages ({error}); follow the roles it expects") from error
+    except TemplateSyntaxError as error:
+        raise PromptsError(
+            f"the chat template is broken (line {error.lineno}: {error.message}); correct chat_template.jinja, or "
+            "chat_template in tokenizer_config.json"
+        ) from error
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # Templates are programs: they fail as programs do on messages that they do not expect.
+        reason = " ".join(str(error).split())
+        raise PromptsError(f"the chat template refuses the messages ({reason}); follow the roles it expects") from error
     return list(ids)
+
+
+def check_text(text: str) -> None:
+    """Raises PromptsError for half a character: no tokenizer takes it, and no file can hold it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptsError(
+            f"the text has half a character, a lone surrogate, at place {error.start}; correct its encoding"
+        ) from error
 
 
 def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

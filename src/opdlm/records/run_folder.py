@@ -47,7 +47,8 @@ class RunFolder:
                 lines = (json.dumps({"prompt": prompt}, ensure_ascii=False) + "\n" for prompt in prompts)
                 run.prompts.write_text("".join(lines), encoding="utf-8")
                 settings = settings.model_copy(update={"prompts": str(run.prompts.resolve()), "prompts_column": None})
-            run.config.write_text(tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True)))
+            content = tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True))
+            run.config.write_text(content, encoding="utf-8")
         except OSError as error:
             shutil.rmtree(path, ignore_errors=True)  # it was new or empty
             raise StorageError(f"cannot write to {path} ({error.strerror}); choose another --output") from error
@@ -191,11 +192,14 @@ class RunFolder:
     def load_state(checkpoint: Path) -> dict[str, Any]:
         """The training state of a checkpoint. Raises CheckpointError if it is damaged."""
         try:
-            return torch.load(checkpoint / _STATE, weights_only=True)
-        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+            state = torch.load(checkpoint / _STATE, weights_only=True)
+        except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, UnpicklingError) as error:
             raise CheckpointError(
                 f"{checkpoint / _STATE} is damaged or missing; delete {checkpoint} and resume"
             ) from error
+        if not isinstance(state, dict):
+            raise CheckpointError(f"{checkpoint / _STATE} holds no training state; delete {checkpoint} and resume")
+        return state
 
 
 def _read(path: Path) -> str:
@@ -208,5 +212,5 @@ def _read(path: Path) -> str:
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RecordError(f"{where} is damaged ({error.msg}); delete or restore it") from error
+    except (ValueError, RecursionError) as error:  # not JSON, a number of 5,000 digits, or 100,000 lists in each other
+        raise RecordError(f"{where} is damaged ({error}); delete or restore it") from error
