@@ -23,7 +23,7 @@ def test_a_closed_pipe_is_no_error(words):
         running.stdout.close()
         errors = running.stderr.read()
     assert errors == b""
-    assert running.returncode == entry.CLOSED_PIPE
+    assert running.returncode in (0, entry.CLOSED_PIPE)  # 0 where argparse itself met the closed pipe
 
 
 def test_an_encoding_without_the_characters():

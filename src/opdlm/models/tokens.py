@@ -1,5 +1,6 @@
 """Mask, pad and stop ids, and how a prompt becomes ids: in one place."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -123,8 +124,8 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[st
     """
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise PromptsError("the prompt is empty; write some text")
-    for text in [prompt] if isinstance(prompt, str) else [str(message.get("content")) for message in prompt]:
-        check_text(text)
+    if isinstance(prompt, str):
+        check_text(prompt)
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         ids = _apply_template(tokenizer, messages)
@@ -146,8 +147,9 @@ def encode_gaps(tokenizer: PreTrainedTokenizerBase, text: str, mask_token_id: in
 
 def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> list[int]:
     for message in messages:
-        if not {"role", "content"} <= message.keys():
-            raise PromptsError(f"a chat message needs 'role' and 'content', this one has {sorted(message)}; add them")
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise PromptsError(f"a chat message needs 'role' and 'content', not {message!r:.80}; add them")
+        check_text(json.dumps(message, ensure_ascii=False, default=str))
     try:
         ids: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     except TemplateSyntaxError as error:
