@@ -103,6 +103,9 @@ class DistillSettings(Settings):
     # keeping
     save_every_rollouts: int = Field(default=10, ge=1, description="rollouts between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="checkpoints kept on disk")
+    eval_every: int | None = Field(
+        default=None, ge=1, description="rollouts between validations: agreement with the teacher, tokens a forward"
+    )
     decoding: DecodingField | None = Field(
         default=None, description="how the converted model decodes by default; none: as the rollouts"
     )
@@ -132,6 +135,10 @@ class ConvertSettings(DistillSettings):
     responses_column: str | None = Field(default=None, description="with method sft: column of given responses")
     prompt_limit: int | None = Field(default=None, ge=1, description="use only the first prompts")
     prompt_tokens: int | None = Field(default=None, ge=1, description="keep only the first tokens of each prompt")
+    eval_prompts: str = Field(default="", description="prompts of the validations, a file or data set as prompts")
+    eval_count: int | None = Field(
+        default=None, ge=1, description="only the first eval_prompts; with none: the last prompts, kept from training"
+    )
     output: str = Field(default="", description="folder of the run; must be new or empty")
     recipe: str | None = Field(
         default=None,
@@ -147,4 +154,13 @@ class ConvertSettings(DistillSettings):
     def _responses_are_used(self) -> "ConvertSettings":
         if self.responses_column is not None and (self.method != "sft" or not self.prompts):
             raise ValueError("responses_column is for method sft with a prompts file; leave it out, or set both")
+        return self
+
+    @model_validator(mode="after")
+    def _validates_on_something(self) -> "ConvertSettings":
+        if self.eval_every is not None and not (self.eval_prompts or self.eval_count):
+            raise ValueError(
+                "eval_every needs prompts that are not trained on; name a file with eval_prompts, or keep some with "
+                "eval_count, such as 16"
+            )
         return self

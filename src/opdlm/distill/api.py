@@ -19,6 +19,7 @@ from opdlm.distill import adapter
 from opdlm.distill.loop import Evaluate, OnStep, Trainer
 from opdlm.distill.pair import Pair
 from opdlm.distill.teacher import Teacher
+from opdlm.distill.validation import MOST_PROMPTS, MOST_TOKENS, Validator
 from opdlm.errors import PromptsError, UsageError
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.devices import pick_device
@@ -27,6 +28,7 @@ from opdlm.models.tokens import SpecialTokens, encode_prompt, find_or_add_mask_t
 from opdlm.models.verdict import check_convertible
 from opdlm.recipes import load_recipe, recipe_for
 from opdlm.records.run_folder import RunFolder
+from opdlm.records.worth import Worth
 
 OnStart = Callable[[Trainer, float], None]
 
@@ -133,13 +135,14 @@ def run(
     ar_model, tokenizer = load_ar_model(settings.model, device=device)
     mask_token_id = find_or_add_mask_token(ar_model, tokenizer)
     tokens = special_tokens(ar_model, tokenizer)
-    ids = [encode_prompt(tokenizer, text)[: settings.prompt_tokens] for text in texts]
+    ids = _encoded(texts, tokenizer, settings)
+    ids, eval_ids = _held_out(ids, tokenizer, settings)
     student = BlockDiffusionModel(
         ar_model, Geometry(settings.block_size, settings.prediction, settings.context), mask_token_id
     )
     ramp = settings.response_length
     longest = response_length(ramp.rollouts, ramp.start, ramp.end, ramp.rollouts, ramp.shape, settings.block_size)
-    check_lengths(ids, longest, student.max_length, settings.block_size)
+    check_lengths([*ids, *eval_ids], longest, student.max_length, settings.block_size)
     difference = identity_check(student)
 
     responses = _given_responses(settings, tokenizer, tokens)
@@ -156,9 +159,10 @@ def run(
         save_model=partial(_save, student, tokenizer, settings, folder),
         on_step=on_step,
         evaluate=evaluate,
+        validate=_validator(ids, eval_ids, settings, longest),
     )
     on_start(trainer, difference)
-    trainer.train()
+    _weigh(trainer, folder, held_out=bool(eval_ids))
     _save(student, tokenizer, settings, folder, folder.model)
     return folder.model
 
@@ -168,6 +172,47 @@ def _with_threads(settings: ConvertSettings) -> ConvertSettings:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     return settings.model_copy(update={"threads": torch.get_num_threads()})
+
+
+def _encoded(texts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, settings: ConvertSettings) -> list[list[int]]:
+    return [encode_prompt(tokenizer, text)[: settings.prompt_tokens] for text in texts]
+
+
+def _held_out(
+    ids: list[list[int]], tokenizer: PreTrainedTokenizerBase, settings: ConvertSettings
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The prompts to train on, and those that are kept from training: of a file of their own, or the last ones."""
+    count = settings.eval_count
+    if settings.eval_prompts:
+        texts = load_prompts(settings.eval_prompts, settings.prompts_column, count)
+        return ids, _encoded(texts, tokenizer, settings)
+    if count is None:
+        return ids, []
+    if count >= len(ids):
+        raise PromptsError(f"eval_count keeps {count} of {len(ids)} prompts from training; lower it or add prompts")
+    return ids[:-count], ids[-count:]
+
+
+def _validator(
+    ids: Sequence[list[int]], eval_ids: Sequence[list[int]], settings: ConvertSettings, longest: int
+) -> Validator:
+    """On the held-out prompts, else on some of the training's: what the run came to is worth knowing without any."""
+    generation = GenerationSettings(decoding=settings.usual_decoding, max_new_tokens=min(longest, MOST_TOKENS))
+    return Validator(eval_ids or ids[:MOST_PROMPTS], generation, settings.rollout_batch)
+
+
+def _weigh(trainer: Trainer, folder: RunFolder, held_out: bool) -> None:
+    """Trains, and keeps what it was worth."""
+    assert trainer.validate is not None
+    worth = folder.kept_worth()
+    if worth is None:
+        with trainer.precision():
+            # A run of an earlier version that is continued: its student is no longer as it was before.
+            before = trainer.validate(trainer.pair) if trainer.checkpoint is None else None
+        worth = Worth(held_out=held_out, before=before)
+        folder.keep_worth(worth)
+    last = trainer.train()
+    folder.keep_worth(worth.model_copy(update={"updates": last.updates, "after": last.validation}))
 
 
 def _student_and_teacher(
@@ -217,5 +262,7 @@ def _save(
     provenance: dict[str, Any] = {"base_model": base, "method": settings.method}
     if folder.metrics.exists() and (logged := folder.logged()):
         provenance["response tokens trained"] = logged[-1].total.tokens_trained
+    if (worth := folder.kept_worth()) is not None and worth.after is not None:
+        provenance |= worth.facts()
     generation = GenerationSettings(decoding=settings.usual_decoding)
     save_checkpoint(model, tokenizer, target, generation=generation, provenance=provenance)
