@@ -21,6 +21,7 @@ from opdlm.config import GenerationSettings
 from opdlm.core.types import Geometry
 from opdlm.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
 from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.models.quiet import no_bars
 from opdlm.models.verdict import check_convertible
 
 ENTRY = "block_diffusion"
@@ -135,9 +136,10 @@ def _load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
 def _load_weights(name_or_path: str | Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """transformers fills what a checkpoint lacks with random numbers; here that is an error."""
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name_or_path, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True
-        )
+        with no_bars():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name_or_path, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True
+            )
     except (SafetensorError, EOFError) as error:
         raise CheckpointError(
             f"the weights of {name_or_path} are truncated or damaged ({error}); download or write them again"

@@ -24,6 +24,7 @@ from opdlm.checkpoints.model_card import model_card
 from opdlm.config import GenerationSettings
 from opdlm.errors import OutputExistsError, StorageError
 from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.models.quiet import no_bars
 from opdlm.models.tokens import SpecialTokens, special_tokens
 
 MODEL_FILE = "modeling_opdlm.py"
@@ -75,7 +76,8 @@ def _save_model(model: PreTrainedModel, draft: Path) -> None:
     # refuses to write them. They stay as they are, so save_pretrained gets a blank one to write instead.
     model.generation_config = GenerationConfig()
     try:
-        model.save_pretrained(draft)
+        with no_bars():
+            model.save_pretrained(draft)
     finally:
         model.generation_config = original
     _add_entries(draft / "generation_config.json", content)
