@@ -1,8 +1,8 @@
 """One conversion: geometry, method, loss, update, and where its files are."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from opdlm.config.base import Settings
 from opdlm.config.decoding import Decoding, DecodingField, DynamicDecoding
@@ -12,6 +12,14 @@ Method = Literal["opd", "onpolicy_text", "offpolicy_kd", "sft"]
 StateSelection = Literal["one_per_block", "all", "one_per_rollout", "random_mask"]
 Prediction = Literal["same", "shifted"]
 Context = Literal["block", "causal"]
+
+
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+
+
+def _names_from_text(value: Any) -> Any:
+    """`a,b` as the short form of ("a", "b")."""
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
 class LengthRamp(Settings):
@@ -144,6 +152,9 @@ class ConvertSettings(DistillSettings):
         default=None,
         description="gives the defaults: small, standard, standard-large (by the size of the model), paper-small, "
         "paper-large, or a .toml file",
+    )
+    tracker: Annotated[tuple[Tracker, ...], BeforeValidator(_names_from_text)] = Field(
+        default=(), description="tensorboard, wandb or trackio, several divided by commas"
     )
     device: str = Field(default="auto", description="cpu, cuda, mps, or auto")
     threads: int | None = Field(

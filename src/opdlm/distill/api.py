@@ -19,6 +19,7 @@ from opdlm.distill import adapter
 from opdlm.distill.loop import Evaluate, OnStep, Trainer
 from opdlm.distill.pair import Pair
 from opdlm.distill.teacher import Teacher
+from opdlm.distill.trackers import Trackers, check_trackers, tracking
 from opdlm.distill.validation import MOST_PROMPTS, MOST_TOKENS, Validator
 from opdlm.errors import PromptsError, UsageError
 from opdlm.models.block_diffusion import BlockDiffusionModel
@@ -122,6 +123,7 @@ def run(
             raise UsageError(f"no {name} given; name it with --{name}")
     if resuming is None:
         RunFolder.check_free(Path(settings.output))
+    check_trackers(settings.tracker)
     check_convertible(load_config(settings.model))
     if prompts is None:
         texts = load_prompts(settings.prompts, settings.prompts_column, settings.prompt_limit)
@@ -162,7 +164,9 @@ def run(
         validate=_validator(ids, eval_ids, settings, longest),
     )
     on_start(trainer, difference)
-    _weigh(trainer, folder, held_out=bool(eval_ids))
+    with tracking(settings, folder) as trackers:
+        trainer.on_step = trackers.then(on_step)
+        _weigh(trainer, folder, trackers, held_out=bool(eval_ids))
     _save(student, tokenizer, settings, folder, folder.model)
     return folder.model
 
@@ -201,7 +205,7 @@ def _validator(
     return Validator(eval_ids or ids[:MOST_PROMPTS], generation, settings.rollout_batch)
 
 
-def _weigh(trainer: Trainer, folder: RunFolder, held_out: bool) -> None:
+def _weigh(trainer: Trainer, folder: RunFolder, trackers: Trackers, held_out: bool) -> None:
     """Trains, and keeps what it was worth."""
     assert trainer.validate is not None
     worth = folder.kept_worth()
@@ -211,6 +215,7 @@ def _weigh(trainer: Trainer, folder: RunFolder, held_out: bool) -> None:
             before = trainer.validate(trainer.pair) if trainer.checkpoint is None else None
         worth = Worth(held_out=held_out, before=before)
         folder.keep_worth(worth)
+    trackers.begin(folder.settings(), worth.before)
     last = trainer.train()
     folder.keep_worth(worth.model_copy(update={"updates": last.updates, "after": last.validation}))
 
