@@ -12,16 +12,20 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from opdlm.checkpoints import adapter_folder
+from opdlm.checkpoints.adapter_folder import BASE_HASH
 from opdlm.config import GenerationSettings
 from opdlm.core.types import Geometry
 from opdlm.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.quiet import no_bars
+from opdlm.models.tokens import find_or_add_mask_token
 from opdlm.models.verdict import check_convertible
 
 ENTRY = "block_diffusion"
@@ -62,8 +66,30 @@ def load_checkpoint(
         raise CheckpointError(
             f"the {ENTRY!r} entry in config.json of {name_or_path} is damaged ({error!r}); use another checkpoint"
         ) from error
+    if (expected := entry.get(BASE_HASH)) is not None:
+        model, tokenizer = _load_adapted(name_or_path, str(expected), mask_token_id, dtype)
+        return BlockDiffusionModel(model.to(device), geometry, mask_token_id), tokenizer  # type: ignore[arg-type]
     model, tokenizer = load_ar_model(name_or_path, dtype=dtype, device=device)
     return BlockDiffusionModel(model, geometry, mask_token_id), tokenizer
+
+
+def _load_adapted(
+    folder: str | Path, expected: str, mask_token_id: int, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """An adapter's base, if it is the right one, with the adapter folded in; in float32 until then."""
+    name = adapter_folder.base_of(folder)
+    try:
+        base, base_tokenizer = load_ar_model(name)
+    except ModelNotFoundError as error:
+        raise adapter_folder.missing_base(folder, name) from error
+    adapter_folder.check_base(base, name, expected)
+    if find_or_add_mask_token(base, base_tokenizer) != mask_token_id:
+        raise CheckpointError(f"the tokenizer of {name} has changed since the adapter in {folder} was made; restore it")
+    model = adapter_folder.apply_adapter(base, folder)
+    for parameter in model.parameters():  # not the buffers: rotary frequencies stay float32, as transformers has them
+        parameter.data = parameter.data.to(dtype)
+    model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model.eval(), _load_tokenizer(folder)
 
 
 def is_checkpoint(path: str | Path) -> bool:

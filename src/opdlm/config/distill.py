@@ -105,6 +105,9 @@ class DistillSettings(Settings):
     lora_rank: int | None = Field(
         default=None, ge=1, description="train an adapter of this rank instead of all weights"
     )
+    adapter_only: bool = Field(
+        default=False, description="with lora_rank: save the adapter alone, a few MB, with the name of its base"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on a GPU")
     seed: int = Field(default=0, ge=0, lt=2**31, description="decides the order of prompts and every random choice")
 
@@ -127,6 +130,8 @@ class DistillSettings(Settings):
     def _consistent(self) -> "DistillSettings":
         if self.method != "opd" and self.states not in ("random_mask", "one_per_block"):
             raise ValueError(f"method {self.method!r} trains on random masks; set states to random_mask")
+        if self.adapter_only and self.lora_rank is None:
+            raise ValueError("adapter_only needs an adapter; set lora_rank too, such as 16")
         if self.lora_rank is not None and self.optimiser.l2_sp:
             raise ValueError("an adapter has no original weights; use optimiser.weight_decay, not l2_sp")
         if self.rows_per_update > self.prompts_per_rollout:

@@ -7,21 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from opdlm.checkpoints.adapter_folder import Base, weights_hash
 from opdlm.checkpoints.load import count_parameters, load_ar_model, load_config
 from opdlm.checkpoints.save import save_checkpoint
 from opdlm.config import ConvertSettings, GenerationSettings, LengthRamp, settings_from
 from opdlm.core.schedules import response_length
 from opdlm.core.types import Geometry
 from opdlm.data.prompts import Prompt, as_prompt, check_lengths, load_prompts, load_responses
-from opdlm.distill import adapter
 from opdlm.distill.loop import Evaluate, OnStep, Trainer
 from opdlm.distill.pair import Pair
 from opdlm.distill.teacher import Teacher
 from opdlm.distill.trackers import Trackers, check_trackers, tracking
 from opdlm.distill.validation import MOST_PROMPTS, MOST_TOKENS, Validator
 from opdlm.errors import PromptsError, UsageError
+from opdlm.models import adapter
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.devices import pick_device
 from opdlm.models.identity import identity_check
@@ -135,6 +136,7 @@ def run(
     settings = _with_threads(settings)
     device = pick_device(settings.device)
     ar_model, tokenizer = load_ar_model(settings.model, device=device)
+    base = _base(ar_model, settings)
     mask_token_id = find_or_add_mask_token(ar_model, tokenizer)
     tokens = special_tokens(ar_model, tokenizer)
     ids = _encoded(texts, tokenizer, settings)
@@ -158,7 +160,7 @@ def run(
         settings=settings,
         run=folder,
         checkpoint=checkpoint,
-        save_model=partial(_save, student, tokenizer, settings, folder),
+        save_model=partial(_save, student, tokenizer, settings, base, folder),
         on_step=on_step,
         evaluate=evaluate,
         validate=_validator(ids, eval_ids, settings, longest),
@@ -167,7 +169,7 @@ def run(
     with tracking(settings, folder) as trackers:
         trainer.on_step = trackers.then(on_step)
         _weigh(trainer, folder, trackers, held_out=bool(eval_ids))
-    _save(student, tokenizer, settings, folder, folder.model)
+    _save(student, tokenizer, settings, base, folder, folder.model)
     return folder.model
 
 
@@ -176,6 +178,14 @@ def _with_threads(settings: ConvertSettings) -> ConvertSettings:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     return settings.model_copy(update={"threads": torch.get_num_threads()})
+
+
+def _base(ar_model: PreTrainedModel, settings: ConvertSettings) -> Base | None:
+    """What an adapter that is saved alone needs to be loaded again."""
+    if not settings.adapter_only:
+        return None
+    local = Path(settings.model)
+    return Base(str(local.resolve()) if local.exists() else settings.model, weights_hash(ar_model))
 
 
 def _encoded(texts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, settings: ConvertSettings) -> list[list[int]]:
@@ -255,19 +265,20 @@ def _save(
     student: BlockDiffusionModel,
     tokenizer: PreTrainedTokenizerBase,
     settings: ConvertSettings,
+    base: Base | None,
     folder: RunFolder,
     target: Path,
 ) -> None:
-    """The student as a Hugging Face folder; an adapter is merged into plain weights."""
+    """The student as a Hugging Face folder; an adapter is merged into plain weights, or with its `base` alone in it."""
     model = student
-    if settings.lora_rank is not None:
+    if settings.lora_rank is not None and base is None:
         model = BlockDiffusionModel(adapter.merged(student.model), student.geometry, student.mask_token_id)
     local = Path(settings.model)  # a path means nothing on another machine: the card gives the folder's name
-    base = local.name if local.exists() else settings.model
-    provenance: dict[str, Any] = {"base_model": base, "method": settings.method}
+    name = local.name if local.exists() else settings.model
+    provenance: dict[str, Any] = {"base_model": name, "method": settings.method}
     if folder.metrics.exists() and (logged := folder.logged()):
         provenance["response tokens trained"] = logged[-1].total.tokens_trained
     if (worth := folder.kept_worth()) is not None and worth.after is not None:
         provenance |= worth.facts()
     generation = GenerationSettings(decoding=settings.usual_decoding)
-    save_checkpoint(model, tokenizer, target, generation=generation, provenance=provenance)
+    save_checkpoint(model, tokenizer, target, generation=generation, provenance=provenance, base=base)

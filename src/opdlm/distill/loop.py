@@ -13,11 +13,11 @@ import torch
 from transformers import PreTrainedModel
 
 from opdlm.config import DistillSettings
-from opdlm.distill.adapter import adapter_state
 from opdlm.distill.methods import Method, method_of
 from opdlm.distill.pair import Pair
 from opdlm.distill.step import Batch, StepCounts, training_step
 from opdlm.distill.update import Updater
+from opdlm.models.adapter import adapter_state
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.devices import peak_process_bytes
 from opdlm.parallel.ranks import OneProcess, Ranks
