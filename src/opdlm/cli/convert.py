@@ -112,6 +112,8 @@ def _summary(view: ConversionView, model: Path, profile: bool) -> None:
         view.worth(worth)
     if profile:
         view.note("\n".join(view.profile()))
+    if name := run.settings().push_to_hub:
+        view.note(f"uploaded to https://huggingface.co/{name}")
     view.note(f"the model is {model}. Next:")
     view.note(f'  opdlm generate {model} "..." --watch')
     view.note(f"  opdlm eval {model} --against {run.settings().model} --problems FILE.jsonl")

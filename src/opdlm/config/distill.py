@@ -158,6 +158,8 @@ class ConvertSettings(DistillSettings):
         description="gives the defaults: small, standard, standard-large (by the size of the model), paper-small, "
         "paper-large, or a .toml file",
     )
+    push_to_hub: str = Field(default="", description="USER/NAME: upload the model to the hub at the end")
+    hub_private: bool = Field(default=False, description="with push_to_hub: make the repository private, if it is new")
     tracker: Annotated[tuple[Tracker, ...], BeforeValidator(_names_from_text)] = Field(
         default=(), description="tensorboard, wandb or trackio, several divided by commas"
     )

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdlm.checkpoints.adapter_folder import Base, weights_hash
+from opdlm.checkpoints.hub import check_hub, push
 from opdlm.checkpoints.load import count_parameters, load_ar_model, load_config
 from opdlm.checkpoints.save import save_checkpoint
 from opdlm.config import ConvertSettings, GenerationSettings, LengthRamp, settings_from
@@ -126,6 +127,8 @@ def run(
         RunFolder.check_free(Path(settings.output))
     check_trackers(settings.tracker)
     check_convertible(load_config(settings.model))
+    if settings.push_to_hub:
+        check_hub(settings.push_to_hub, settings.hub_private)
     if prompts is None:
         texts = load_prompts(settings.prompts, settings.prompts_column, settings.prompt_limit)
     else:
@@ -170,6 +173,8 @@ def run(
         trainer.on_step = trackers.then(on_step)
         _weigh(trainer, folder, trackers, held_out=bool(eval_ids))
     _save(student, tokenizer, settings, base, folder, folder.model)
+    if settings.push_to_hub:
+        push(folder.model, settings.push_to_hub, settings.hub_private)
     return folder.model
 
 
