@@ -5,7 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError, HTTPError  # that of its HTTP client, whichever it uses
+from huggingface_hub.errors import (
+    HFValidationError,
+    HTTPError,  # of its HTTP client, whichever that is  # pyright: ignore[reportPrivateImportUsage]
+)
 from huggingface_hub.utils import validate_repo_id
 
 from opdlm.checkpoints.load import is_checkpoint
