@@ -13,6 +13,7 @@
     │   ├── OutputExistsError     (FileExistsError)
     │   └── MissingExtraError     (ImportError)
     ├── StorageError              (OSError)        the machine ran out of room
+    ├── HubError                  (OSError)        the hub refused, or cannot be reached
     ├── IdentityCheckError        (RuntimeError)   the adapted model is not the original
     └── NonFiniteLossError        (ArithmeticError) exit code 1
 
@@ -74,6 +75,10 @@ class MissingExtraError(UsageError, ImportError):
 
 class StorageError(OpdlmError, OSError):
     """A file could not be written, as when the disk is full; free some space, nothing half-written was left."""
+
+
+class HubError(OpdlmError, OSError):
+    """The model hub refused or cannot be reached; nothing is lost, the message says what to do and to repeat."""
 
 
 class IdentityCheckError(OpdlmError, RuntimeError):

@@ -17,13 +17,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from opdlm.checkpoints import adapter_folder
 from opdlm.checkpoints.damage import blamed_on, reason_of
 from opdlm.checkpoints.source import FIX_CONFIG, check_sizes, locate, read_config, read_json
 from opdlm.config import GenerationSettings
 from opdlm.config.distill import Context, Prediction
 from opdlm.core.types import Geometry
-from opdlm.errors import CheckpointError, MissingExtraError
+from opdlm.errors import CheckpointError, MissingExtraError, ModelNotFoundError
 from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.models.quiet import no_bars
+from opdlm.models.tokens import find_or_add_mask_token
 from opdlm.models.verdict import check_convertible
 from opdlm.records.record import Part
 
@@ -32,13 +35,19 @@ ENTRY = "block_diffusion"
 
 
 class Entry(Part):
-    """Our settings in config.json. `base_model`: the AR model that it was made from, where that is known."""
+    """Our settings in config.json.
+
+    Attributes:
+        base_model: the AR model that it was made from, where that is known.
+        base_sha256: of an adapter that stands alone: hash of the weights that it belongs to.
+    """
 
     block_size: int = Field(ge=1, le=1024)
     mask_token_id: int = Field(ge=0)
     prediction: Prediction
     context: Context
     base_model: str | None = None
+    base_sha256: str | None = None
 
 
 def load_ar_model(
@@ -80,9 +89,12 @@ def load_checkpoint(
             f"the {ENTRY!r} entry in config.json of {name_or_path} is damaged ({_first(error)}); use another checkpoint"
         ) from error
     _check_decoder(config)
+    geometry, mask = Geometry(entry.block_size, entry.prediction, entry.context), entry.mask_token_id
+    if entry.base_sha256 is not None:
+        model, tokenizer = _load_adapted(place, entry.base_sha256, mask, dtype)
+        return BlockDiffusionModel(model.to(device), geometry, mask), tokenizer  # type: ignore[arg-type]
     model, tokenizer = _load(place, config, dtype, device)
-    geometry = Geometry(entry.block_size, entry.prediction, entry.context)
-    return BlockDiffusionModel(model, geometry, entry.mask_token_id), tokenizer
+    return BlockDiffusionModel(model, geometry, mask), tokenizer
 
 
 def _ar_config(place: str | Path) -> PreTrainedConfig:
@@ -116,6 +128,25 @@ def _load(
     tokenizer = _load_tokenizer(place)
     _check_generation_config(place)
     return _load_weights(place, config, dtype).to(device), tokenizer  # type: ignore[arg-type]
+
+
+def _load_adapted(
+    folder: str | Path, expected: str, mask_token_id: int, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """An adapter's base, if it is the right one, with the adapter folded in; in float32 until then."""
+    name = adapter_folder.base_of(folder)
+    try:
+        base, base_tokenizer = load_ar_model(name)
+    except ModelNotFoundError as error:
+        raise adapter_folder.missing_base(folder, name) from error
+    adapter_folder.check_base(base, name, expected)
+    if find_or_add_mask_token(base, base_tokenizer) != mask_token_id:
+        raise CheckpointError(f"the tokenizer of {name} has changed since the adapter in {folder} was made; restore it")
+    model = adapter_folder.apply_adapter(base, folder)
+    for parameter in model.parameters():  # not the buffers: rotary frequencies stay float32, as transformers has them
+        parameter.data = parameter.data.to(dtype)
+    model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model.eval(), _load_tokenizer(folder)
 
 
 def is_checkpoint(path: str | Path) -> bool:
@@ -161,7 +192,7 @@ def _check_generation_config(place: str | Path) -> None:
 def _load_weights(place: str | Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """transformers fills what a checkpoint lacks with random numbers; here that is an error."""
     weights, fix = f"the weights of {place}", "download or write them again"
-    with blamed_on(f"config.json of {place}", FIX_CONFIG):
+    with blamed_on(f"config.json of {place}", FIX_CONFIG), no_bars():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 place, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True

@@ -101,15 +101,19 @@ def _output_of_resumed(folder: str, settings: dict) -> str:
 def _summary(view: ConversionView, model: Path, profile: bool) -> None:
     from opdlm.records.run_folder import RunFolder
 
-    settings = RunFolder(model.parent).settings()
+    run = RunFolder(model.parent)
     if view.last:
         total = view.last.total
         view.note(
             f"trained on {total.tokens_trained:,} response tokens in {duration(total.seconds)}; "
             f"now {view.last.tokens_per_forward:.2f} tokens per forward in rollouts"
         )
+    if (worth := run.kept_worth()) is not None:
+        view.worth(worth)
     if profile:
         view.note("\n".join(view.profile()))
+    if name := run.settings().push_to_hub:
+        view.note(f"uploaded to https://huggingface.co/{name}")
     view.note(f"the model is {model}. Next:")
     view.note(f'  opdlm generate {model} "..." --watch')
-    view.note(f"  opdlm eval {model} --against {settings.model} --problems FILE.jsonl")
+    view.note(f"  opdlm eval {model} --against {run.settings().model} --problems FILE.jsonl")

@@ -15,6 +15,7 @@ from opdlm.cli.tables import comparison_table, likelihood_table
 from opdlm.cli.terminal import make_console, quiet_libraries
 from opdlm.config import GenerationSettings, settings_from
 from opdlm.errors import StorageError, UsageError
+from opdlm.records.evaluation import empty_hints
 
 _DESCRIPTION = """
 Let MODEL, a converted model, and AR_MODEL, the original that it was made from, answer the same problems, and print
@@ -93,6 +94,8 @@ def run(arguments: Namespace) -> int:
         )
     title = f"{len(problems)} problems, batches of {arguments.batch_size}"
     make_console().print(comparison_table(comparison, title))
+    for hint in empty_hints([comparison.teacher, *comparison.students]):
+        print(f"note: {hint}")
     if arguments.json:
         own = "the package's own"  # its path means nothing elsewhere
         names = {"model": arguments.model or own, "against": arguments.against or own}

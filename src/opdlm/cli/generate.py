@@ -72,6 +72,11 @@ def run(arguments: Namespace) -> int:
         if view is not None:
             view.end()  # gives the cursor back, also after an error
     seconds = time.perf_counter() - began
+    if arguments.infill is None and not model.decode(output)[0].strip():
+        print(
+            "note: the response is empty, the model stopped at once: try --hold-end, or train it longer",
+            file=sys.stderr,
+        )
     if view is not None:
         return 0
     filled = model.tokenizer.batch_decode(output.sequences, skip_special_tokens=True)

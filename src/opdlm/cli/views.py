@@ -12,6 +12,7 @@ from opdlm.cli.terminal import duration
 if TYPE_CHECKING:
     from opdlm.distill.loop import Trainer
     from opdlm.records.metrics import StepMetrics
+    from opdlm.records.worth import Validation, Worth
 
 
 class ConversionView:
@@ -19,13 +20,14 @@ class ConversionView:
 
     Attributes:
         seconds: by part, over all rollouts seen.
-        last: the newest metrics; None before the first.
+        last: the newest metrics; None before the first. validation: the newest one.
     """
 
     def __init__(self, console: Console, every_s: float = 5.0) -> None:
         self.console, self.every_s = console, every_s
         self.seconds: dict[str, float] = {}
         self.last: StepMetrics | None = None
+        self.validation: Validation | None = None
         self._rollouts_seen = 0
         self._printed_at = float("-inf")
         self._live = Progress(
@@ -66,7 +68,7 @@ class ConversionView:
 
     def step(self, metrics: "StepMetrics") -> None:
         """One rollout is done."""
-        self.last = metrics
+        self.last, self.validation = metrics, metrics.validation or self.validation
         self._rollouts_seen += 1
         for part, value in metrics.seconds.items():
             self.seconds[part] = self.seconds.get(part, 0.0) + value
@@ -80,11 +82,19 @@ class ConversionView:
     def _text(self, metrics: "StepMetrics") -> str:
         speed = metrics.tokens_trained / max(1e-9, sum(metrics.seconds.values()))
         left = (metrics.rollouts - metrics.rollout) * sum(self.seconds.values()) / self._rollouts_seen
+        validation = "" if self.validation is None else f"agreement {self.validation.agreement:.0%}  "
         ending = f"  {duration(left)} left" if metrics.rollout < metrics.rollouts else ""
         return (
-            f"loss {metrics.loss:.3f}  {metrics.total.tokens_trained:,} tokens  "
+            f"loss {metrics.loss:.3f}  {validation}{metrics.total.tokens_trained:,} tokens  "
             f"{metrics.tokens_per_forward:.2f} tokens/forward  {speed:,.0f} tokens/s{ending}"
         )
+
+    def worth(self, worth: "Worth") -> None:
+        """What the run came to, and what is wrong with it."""
+        for name, value in worth.facts().items():
+            self.note(f"{name}: {value}")
+        for hint in worth.hints():
+            self.note(f"note: {hint}")
 
     def profile(self) -> list[str]:
         """Seconds by part, with shares, the longest first; `rest` is what the loop spent in no part."""

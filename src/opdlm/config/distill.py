@@ -1,8 +1,8 @@
 """One conversion: geometry, method, loss, update, and where its files are."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from opdlm.config.base import Settings
 from opdlm.config.decoding import Decoding, DecodingField, DynamicDecoding
@@ -12,6 +12,14 @@ Method = Literal["opd", "onpolicy_text", "offpolicy_kd", "sft"]
 StateSelection = Literal["one_per_block", "all", "one_per_rollout", "random_mask"]
 Prediction = Literal["same", "shifted"]
 Context = Literal["block", "causal"]
+
+
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+
+
+def _names_from_text(value: Any) -> Any:
+    """`a,b` as the short form of ("a", "b")."""
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
 class LengthRamp(Settings):
@@ -97,12 +105,18 @@ class DistillSettings(Settings):
     lora_rank: int | None = Field(
         default=None, ge=1, description="train an adapter of this rank instead of all weights"
     )
+    adapter_only: bool = Field(
+        default=False, description="with lora_rank: save the adapter alone, a few MB, with the name of its base"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on a GPU")
     seed: int = Field(default=0, ge=0, lt=2**31, description="decides the order of prompts and every random choice")
 
     # keeping
     save_every_rollouts: int = Field(default=10, ge=1, description="rollouts between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="checkpoints kept on disk")
+    eval_every: int | None = Field(
+        default=None, ge=1, description="rollouts between validations: agreement with the teacher, tokens a forward"
+    )
     decoding: DecodingField | None = Field(
         default=None, description="how the converted model decodes by default; none: as the rollouts"
     )
@@ -116,6 +130,8 @@ class DistillSettings(Settings):
     def _consistent(self) -> "DistillSettings":
         if self.method != "opd" and self.states not in ("random_mask", "one_per_block"):
             raise ValueError(f"method {self.method!r} trains on random masks; set states to random_mask")
+        if self.adapter_only and self.lora_rank is None:
+            raise ValueError("adapter_only needs an adapter; set lora_rank too, such as 16")
         if self.lora_rank is not None and self.optimiser.l2_sp:
             raise ValueError("an adapter has no original weights; use optimiser.weight_decay, not l2_sp")
         if self.rows_per_update > self.prompts_per_rollout:
@@ -132,11 +148,20 @@ class ConvertSettings(DistillSettings):
     responses_column: str | None = Field(default=None, description="with method sft: column of given responses")
     prompt_limit: int | None = Field(default=None, ge=1, description="use only the first prompts")
     prompt_tokens: int | None = Field(default=None, ge=1, description="keep only the first tokens of each prompt")
+    eval_prompts: str = Field(default="", description="prompts of the validations, a file or data set as prompts")
+    eval_count: int | None = Field(
+        default=None, ge=1, description="only the first eval_prompts; with none: the last prompts, kept from training"
+    )
     output: str = Field(default="", description="folder of the run; must be new or empty")
     recipe: str | None = Field(
         default=None,
         description="gives the defaults: small, standard, standard-large (by the size of the model), paper-small, "
         "paper-large, or a .toml file",
+    )
+    push_to_hub: str = Field(default="", description="USER/NAME: upload the model to the hub at the end")
+    hub_private: bool = Field(default=False, description="with push_to_hub: make the repository private, if it is new")
+    tracker: Annotated[tuple[Tracker, ...], BeforeValidator(_names_from_text)] = Field(
+        default=(), description="tensorboard, wandb or trackio, several divided by commas"
     )
     device: str = Field(default="auto", description="cpu, cuda, mps, or auto")
     threads: int | None = Field(
@@ -147,4 +172,13 @@ class ConvertSettings(DistillSettings):
     def _responses_are_used(self) -> "ConvertSettings":
         if self.responses_column is not None and (self.method != "sft" or not self.prompts):
             raise ValueError("responses_column is for method sft with a prompts file; leave it out, or set both")
+        return self
+
+    @model_validator(mode="after")
+    def _validates_on_something(self) -> "ConvertSettings":
+        if self.eval_every is not None and not (self.eval_prompts or self.eval_count):
+            raise ValueError(
+                "eval_every needs prompts that are not trained on; name a file with eval_prompts, or keep some with "
+                "eval_count, such as 16"
+            )
         return self

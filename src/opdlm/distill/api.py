@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from opdlm.checkpoints.adapter_folder import Base, weights_hash
+from opdlm.checkpoints.hub import check_hub, push
 from opdlm.checkpoints.load import load_ar_config, load_ar_model, load_checkpoint
 from opdlm.checkpoints.save import save_checkpoint
 from opdlm.checkpoints.source import count_parameters
@@ -16,17 +18,20 @@ from opdlm.config import ConvertSettings, GenerationSettings, LengthRamp, settin
 from opdlm.core.schedules import response_length
 from opdlm.core.types import Geometry
 from opdlm.data.prompts import Prompt, as_prompt, check_lengths, load_prompts, load_responses
-from opdlm.distill import adapter
 from opdlm.distill.loop import Evaluate, OnStep, Trainer
 from opdlm.distill.pair import Pair
 from opdlm.distill.teacher import Teacher
+from opdlm.distill.trackers import Trackers, check_trackers, tracking
+from opdlm.distill.validation import MOST_PROMPTS, MOST_TOKENS, Validator
 from opdlm.errors import PromptsError, UsageError
+from opdlm.models import adapter
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.devices import pick_device
 from opdlm.models.identity import identity_check
 from opdlm.models.tokens import SpecialTokens, encode_prompt, find_or_add_mask_token, special_tokens
 from opdlm.recipes import load_recipe, recipe_for
 from opdlm.records.run_folder import RunFolder
+from opdlm.records.worth import Worth
 
 OnStart = Callable[[Trainer, float], None]
 
@@ -119,6 +124,9 @@ def run(
     if resuming is None:
         RunFolder.check_free(Path(settings.output))
     load_ar_config(settings.model)  # a wrong one is an error before the prompts are read
+    check_trackers(settings.tracker)
+    if settings.push_to_hub:
+        check_hub(settings.push_to_hub, settings.hub_private)
     if prompts is None:
         texts = load_prompts(settings.prompts, settings.prompts_column, settings.prompt_limit)
     else:
@@ -129,15 +137,17 @@ def run(
     settings = _with_threads(settings)
     device = pick_device(settings.device)
     ar_model, tokenizer = load_ar_model(settings.model, device=device)
+    base = _base(ar_model, settings)
     mask_token_id = find_or_add_mask_token(ar_model, tokenizer)
     tokens = special_tokens(ar_model, tokenizer)
-    ids = [encode_prompt(tokenizer, text)[: settings.prompt_tokens] for text in texts]
+    ids = _encoded(texts, tokenizer, settings)
+    ids, eval_ids = _held_out(ids, tokenizer, settings)
     student = BlockDiffusionModel(
         ar_model, Geometry(settings.block_size, settings.prediction, settings.context), mask_token_id
     )
     ramp = settings.response_length
     longest = response_length(ramp.rollouts, ramp.start, ramp.end, ramp.rollouts, ramp.shape, settings.block_size)
-    check_lengths(ids, longest, student.max_length, settings.block_size)
+    check_lengths([*ids, *eval_ids], longest, student.max_length, settings.block_size)
     difference = identity_check(student)
 
     responses = _given_responses(settings, tokenizer, tokens)
@@ -151,13 +161,18 @@ def run(
         settings=settings,
         run=folder,
         checkpoint=checkpoint,
-        save_model=partial(_save, student, tokenizer, settings, folder),
+        save_model=partial(_save, student, tokenizer, settings, base, folder),
         on_step=on_step,
         evaluate=evaluate,
+        validate=_validator(ids, eval_ids, settings, longest),
     )
     on_start(trainer, difference)
-    trainer.train()
-    _save(student, tokenizer, settings, folder, folder.model)
+    with tracking(settings, folder) as trackers:
+        trainer.on_step = trackers.then(on_step)
+        _weigh(trainer, folder, trackers, held_out=bool(eval_ids))
+    _save(student, tokenizer, settings, base, folder, folder.model)
+    if settings.push_to_hub:
+        push(folder.model, settings.push_to_hub, settings.hub_private)
     return folder.model
 
 
@@ -166,6 +181,56 @@ def _with_threads(settings: ConvertSettings) -> ConvertSettings:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     return settings.model_copy(update={"threads": torch.get_num_threads()})
+
+
+def _base(ar_model: PreTrainedModel, settings: ConvertSettings) -> Base | None:
+    """What an adapter that is saved alone needs to be loaded again."""
+    if not settings.adapter_only:
+        return None
+    local = Path(settings.model)
+    return Base(str(local.resolve()) if local.exists() else settings.model, weights_hash(ar_model))
+
+
+def _encoded(texts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, settings: ConvertSettings) -> list[list[int]]:
+    return [encode_prompt(tokenizer, text)[: settings.prompt_tokens] for text in texts]
+
+
+def _held_out(
+    ids: list[list[int]], tokenizer: PreTrainedTokenizerBase, settings: ConvertSettings
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The prompts to train on, and those that are kept from training: of a file of their own, or the last ones."""
+    count = settings.eval_count
+    if settings.eval_prompts:
+        texts = load_prompts(settings.eval_prompts, settings.prompts_column, count)
+        return ids, _encoded(texts, tokenizer, settings)
+    if count is None:
+        return ids, []
+    if count >= len(ids):
+        raise PromptsError(f"eval_count keeps {count} of {len(ids)} prompts from training; lower it or add prompts")
+    return ids[:-count], ids[-count:]
+
+
+def _validator(
+    ids: Sequence[list[int]], eval_ids: Sequence[list[int]], settings: ConvertSettings, longest: int
+) -> Validator:
+    """On the held-out prompts, else on some of the training's: what the run came to is worth knowing without any."""
+    generation = GenerationSettings(decoding=settings.usual_decoding, max_new_tokens=min(longest, MOST_TOKENS))
+    return Validator(eval_ids or ids[:MOST_PROMPTS], generation, settings.rollout_batch)
+
+
+def _weigh(trainer: Trainer, folder: RunFolder, trackers: Trackers, held_out: bool) -> None:
+    """Trains, and keeps what it was worth."""
+    assert trainer.validate is not None
+    worth = folder.kept_worth()
+    if worth is None:
+        with trainer.precision():
+            # A run of an earlier version that is continued: its student is no longer as it was before.
+            before = trainer.validate(trainer.pair) if trainer.checkpoint is None else None
+        worth = Worth(held_out=held_out, before=before)
+        folder.keep_worth(worth)
+    trackers.begin(folder.settings(), worth.before)
+    last = trainer.train()
+    folder.keep_worth(worth.model_copy(update={"updates": last.updates, "after": last.validation}))
 
 
 def _student_and_teacher(
@@ -203,17 +268,20 @@ def _save(
     student: BlockDiffusionModel,
     tokenizer: PreTrainedTokenizerBase,
     settings: ConvertSettings,
+    base: Base | None,
     folder: RunFolder,
     target: Path,
 ) -> None:
-    """The student as a Hugging Face folder; an adapter is merged into plain weights."""
+    """The student as a Hugging Face folder; an adapter is merged into plain weights, or with its `base` alone in it."""
     model = student
-    if settings.lora_rank is not None:
+    if settings.lora_rank is not None and base is None:
         model = BlockDiffusionModel(adapter.merged(student.model), student.geometry, student.mask_token_id)
     local = Path(settings.model)  # a path means nothing on another machine: the card gives the folder's name
-    base = local.name if local.exists() else settings.model
-    provenance: dict[str, Any] = {"base_model": base, "method": settings.method}
+    name = local.name if local.exists() else settings.model
+    provenance: dict[str, Any] = {"base_model": name, "method": settings.method}
     if folder.metrics.exists() and (logged := folder.logged()):
         provenance["response tokens trained"] = logged[-1].total.tokens_trained
+    if (worth := folder.kept_worth()) is not None and worth.after is not None:
+        provenance |= worth.facts()
     generation = GenerationSettings(decoding=settings.usual_decoding)
-    save_checkpoint(model, tokenizer, target, generation=generation, provenance=provenance)
+    save_checkpoint(model, tokenizer, target, generation=generation, provenance=provenance, base=base)

@@ -13,17 +13,18 @@ import torch
 from transformers import PreTrainedModel
 
 from opdlm.config import DistillSettings
-from opdlm.distill.adapter import adapter_state
 from opdlm.distill.methods import Method, method_of
 from opdlm.distill.pair import Pair
 from opdlm.distill.step import Batch, StepCounts, training_step
 from opdlm.distill.update import Updater
+from opdlm.models.adapter import adapter_state
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.devices import peak_process_bytes
 from opdlm.parallel.ranks import OneProcess, Ranks
 from opdlm.records.metrics import Flops, StepMetrics, Totals
 from opdlm.records.run_folder import RunFolder
 from opdlm.records.trajectory import trajectories
+from opdlm.records.worth import Validation
 
 OnStep = Callable[[StepMetrics], None]
 Evaluate = Callable[[BlockDiffusionModel], dict[str, Any]]
@@ -40,6 +41,7 @@ class Trainer:
         run: where to keep it; None keeps nothing. checkpoint: of the run, to go on from; the student has its weights.
         save_model: writes the student as a checkpoint folder.
         on_step: called with the metrics of each rollout. evaluate: called after every checkpoint; its result is logged.
+        validate: called every `eval_every` rollouts and after the last one.
         ranks: the processes that share the work.
     """
 
@@ -53,6 +55,7 @@ class Trainer:
     save_model: Callable[[Path], None] = lambda path: None
     on_step: OnStep = lambda metrics: None
     evaluate: Evaluate | None = None
+    validate: Callable[[Pair], Validation] | None = None
     ranks: Ranks = field(default_factory=OneProcess)
 
     def train(self) -> StepMetrics:
@@ -65,7 +68,7 @@ class Trainer:
             with self.precision():
                 plan = method(self.pair, index)
                 counts = training_step(self.batch(index), plan, self.pair, updater, settings, self.ranks)
-            metrics = self._metrics(index, counts, updater, metrics)
+            metrics = self._validated(self._metrics(index, counts, updater, metrics))
             if index + 1 == self.rollouts or (index + 1) % settings.save_every_rollouts == 0:
                 metrics = self._at_checkpoint(counts, updater, metrics)
             known = sum(metrics.seconds.values())
@@ -116,6 +119,16 @@ class Trainer:
         if (run := self.run) is not None:
             updater.where_is_safe = lambda: str(run.latest() or "none yet")
         return updater
+
+    def _validated(self, metrics: StepMetrics) -> StepMetrics:
+        """The metrics with a validation, where one is due; before the checkpoint, so that a resumed run has it too."""
+        every, last = self.settings.eval_every, metrics.rollout == self.rollouts
+        if self.validate is None or not (last or (every is not None and metrics.rollout % every == 0)):
+            return metrics
+        began = perf_counter()
+        with self.precision():
+            found = self.validate(self.pair)
+        return metrics.model_copy(update={"validation": found}).spent(validation=perf_counter() - began)
 
     def _at_checkpoint(self, counts: StepCounts, updater: Updater, metrics: StepMetrics) -> StepMetrics:
         """Saves, then evaluates; the metrics with what that took."""

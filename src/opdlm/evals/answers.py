@@ -81,4 +81,5 @@ def _score(family: str, tag: str | None, results: Sequence[tuple[Problem, Answer
         tokens=sum(response.tokens for _, response, _ in results),
         forwards=sum(response.forwards for _, response, _ in results),
         seconds=sum(seconds) if len(seconds) == len(results) else None,
+        empty=sum(not response.text.strip() for _, response, _ in results),
     )

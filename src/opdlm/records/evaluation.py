@@ -5,6 +5,7 @@ forward is the same on every machine: each row counts its own tokens and the for
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import computed_field
@@ -25,6 +26,7 @@ class Score(Part):
         n, correct: problems, and those answered right.
         tokens, forwards: sums over its responses.
         seconds: sum of the responses' own seconds, None unless the writer knows them all.
+        empty: responses without any text; None where an earlier version did not count them.
     """
 
     family: str
@@ -34,6 +36,7 @@ class Score(Part):
     tokens: int
     forwards: int
     seconds: float | None = None
+    empty: int | None = None
 
     @computed_field
     @property
@@ -104,6 +107,7 @@ class Evaluation(Record):
             tokens=sum(row.tokens for row in self.families),
             forwards=sum(row.forwards for row in self.families),
             seconds=sum(seconds) if len(seconds) == len(self.families) else None,
+            empty=sum(row.empty or 0 for row in self.families),
         )
 
     @computed_field
@@ -148,6 +152,17 @@ class Comparison(Record):
         for plain, student in zip(made["students"], self.students, strict=True):
             plain["retained"] = retained(student, self.teacher)
         return made
+
+
+def empty_hints(evaluations: Sequence[Evaluation]) -> list[str]:
+    """A line for each evaluation in which most responses are empty: its speed and its bits mean nothing."""
+    totals = ((one.name, one.total) for one in evaluations)
+    return [
+        f"{name}: {total.empty} of {total.n} responses are empty, so its speed means nothing; the model stops at once: "
+        "train it longer, or decode with hold_end"
+        for name, total in totals
+        if 2 * (total.empty or 0) > total.n
+    ]
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:

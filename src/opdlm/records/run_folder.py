@@ -16,6 +16,7 @@ from opdlm.errors import CheckpointError, OutputExistsError, RecordError, Storag
 from opdlm.records.evaluation import Comparison
 from opdlm.records.metrics import StepMetrics
 from opdlm.records.trajectory import Trajectory
+from opdlm.records.worth import Worth
 
 _STATE = "training_state.pt"
 _UNFINISHED = "unfinished-"
@@ -29,7 +30,7 @@ class RunFolder:
         self.config, self.metrics = path / "config.toml", path / "metrics.jsonl"
         self.rollouts, self.checkpoints, self.model = path / "rollouts", path / "checkpoints", path / "model"
         self.prompts, self.evaluation = path / "prompts.jsonl", path / "evaluation.json"
-        self.sample = self.rollouts / "sample.json"
+        self.sample, self.worth = self.rollouts / "sample.json", path / "worth.json"
 
     @classmethod
     def create(cls, path: Path, settings: ConvertSettings, prompts: Sequence[str | list] | None = None) -> "RunFolder":
@@ -142,6 +143,17 @@ class RunFolder:
             return None
         where = str(self.evaluation)
         return Comparison.from_json(_parsed(_read(self.evaluation), where), where)
+
+    def keep_worth(self, worth: Worth) -> None:
+        """What the run is worth, worth.json."""
+        self._write(self.worth, worth.to_json())
+
+    def kept_worth(self) -> Worth | None:
+        """What `keep_worth` wrote; None if there is none. Raises RecordError if it is damaged."""
+        if not self.worth.is_file():
+            return None
+        where = str(self.worth)
+        return Worth.from_json(_parsed(_read(self.worth), where), where)
 
     def _write(self, path: Path, content: Any) -> None:
         try:

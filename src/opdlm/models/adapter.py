@@ -44,7 +44,11 @@ def adapter_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
     """A copy with the adapter folded into plain weights: same class, same weight names as the AR model."""
-    plain = copy.deepcopy(model)
+    return folded(copy.deepcopy(model))
+
+
+def folded(plain: PreTrainedModel) -> PreTrainedModel:
+    """The model itself, its adapter folded in."""
     for layer in _adapted(plain):
         layer.merge()
     for name, layer in [(n, m) for n, m in plain.named_modules() if hasattr(m, "base_layer")]:
