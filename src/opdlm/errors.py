@@ -11,6 +11,7 @@
     │   ├── CheckpointError
     │   ├── RecordError
     │   ├── OutputExistsError     (FileExistsError)
+    │   ├── RunInUseError         (BlockingIOError)
     │   └── MissingExtraError     (ImportError)
     ├── StorageError              (OSError)        the machine ran out of room
     ├── IdentityCheckError        (RuntimeError)   the adapted model is not the original
@@ -66,6 +67,10 @@ class RecordError(UsageError):
 
 class OutputExistsError(UsageError, FileExistsError):
     """The output folder is not empty; choose another, or continue the run in it with --resume."""
+
+
+class RunInUseError(UsageError, BlockingIOError):
+    """Another process is writing this run; the message says which. Wait for its end, or stop it."""
 
 
 class MissingExtraError(UsageError, ImportError):

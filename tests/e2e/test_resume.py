@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from opdlm.distill.api import convert, resume
-from opdlm.errors import CheckpointError, OutputExistsError, UsageError
+from opdlm.errors import CheckpointError, OutputExistsError, RunInUseError, UsageError
 from opdlm.records.metrics import StepMetrics
 from opdlm.records.run_folder import RunFolder
 from rollouts import fresh_student
@@ -150,3 +150,19 @@ def test_a_run_of_an_earlier_version_resumes(ar_model: str, tmp_path: Path) -> N
 
 def without_version(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in ("version", "evaluation")}
+
+
+def test_a_run_is_not_resumed_twice_at_once(ar_model: str, tmp_path: Path) -> None:
+    """Else both would end well, with metrics 1, 2, 3, 3, 4, 4 and weights of neither."""
+    run = tmp_path / "run"
+    refused: list[str] = []
+
+    def resume_again(_metrics: StepMetrics) -> None:
+        with pytest.raises(RunInUseError) as error:
+            resume(run)
+        refused.append(str(error.value))
+
+    convert(ar_model, PROMPTS, run, on_step=resume_again, **SETTINGS)
+    assert len(refused) == 5
+    assert [line["rollout"] for line in metrics(run)] == [1, 2, 3, 4, 5]
+    resume(run)

@@ -115,7 +115,7 @@ def _settings(arguments: Namespace, output: Path) -> ConvertSettings:
     from opdlm.tiny.weights import ar_model_path
 
     if arguments.resume:
-        return RunFolder.open(output).settings()
+        return RunFolder.found(output).settings()
     model = arguments.model or str(ar_model_path())
     settings = resolve(recipe=arguments.recipe, model=model, output=str(output))
     if settings.rollouts is None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,9 @@ def resume(
     evaluate: Evaluate | None = None,
 ) -> Path:
     """Continue a run from its newest checkpoint with the settings in its config.toml; ends as if never interrupted."""
-    folder = RunFolder.open(Path(output))
-    return run(folder.settings(), resuming=folder, on_start=on_start, on_step=on_step, evaluate=evaluate)
+    with RunFolder.opened(Path(output)) as folder:
+        prepared = _prepare(folder.settings())
+        return _train(prepared, folder, folder.latest(), on_start=on_start, on_step=on_step, evaluate=evaluate)
 
 
 def resolve(**settings: Any) -> ConvertSettings:
@@ -109,17 +111,40 @@ def run(
     settings: ConvertSettings,
     prompts: Sequence[Prompt] | None = None,
     *,
-    resuming: RunFolder | None = None,
     on_start: OnStart = lambda trainer, difference: None,
     on_step: OnStep = lambda metrics: None,
     evaluate: Evaluate | None = None,
 ) -> Path:
-    """One conversion, from checks to the saved model."""
+    """One conversion, from checks to the saved model. `prompts`: in place of those that the settings name."""
     for name in ("model", "output"):
         if not getattr(settings, name):
             raise UsageError(f"no {name} given; name it with --{name}")
-    if resuming is None:
-        RunFolder.check_free(Path(settings.output))
+    RunFolder.check_free(Path(settings.output))
+    prepared = _prepare(settings, prompts)
+    with RunFolder.created(Path(settings.output), prepared.settings, prompts) as folder:
+        return _train(prepared, folder, None, on_start=on_start, on_step=on_step, evaluate=evaluate)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What a conversion starts from, checked.
+
+    Attributes:
+        settings: with the number of threads. model: the AR model, adapted. ids: the prompts' token ids.
+        responses: given ones, for `sft` alone. difference: the identity check's largest.
+    """
+
+    settings: ConvertSettings
+    model: BlockDiffusionModel
+    tokenizer: PreTrainedTokenizerBase
+    tokens: SpecialTokens
+    ids: list[list[int]]
+    responses: list[list[int]] | None
+    difference: float
+
+
+def _prepare(settings: ConvertSettings, prompts: Sequence[Prompt] | None = None) -> _Prepared:
+    """Reads prompts and model, and checks that they fit together; nothing is written."""
     check_convertible(load_config(settings.model))
     if prompts is None:
         texts = load_prompts(settings.prompts, settings.prompts_column, settings.prompt_limit)
@@ -129,37 +154,48 @@ def run(
         raise PromptsError("there are no prompts; name a file or a data set with --prompts")
 
     settings = _with_threads(settings)
-    device = pick_device(settings.device)
-    ar_model, tokenizer = load_ar_model(settings.model, device=device)
+    ar_model, tokenizer = load_ar_model(settings.model, device=pick_device(settings.device))
     mask_token_id = find_or_add_mask_token(ar_model, tokenizer)
     tokens = special_tokens(ar_model, tokenizer)
     ids = [encode_prompt(tokenizer, text)[: settings.prompt_tokens] for text in texts]
-    student = BlockDiffusionModel(
+    model = BlockDiffusionModel(
         ar_model, Geometry(settings.block_size, settings.prediction, settings.context), mask_token_id
     )
     ramp = settings.response_length
     longest = response_length(ramp.rollouts, ramp.start, ramp.end, ramp.rollouts, ramp.shape, settings.block_size)
-    check_lengths(ids, longest, student.max_length, settings.block_size)
-    difference = identity_check(student)
-
+    check_lengths(ids, longest, model.max_length, settings.block_size)
+    difference = identity_check(model)
     responses = _given_responses(settings, tokenizer, tokens)
-    checkpoint = resuming.latest() if resuming else None
-    student, teacher = _student_and_teacher(student, settings, checkpoint)
-    folder = resuming or RunFolder.create(Path(settings.output), settings, prompts)
+    return _Prepared(settings, model, tokenizer, tokens, ids, responses, difference)
+
+
+def _train(
+    prepared: _Prepared,
+    folder: RunFolder,
+    checkpoint: Path | None,
+    *,
+    on_start: OnStart,
+    on_step: OnStep,
+    evaluate: Evaluate | None,
+) -> Path:
+    """Trains in `folder`, from its `checkpoint` on if there is one; returns the folder of the model."""
+    settings = prepared.settings
+    student, teacher = _student_and_teacher(prepared.model, settings, checkpoint)
+    save_model = partial(_save, student, prepared.tokenizer, settings, folder)
     trainer = Trainer(
-        pair=Pair.of(student, teacher, tokens),
-        prompts=ids,
-        responses=responses,
+        pair=Pair.of(student, teacher, prepared.tokens),
+        prompts=prepared.ids,
+        responses=prepared.responses,
         settings=settings,
         run=folder,
         checkpoint=checkpoint,
-        save_model=partial(_save, student, tokenizer, settings, folder),
+        save_model=save_model,
         on_step=on_step,
         evaluate=evaluate,
     )
-    on_start(trainer, difference)
+    on_start(trainer, prepared.difference)
     trainer.train()
-    _save(student, tokenizer, settings, folder, folder.model)
+    save_model(folder.model)
     return folder.model
 
 

@@ -3,7 +3,8 @@
 import json
 import shutil
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from opdlm.config import ConvertSettings, settings_from
 from opdlm.errors import CheckpointError, OutputExistsError, RecordError, StorageError
+from opdlm.records import lock
 from opdlm.records.evaluation import Comparison
 from opdlm.records.metrics import StepMetrics
 from opdlm.records.trajectory import Trajectory
@@ -32,16 +34,33 @@ class RunFolder:
         self.sample = self.rollouts / "sample.json"
 
     @classmethod
-    def create(cls, path: Path, settings: ConvertSettings, prompts: Sequence[str | list] | None = None) -> "RunFolder":
-        """A new run; `prompts` that came as a Python list are kept with it, so that it can be resumed.
+    @contextmanager
+    def created(
+        cls, path: Path, settings: ConvertSettings, prompts: Sequence[str | list] | None = None
+    ) -> "Iterator[RunFolder]":
+        """A new run, locked for this process as long as the body runs.
+
+        `prompts` that came as a Python list are kept with it, so that it can be resumed.
 
         Raises:
             OutputExistsError: the folder holds anything. StorageError: it cannot be written.
+            RunInUseError: another process made it just now.
         """
         cls.check_free(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot write to {path} ({error.strerror}); choose another --output") from error
+        with lock.held(path):
+            cls.check_free(path)
+            yield cls._written(path, settings, prompts)
+
+    @classmethod
+    def _written(cls, path: Path, settings: ConvertSettings, prompts: Sequence[str | list] | None) -> "RunFolder":
+        """Its first files, or none."""
         run = cls(path)
         try:
-            run.rollouts.mkdir(parents=True)
+            run.rollouts.mkdir()
             run.checkpoints.mkdir()
             if prompts is not None:
                 lines = (json.dumps({"prompt": prompt}, ensure_ascii=False) + "\n" for prompt in prompts)
@@ -56,18 +75,30 @@ class RunFolder:
     @staticmethod
     def check_free(path: Path) -> None:
         """Raises OutputExistsError if the folder holds anything: known before a model is loaded."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(file.name not in lock.FILES for file in path.iterdir())):
             raise OutputExistsError(f"{path} is not empty; choose another --output, or continue it with --resume")
 
     @classmethod
-    def open(cls, path: Path) -> "RunFolder":
-        """An existing run, to resume."""
+    def found(cls, path: Path) -> "RunFolder":
+        """An existing run, to be read. Raises CheckpointError if there is none."""
         run = cls(path)
         if not run.config.is_file():
             raise CheckpointError(f"{path} holds no run to resume (no config.toml); start one without --resume")
-        for leftover in run.checkpoints.glob(f"{_UNFINISHED}*"):
-            shutil.rmtree(leftover)
         return run
+
+    @classmethod
+    @contextmanager
+    def opened(cls, path: Path) -> "Iterator[RunFolder]":
+        """An existing run to resume, locked for this process as long as the body runs; half a checkpoint is removed.
+
+        Raises:
+            CheckpointError: there is none. RunInUseError: another process writes it.
+        """
+        run = cls.found(path)
+        with lock.held(path):
+            for leftover in run.checkpoints.glob(f"*{_UNFINISHED}*"):  # hidden drafts too
+                shutil.rmtree(leftover)
+            yield run
 
     def settings(self) -> ConvertSettings:
         """The settings that the run was started with."""
