@@ -15,7 +15,8 @@
     │   └── MissingExtraError     (ImportError)
     ├── StorageError              (OSError)        the machine ran out of room
     ├── IdentityCheckError        (RuntimeError)   the adapted model is not the original
-    └── NonFiniteLossError        (ArithmeticError) exit code 1
+    ├── NonFiniteLossError        (ArithmeticError) exit code 1
+    └── NonFiniteWeightsError     (ArithmeticError) exit code 1
 
 Each is also the standard error in brackets, so that code which knows nothing of opdlm can catch it. Raise them with one
 argument, a message of one line that ends with the fix (they keep it through pickle):
@@ -87,5 +88,11 @@ class IdentityCheckError(OpdlmError, RuntimeError):
 
 class NonFiniteLossError(OpdlmError, ArithmeticError):
     """The loss is not finite and the optimiser step was not taken; resume from the checkpoint in the message."""
+
+    exit_code = 1
+
+
+class NonFiniteWeightsError(OpdlmError, ArithmeticError):
+    """An update left weights that are not finite, which are not saved; resume from the checkpoint in the message."""
 
     exit_code = 1

@@ -20,9 +20,10 @@ from opdlm.distill import adapter
 from opdlm.distill.loop import Evaluate, OnStep, Trainer
 from opdlm.distill.pair import Pair
 from opdlm.distill.teacher import Teacher
-from opdlm.errors import PromptsError, UsageError
+from opdlm.errors import CheckpointError, PromptsError, UsageError
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.devices import pick_device
+from opdlm.models.finite import all_finite
 from opdlm.models.identity import identity_check
 from opdlm.models.tokens import SpecialTokens, encode_prompt, find_or_add_mask_token, special_tokens
 from opdlm.models.verdict import check_convertible
@@ -155,6 +156,8 @@ def _prepare(settings: ConvertSettings, prompts: Sequence[Prompt] | None = None)
 
     settings = _with_threads(settings)
     ar_model, tokenizer = load_ar_model(settings.model, device=pick_device(settings.device))
+    if not all_finite(ar_model.parameters()):
+        raise CheckpointError(f"{settings.model} has weights that are not finite; use another copy or version of it")
     mask_token_id = find_or_add_mask_token(ar_model, tokenizer)
     tokens = special_tokens(ar_model, tokenizer)
     ids = [encode_prompt(tokenizer, text)[: settings.prompt_tokens] for text in texts]

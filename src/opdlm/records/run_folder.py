@@ -191,6 +191,11 @@ class RunFolder:
         found = self._by_age()
         return found[-1] if found else None
 
+    def way_out(self) -> str:
+        """What to do when training has gone wrong: the last good checkpoint, and the command that goes on from it."""
+        where = f"the last good checkpoint is {last}" if (last := self.latest()) else "there is no checkpoint yet"
+        return f"{where}; continue with a lower rate: opdlm convert --resume {self.path} --optimiser.learning-rate RATE"
+
     def _by_age(self) -> list[Path]:
         """All complete checkpoints, the oldest first."""
         return sorted(self.checkpoints.glob("rollout-*"), key=lambda path: int(path.name.partition("-")[2]))
