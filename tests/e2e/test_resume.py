@@ -8,8 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from opdlm.cli.main import main
 from opdlm.distill.api import convert, resume
-from opdlm.errors import CheckpointError, OutputExistsError, RunInUseError, UsageError
+from opdlm.errors import (
+    CheckpointError,
+    ConfigError,
+    NonFiniteLossError,
+    NonFiniteWeightsError,
+    OutputExistsError,
+    RunInUseError,
+    UsageError,
+)
 from opdlm.records.metrics import StepMetrics
 from opdlm.records.run_folder import RunFolder
 from rollouts import fresh_student
@@ -166,3 +175,69 @@ def test_a_run_is_not_resumed_twice_at_once(ar_model: str, tmp_path: Path) -> No
     assert len(refused) == 5
     assert [line["rollout"] for line in metrics(run)] == [1, 2, 3, 4, 5]
     resume(run)
+
+
+CONSTANT = {"learning_rate": 1e-3, "final_learning_rate": 1e-3, "warmup_updates": 0}
+
+
+def test_a_finished_run_goes_on_with_more_rollouts(ar_model: str, tmp_path: Path) -> None:
+    """Else who trained too little would have to begin again. At a constant rate it is the longer run, bit for bit."""
+    chosen = SETTINGS | {"optimiser": CONSTANT, "rollouts": 3}
+    convert(ar_model, PROMPTS, tmp_path / "whole", **(chosen | {"rollouts": 5}))
+    convert(ar_model, PROMPTS, tmp_path / "run", **chosen)
+    resume(tmp_path / "run", rollouts=5)
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "run")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert [line["rollout"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5]
+    run = RunFolder(tmp_path / "run")
+    assert run.settings().rollouts == 5
+    assert json.loads(run.history.read_text()) == {"version": 1, "rollouts_done": 3, "changed": {"rollouts": [3, 5]}}
+
+
+def test_other_settings_change_on_resume(ar_model: str, tmp_path: Path) -> None:
+    """Else a rate that was too high would cost the run; and a refused change must leave the run as it is."""
+    with pytest.raises(PowerCut):
+        convert(ar_model, PROMPTS, tmp_path / "run", on_step=cut_at(2), **(SETTINGS | {"optimiser": CONSTANT}))
+    run = RunFolder(tmp_path / "run")
+    before = run.config.read_text()
+    for changes, message in (
+        ({"seed": 1}, "keeps its own seed; .*may change rollouts"),
+        ({"response_length": {"end": 20}}, "response_length.end"),
+        ({"optimiser": {"l2_sp": 1}}, "optimiser.l2_sp"),
+        ({"rollouts": 1}, "2 are done already"),
+        ({"rollouts": None}, "give it"),
+        ({"optimiser": {"learning_rate": 2}}, "less than or equal to 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            resume(run.path, **changes)
+    assert run.config.read_text() == before
+    assert not run.history.exists()
+    slower = {"learning_rate": 1e-4, "final_learning_rate": 1e-4}
+    resume(run.path, optimiser=slower, save_every_rollouts=1, rows_per_micro_batch=1, device="cpu")
+    assert [line["learning_rate"] for line in metrics(run.path)] == [1e-3, 1e-3, 1e-4, 1e-4, 1e-4]
+    assert run.settings().optimiser.beta1 == 0.9
+    changed = json.loads(run.history.read_text())["changed"]
+    assert changed["optimiser.learning_rate"] == [1e-3, 1e-4]
+    assert changed.keys() == {f"optimiser.{name}" for name in slower} | {"save_every_rollouts", "rows_per_micro_batch"}
+
+
+def test_the_advice_after_a_diverged_run_works(ar_model: str, tmp_path: Path) -> None:
+    """Else "resume with a lower rate" would be advice that nobody can follow."""
+
+    def ruin(trainer: Any, _difference: float) -> None:
+        def after(line: StepMetrics) -> None:
+            if line.rollout == 3:
+                next(trainer.pair.student.parameters()).data.fill_(float("inf"))
+
+        trainer.on_step = after
+
+    with pytest.raises((NonFiniteLossError, NonFiniteWeightsError)) as error:
+        convert(ar_model, PROMPTS, tmp_path / "run", on_start=ruin, **SETTINGS)
+    checkpoint = tmp_path / "run" / "checkpoints" / "rollout-000002"
+    words = str(error.value).partition("the last good checkpoint is ")[2]
+    assert words == (
+        f"{checkpoint}; continue with a lower rate: "
+        f"opdlm convert --resume {tmp_path / 'run'} --optimiser.learning-rate RATE"
+    )
+    assert main(["convert", "--resume", str(tmp_path / "run"), "--optimiser.learning-rate", "1e-4"]) == 0
+    assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())

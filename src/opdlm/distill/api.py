@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from opdlm.checkpoints.load import count_parameters, load_ar_model, load_config
 from opdlm.checkpoints.save import save_checkpoint
-from opdlm.config import ConvertSettings, GenerationSettings, LengthRamp, settings_from
+from opdlm.config import ConvertSettings, GenerationSettings, LengthRamp, changed, settings_from
 from opdlm.core.schedules import response_length
 from opdlm.core.types import Geometry
 from opdlm.data.prompts import Prompt, as_prompt, check_lengths, load_prompts, load_responses
@@ -20,7 +20,7 @@ from opdlm.distill import adapter
 from opdlm.distill.loop import Evaluate, OnStep, Trainer
 from opdlm.distill.pair import Pair
 from opdlm.distill.teacher import Teacher
-from opdlm.errors import CheckpointError, PromptsError, UsageError
+from opdlm.errors import CheckpointError, ConfigError, PromptsError, UsageError
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.devices import pick_device
 from opdlm.models.finite import all_finite
@@ -28,6 +28,7 @@ from opdlm.models.identity import identity_check
 from opdlm.models.tokens import SpecialTokens, encode_prompt, find_or_add_mask_token, special_tokens
 from opdlm.models.verdict import check_convertible
 from opdlm.recipes import load_recipe, recipe_for
+from opdlm.records.history import Resumption
 from opdlm.records.run_folder import RunFolder
 
 OnStart = Callable[[Trainer, float], None]
@@ -70,11 +71,32 @@ def resume(
     on_start: OnStart = lambda trainer, difference: None,
     on_step: OnStep = lambda metrics: None,
     evaluate: Evaluate | None = None,
+    **changes: Any,
 ) -> Path:
-    """Continue a run from its newest checkpoint with the settings in its config.toml; ends as if never interrupted."""
+    """Continue a run from its newest checkpoint with the settings in its config.toml; ends as if never interrupted.
+
+    Args:
+        output: folder of the run.
+        on_start, on_step, evaluate: as for `convert`.
+        changes: settings from now on, such as `rollouts=200` or `optimiser={"learning_rate": 1e-6}`; those of
+            `opdlm.config.CHANGEABLE`. The learning rate follows the schedule of the new number of rollouts. config.toml
+            gets them, and history.jsonl says what was changed when.
+
+    Raises:
+        RunInUseError: another process writes this run.
+        ConfigError: a setting that may not change, or fewer rollouts than are done.
+        OpdlmError: as for `convert`.
+    """
     with RunFolder.opened(Path(output)) as folder:
-        prepared = _prepare(folder.settings())
-        return _train(prepared, folder, folder.latest(), on_start=on_start, on_step=on_step, evaluate=evaluate)
+        checkpoint = folder.latest()
+        settings, altered = changed(folder.settings(), changes)
+        done = folder.rollouts_done(checkpoint)
+        if settings.rollouts is not None and settings.rollouts < done:
+            raise ConfigError(f"setting rollouts: {done} are done already; give at least as many")
+        prepared = _prepare(settings)
+        if altered:
+            folder.change(prepared.settings, Resumption(rollouts_done=done, changed=altered))
+        return _train(prepared, folder, checkpoint, on_start=on_start, on_step=on_step, evaluate=evaluate)
 
 
 def resolve(**settings: Any) -> ConvertSettings:

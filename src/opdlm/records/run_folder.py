@@ -1,6 +1,7 @@
 """The folder of a run: config.toml, metrics.jsonl, rollouts/, checkpoints/, model/. Files are whole or not there."""
 
 import json
+import re
 import shutil
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from opdlm.config import ConvertSettings, settings_from
 from opdlm.errors import CheckpointError, OutputExistsError, RecordError, StorageError
 from opdlm.records import lock
 from opdlm.records.evaluation import Comparison
+from opdlm.records.history import Resumption
 from opdlm.records.metrics import StepMetrics
 from opdlm.records.trajectory import Trajectory
 
@@ -28,7 +30,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config, self.metrics = path / "config.toml", path / "metrics.jsonl"
+        self.config, self.metrics, self.history = path / "config.toml", path / "metrics.jsonl", path / "history.jsonl"
         self.rollouts, self.checkpoints, self.model = path / "rollouts", path / "checkpoints", path / "model"
         self.prompts, self.evaluation = path / "prompts.jsonl", path / "evaluation.json"
         self.sample = self.rollouts / "sample.json"
@@ -66,7 +68,7 @@ class RunFolder:
                 lines = (json.dumps({"prompt": prompt}, ensure_ascii=False) + "\n" for prompt in prompts)
                 run.prompts.write_text("".join(lines), encoding="utf-8")
                 settings = settings.model_copy(update={"prompts": str(run.prompts.resolve()), "prompts_column": None})
-            run.config.write_text(tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True)))
+            run._write_settings(settings)
         except OSError as error:
             shutil.rmtree(path, ignore_errors=True)  # it was new or empty
             raise StorageError(f"cannot write to {path} ({error.strerror}); choose another --output") from error
@@ -101,12 +103,26 @@ class RunFolder:
             yield run
 
     def settings(self) -> ConvertSettings:
-        """The settings that the run was started with."""
+        """The settings of the run: those that it was started with, but for what was changed since."""
         try:
             values = tomllib.loads(self.config.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{self.config} is damaged ({error}); correct it, or start a new run") from error
         return settings_from(ConvertSettings, values)
+
+    def change(self, settings: ConvertSettings, resumption: Resumption) -> None:
+        """From now on the run has these `settings`; history.jsonl keeps what they were."""
+        try:
+            with self.history.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(resumption.to_json()) + "\n")
+            self._write_settings(settings)
+        except OSError as error:
+            raise self._full(self.config, error) from error
+
+    def _write_settings(self, settings: ConvertSettings) -> None:
+        whole = self.config.with_suffix(".partial")
+        whole.write_text(tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+        whole.replace(self.config)
 
     # --- metrics ------------------------------------------------------------------------------------------------
 
@@ -198,7 +214,12 @@ class RunFolder:
 
     def _by_age(self) -> list[Path]:
         """All complete checkpoints, the oldest first."""
-        return sorted(self.checkpoints.glob("rollout-*"), key=lambda path: int(path.name.partition("-")[2]))
+        return sorted(self.checkpoints.glob("rollout-*"), key=_numbers)
+
+    @staticmethod
+    def rollouts_done(checkpoint: Path | None) -> int:
+        """Finished rollouts in a checkpoint; 0 without one."""
+        return 0 if checkpoint is None else _numbers(checkpoint)[0]
 
     def save_state(self, rollouts_done: int, state: dict[str, Any], save_model: Any, keep: int) -> Path:
         """A checkpoint: `save_model(folder)` writes the model, then the training state; renamed when both are there.
@@ -227,11 +248,16 @@ class RunFolder:
     def load_state(checkpoint: Path) -> dict[str, Any]:
         """The training state of a checkpoint. Raises CheckpointError if it is damaged."""
         try:
-            return torch.load(checkpoint / _STATE, weights_only=True)
+            return torch.load(checkpoint / _STATE, map_location="cpu", weights_only=True)  # of whatever device
         except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
             raise CheckpointError(
                 f"{checkpoint / _STATE} is damaged or missing; delete {checkpoint} and resume"
             ) from error
+
+
+def _numbers(checkpoint: Path) -> list[int]:
+    """Those in a checkpoint's name; as text 9 would stand behind 10."""
+    return [int(number) for number in re.findall(r"\d+", checkpoint.name)]
 
 
 def _read(path: Path) -> str:
