@@ -21,19 +21,7 @@ from opdlm.errors import (
 )
 from opdlm.records.metrics import StepMetrics
 from opdlm.records.run_folder import RunFolder
-from rollouts import fresh_student
-from support import tiny_tokenizer
-
-PROMPTS = ["abc", "what is 2+2?", "one, two, ", "xyz!", "a=b"]
-SETTINGS: dict[str, Any] = {
-    "device": "cpu",
-    "rollouts": 5,
-    "prompts_per_rollout": 2,
-    "rows_per_update": 1,
-    "save_every_rollouts": 2,
-    "response_length": {"start": 6, "end": 12, "rollouts": 3},
-    "optimiser": {"learning_rate": 3e-3, "warmup_updates": 2},
-}
+from runs import PROMPTS, SETTINGS, metrics, small_ar_model, weights
 
 
 class PowerCut(Exception):  # noqa: N818
@@ -42,9 +30,7 @@ class PowerCut(Exception):  # noqa: N818
 
 @pytest.fixture
 def ar_model(tmp_path: Path) -> str:
-    fresh_student().model.save_pretrained(tmp_path / "ar_model")
-    tiny_tokenizer().save_pretrained(tmp_path / "ar_model")
-    return str(tmp_path / "ar_model")
+    return small_ar_model(tmp_path)
 
 
 def cut_at(rollout: int):
@@ -53,19 +39,6 @@ def cut_at(rollout: int):
             raise PowerCut
 
     return on_step
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        for clock in (line, line["total"]):
-            clock.pop("seconds")
-        line.pop("peak_memory_bytes")
-    return lines
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "model" / "model.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -191,7 +164,7 @@ def test_a_finished_run_goes_on_with_more_rollouts(ar_model: str, tmp_path: Path
     assert [line["rollout"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5]
     run = RunFolder(tmp_path / "run")
     assert run.settings().rollouts == 5
-    assert json.loads(run.history.read_text()) == {"version": 1, "rollouts_done": 3, "changed": {"rollouts": [3, 5]}}
+    assert json.loads(run.history.read_text()) == {"version": 1, "rollouts_begun": 3, "changed": {"rollouts": [3, 5]}}
 
 
 def test_other_settings_change_on_resume(ar_model: str, tmp_path: Path) -> None:
@@ -204,7 +177,7 @@ def test_other_settings_change_on_resume(ar_model: str, tmp_path: Path) -> None:
         ({"seed": 1}, "keeps its own seed; .*may change rollouts"),
         ({"response_length": {"end": 20}}, "response_length.end"),
         ({"optimiser": {"l2_sp": 1}}, "optimiser.l2_sp"),
-        ({"rollouts": 1}, "2 are done already"),
+        ({"rollouts": 1}, "2 are done or under way"),
         ({"rollouts": None}, "give it"),
         ({"optimiser": {"learning_rate": 2}}, "less than or equal to 1"),
     ):

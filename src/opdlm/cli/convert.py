@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from opdlm.cli.options import Parser, add_settings, flag, given
+from opdlm.cli.signals import Ending
 from opdlm.cli.terminal import duration, make_console, quiet_libraries
 from opdlm.cli.views import ConversionView
 from opdlm.config import CHANGEABLE, ConvertSettings, refused
@@ -44,9 +45,12 @@ def parser() -> Parser:
 
 
 def run(arguments: Namespace) -> int:
-    """Convert or resume; 130 after Ctrl-C."""
-    from opdlm.cli.main import INTERRUPTED
+    """Convert or resume; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
+    with Ending() as ending:
+        return _run(arguments, ending)
 
+
+def _run(arguments: Namespace, ending: Ending) -> int:
     resuming = arguments.resume is not None
     settings = given(arguments, ConvertSettings)
     output, changes = _resumed(arguments.resume, settings) if resuming else (settings.get("output", ""), {})
@@ -68,7 +72,7 @@ def run(arguments: Namespace) -> int:
                 model = api.run(chosen, on_start=view.start, on_step=view.step)
     except KeyboardInterrupt:
         print(how_to_continue(Path(output), f"opdlm convert --resume --output {output}"))
-        return INTERRUPTED
+        return ending.exit_code
     _summary(view, model, arguments.profile)
     return 0
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel
 
+from opdlm.distill.interrupts import held
 from opdlm.errors import MissingExtraError
 
 
@@ -28,18 +29,20 @@ def add_adapter(model: PreTrainedModel, rank: int) -> None:
 def adapter_off(model: PreTrainedModel) -> Iterator[None]:
     """The original model, for as long as the context lasts."""
     layers = _adapted(model)
-    for layer in layers:
-        layer.enable_adapters(False)
     try:
+        with held():  # an interrupted run saves what it has: all layers on
+            for layer in layers:
+                layer.enable_adapters(False)
         yield
     finally:
-        for layer in layers:
-            layer.enable_adapters(True)
+        with held():
+            for layer in layers:
+                layer.enable_adapters(True)
 
 
 def adapter_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """The adapter's weights, for a checkpoint."""
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    return {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name}
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:

@@ -90,12 +90,12 @@ def resume(
     with RunFolder.opened(Path(output)) as folder:
         checkpoint = folder.latest()
         settings, altered = changed(folder.settings(), changes)
-        done = folder.rollouts_done(checkpoint)
-        if settings.rollouts is not None and settings.rollouts < done:
-            raise ConfigError(f"setting rollouts: {done} are done already; give at least as many")
+        begun = folder.rollouts_begun(checkpoint)
+        if settings.rollouts is not None and settings.rollouts < begun:
+            raise ConfigError(f"setting rollouts: {begun} are done or under way already; give at least as many")
         prepared = _prepare(settings)
         if altered:
-            folder.change(prepared.settings, Resumption(rollouts_done=done, changed=altered))
+            folder.change(prepared.settings, Resumption(rollouts_begun=begun, changed=altered))
         return _train(prepared, folder, checkpoint, on_start=on_start, on_step=on_step, evaluate=evaluate)
 
 

@@ -76,9 +76,9 @@ class Updater:
 
     def state(self) -> dict:
         """What a resumed run needs to go on bit by bit."""
-        return {"optimiser": self.optimiser.state_dict(), "done": self.done}
+        return {"optimiser": self.optimiser.state_dict(), "done": self.done, "rate_used": self.rate_used}
 
     def restore(self, state: dict) -> None:
         """Continue from `state`."""
         self.optimiser.load_state_dict(state["optimiser"])
-        self.done = state["done"]
+        self.done, self.rate_used = state["done"], state.get("rate_used", 0.0)  # earlier versions kept no rate

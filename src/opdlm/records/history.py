@@ -7,9 +7,9 @@ from opdlm.records.record import Record
 
 class Resumption(Record):
     """Attributes:
-    rollouts_done: finished when the run was resumed.
+    rollouts_begun: done or under way when the run was resumed.
     changed: setting, "group.member" where there are groups -> its value before and after.
     """
 
-    rollouts_done: int
+    rollouts_begun: int
     changed: dict[str, tuple[Any, Any]]

@@ -217,19 +217,31 @@ class RunFolder:
         return sorted(self.checkpoints.glob("rollout-*"), key=_numbers)
 
     @staticmethod
-    def rollouts_done(checkpoint: Path | None) -> int:
-        """Finished rollouts in a checkpoint; 0 without one."""
-        return 0 if checkpoint is None else _numbers(checkpoint)[0]
+    def rollouts_begun(checkpoint: Path | None) -> int:
+        """Rollouts in a checkpoint, the one that is under way included; 0 without a checkpoint."""
+        done, *under_way = [0] if checkpoint is None else _numbers(checkpoint)
+        return done + len(under_way)
 
-    def save_state(self, rollouts_done: int, state: dict[str, Any], save_model: Any, keep: int) -> Path:
+    def save_state(
+        self,
+        rollouts_done: int,
+        state: dict[str, Any],
+        save_model: Any,
+        keep: int,
+        *,
+        updates_begun: int | None = None,
+    ) -> Path:
         """A checkpoint: `save_model(folder)` writes the model, then the training state; renamed when both are there.
+
+        `updates_begun`: updates of the next rollout that are in it; None: that has not begun.
 
         Raises:
             StorageError: no room; earlier checkpoints stay as they are.
         """
-        name = f"rollout-{rollouts_done:06d}"
+        name = f"rollout-{rollouts_done:06d}" + ("" if updates_begun is None else f"-and-{updates_begun}-updates")
         unfinished, final = self.checkpoints / f"{_UNFINISHED}{name}", self.checkpoints / name
         try:
+            shutil.rmtree(unfinished, ignore_errors=True)  # left by an interruption
             save_model(unfinished)
             torch.save(state, unfinished / _STATE)
             if final.exists():
