@@ -73,7 +73,7 @@ class DistillSettings(Settings):
     states: StateSelection = Field(default="one_per_block", description="which visited states are trained on")
     prompts_per_rollout: int = Field(default=128, ge=1, description="prompts answered with the same weights")
     rollouts: int | None = Field(
-        default=None, ge=1, description="number of rollouts; not set: one epoch over the prompts"
+        default=None, ge=1, le=10**9, description="number of rollouts; not set: one epoch over the prompts"
     )
     warm_start_rollouts: int = Field(
         default=0, ge=0, description="first rollouts written by the teacher, with random masks"

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from opdlm.config import DistillSettings
+from opdlm.core.schedules import planned_updates
 from opdlm.distill.adapter import adapter_state
 from opdlm.distill.methods import Method, method_of
 from opdlm.distill.pair import Pair
@@ -133,8 +134,8 @@ class Trainer:
     @property
     def planned_updates(self) -> int:
         """Updates of the whole run, for the learning-rate schedule."""
-        sizes = (len(self.prompts_of(index)) for index in range(self.rollouts))
-        return sum(-(-size // self.settings.rows_per_update) for size in sizes)
+        settings = self.settings
+        return planned_updates(self.rollouts, len(self.prompts), settings.prompts_per_rollout, settings.rows_per_update)
 
     def prompts_of(self, index: int) -> list[int]:
         """Which prompts rollout `index` answers: epoch after epoch, each in its own order."""
