@@ -16,6 +16,7 @@ from opdlm.errors import (
     NonFiniteLossError,
     NonFiniteWeightsError,
     OutputExistsError,
+    PromptsError,
     RunInUseError,
     UsageError,
 )
@@ -214,3 +215,38 @@ def test_the_advice_after_a_diverged_run_works(ar_model: str, tmp_path: Path) ->
     )
     assert main(["convert", "--resume", str(tmp_path / "run"), "--optimiser.learning-rate", "1e-4"]) == 0
     assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
+
+
+def test_other_prompts_are_refused_and_any_folder_will_do(
+    ar_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a changed file would be trained on in silence, and relative paths would be looked for elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("\n".join(PROMPTS))
+    with pytest.raises(PowerCut):
+        convert("ar_model", "prompts.txt", "run", on_step=cut_at(3), **SETTINGS)
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    (tmp_path / "prompts.txt").write_text("\n".join([*PROMPTS, "another"]))
+    with pytest.raises(PromptsError, match=r"not those that .* was started with"):
+        resume("../run")
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    assert resume("../run").is_dir()
+
+
+def test_a_run_with_a_list_of_prompts_can_be_moved(ar_model: str, tmp_path: Path) -> None:
+    """Else its own copy of the prompts would be looked for where it was."""
+    with pytest.raises(PowerCut):
+        convert(ar_model, PROMPTS, tmp_path / "run", on_step=cut_at(3), **SETTINGS)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert resume(tmp_path / "moved") == tmp_path / "moved" / "model"
+
+
+def test_sizes_that_no_model_has_are_refused_or_begin(ar_model: str, tmp_path: Path) -> None:
+    """Else a rank or a number of rollouts with too many zeros would hang before the first line."""
+    with pytest.raises(ConfigError, match=r"lora_rank: 100000 .* at most 16"):
+        convert(ar_model, PROMPTS, tmp_path / "rank", lora_rank=100000, **SETTINGS)
+    with pytest.raises(PowerCut):
+        convert(ar_model, PROMPTS, tmp_path / "long", on_step=cut_at(1), **(SETTINGS | {"rollouts": 10**9}))
+    with pytest.raises(ConfigError, match="rollouts"):
+        convert(ar_model, PROMPTS, tmp_path / "longer", **(SETTINGS | {"rollouts": 10**10}))

@@ -1,9 +1,11 @@
 """`convert`: an AR model and prompts in, a run's folder with a block-diffusion model out."""
 
 import copy
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,7 @@ def resume(
         if settings.rollouts is not None and settings.rollouts < begun:
             raise ConfigError(f"setting rollouts: {begun} are done or under way already; give at least as many")
         prepared = _prepare(settings)
+        folder.check_fingerprint(prepared.fingerprint, settings.prompts)
         if altered:
             folder.change(prepared.settings, Resumption(rollouts_begun=begun, changed=altered))
         return _train(prepared, folder, checkpoint, on_start=on_start, on_step=on_step, evaluate=evaluate)
@@ -145,6 +148,7 @@ def run(
     RunFolder.check_free(Path(settings.output))
     prepared = _prepare(settings, prompts)
     with RunFolder.created(Path(settings.output), prepared.settings, prompts) as folder:
+        folder.keep_fingerprint(prepared.fingerprint)
         return _train(prepared, folder, None, on_start=on_start, on_step=on_step, evaluate=evaluate)
 
 
@@ -154,7 +158,8 @@ class _Prepared:
 
     Attributes:
         settings: with the number of threads. model: the AR model, adapted. ids: the prompts' token ids.
-        responses: given ones, for `sft` alone. difference: the identity check's largest.
+        responses: given ones, for `sft` alone. fingerprint: SHA-256 of prompts and responses, as hexadecimal text.
+        difference: the identity check's largest.
     """
 
     settings: ConvertSettings
@@ -163,6 +168,7 @@ class _Prepared:
     tokens: SpecialTokens
     ids: list[list[int]]
     responses: list[list[int]] | None
+    fingerprint: str
     difference: float
 
 
@@ -191,7 +197,8 @@ def _prepare(settings: ConvertSettings, prompts: Sequence[Prompt] | None = None)
     check_lengths(ids, longest, model.max_length, settings.block_size)
     difference = identity_check(model)
     responses = _given_responses(settings, tokenizer, tokens)
-    return _Prepared(settings, model, tokenizer, tokens, ids, responses, difference)
+    fingerprint = sha256(json.dumps([texts, responses]).encode()).hexdigest()
+    return _Prepared(settings, model, tokenizer, tokens, ids, responses, fingerprint, difference)
 
 
 def _train(

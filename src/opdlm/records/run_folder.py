@@ -14,7 +14,7 @@ import tomli_w
 import torch
 
 from opdlm.config import ConvertSettings, settings_from
-from opdlm.errors import CheckpointError, OutputExistsError, RecordError, StorageError
+from opdlm.errors import CheckpointError, OutputExistsError, PromptsError, RecordError, StorageError
 from opdlm.records import lock
 from opdlm.records.evaluation import Comparison
 from opdlm.records.history import Resumption
@@ -33,7 +33,7 @@ class RunFolder:
         self.config, self.metrics, self.history = path / "config.toml", path / "metrics.jsonl", path / "history.jsonl"
         self.rollouts, self.checkpoints, self.model = path / "rollouts", path / "checkpoints", path / "model"
         self.prompts, self.evaluation = path / "prompts.jsonl", path / "evaluation.json"
-        self.sample = self.rollouts / "sample.json"
+        self.sample, self.fingerprint = self.rollouts / "sample.json", path / "prompts.sha256"
 
     @classmethod
     @contextmanager
@@ -67,8 +67,8 @@ class RunFolder:
             if prompts is not None:
                 lines = (json.dumps({"prompt": prompt}, ensure_ascii=False) + "\n" for prompt in prompts)
                 run.prompts.write_text("".join(lines), encoding="utf-8")
-                settings = settings.model_copy(update={"prompts": str(run.prompts.resolve()), "prompts_column": None})
-            run._write_settings(settings)
+                settings = settings.model_copy(update={"prompts": str(run.prompts), "prompts_column": None})
+            run._write_settings(_with_absolute_paths(settings))
         except OSError as error:
             shutil.rmtree(path, ignore_errors=True)  # it was new or empty
             raise StorageError(f"cannot write to {path} ({error.strerror}); choose another --output") from error
@@ -108,7 +108,25 @@ class RunFolder:
             values = tomllib.loads(self.config.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{self.config} is damaged ({error}); correct it, or start a new run") from error
+        if self.prompts.is_file():  # wherever the run is now
+            values["prompts"] = str(self.prompts.absolute())
         return settings_from(ConvertSettings, values)
+
+    def keep_fingerprint(self, sha256: str) -> None:
+        """That of the prompts as they are trained on, prompts.sha256."""
+        try:
+            self.fingerprint.write_text(sha256 + "\n", encoding="utf-8")
+        except OSError as error:
+            raise self._full(self.fingerprint, error) from error
+
+    def check_fingerprint(self, sha256: str, source: str) -> None:
+        """Raises PromptsError if the run was started with other prompts. Earlier versions kept no fingerprint."""
+        if self.fingerprint.is_file() and self.fingerprint.read_text(encoding="utf-8").strip() != sha256:
+            raise PromptsError(
+                f"the prompts in {source} are not those that {self.path} was started with; put the earlier ones back, "
+                f"or delete {self.fingerprint} to go on with the new ones"
+            )
+        self.keep_fingerprint(sha256)
 
     def change(self, settings: ConvertSettings, resumption: Resumption) -> None:
         """From now on the run has these `settings`; history.jsonl keeps what they were."""
@@ -265,6 +283,14 @@ class RunFolder:
             raise CheckpointError(
                 f"{checkpoint / _STATE} is damaged or missing; delete {checkpoint} and resume"
             ) from error
+
+
+def _with_absolute_paths(settings: ConvertSettings) -> ConvertSettings:
+    """So that a run can be resumed from any folder. What is no file here is a name of the hub, and stays."""
+    named = {name: getattr(settings, name) for name in ("model", "prompts")}
+    here = {name: str(Path(value).absolute()) for name, value in named.items() if value and Path(value).exists()}
+    output = {"output": str(Path(settings.output).absolute())} if settings.output else {}
+    return settings.model_copy(update=here | output)
 
 
 def _numbers(checkpoint: Path) -> list[int]:
