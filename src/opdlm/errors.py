@@ -11,11 +11,13 @@
     │   ├── CheckpointError
     │   ├── RecordError
     │   ├── OutputExistsError     (FileExistsError)
+    │   ├── RunInUseError         (BlockingIOError)
     │   └── MissingExtraError     (ImportError)
     ├── StorageError              (OSError)        the machine ran out of room
     ├── HubError                  (OSError)        the hub refused, or cannot be reached
     ├── IdentityCheckError        (RuntimeError)   the adapted model is not the original
-    └── NonFiniteLossError        (ArithmeticError) exit code 1
+    ├── NonFiniteLossError        (ArithmeticError) exit code 1
+    └── NonFiniteWeightsError     (ArithmeticError) exit code 1
 
 Each is also the standard error in brackets, so that code which knows nothing of opdlm can catch it. Raise them with one
 argument, a message of one line that ends with the fix (they keep it through pickle):
@@ -69,6 +71,10 @@ class OutputExistsError(UsageError, FileExistsError):
     """The output folder is not empty; choose another, or continue the run in it with --resume."""
 
 
+class RunInUseError(UsageError, BlockingIOError):
+    """Another process is writing this run; the message says which. Wait for its end, or stop it."""
+
+
 class MissingExtraError(UsageError, ImportError):
     """An optional package is not installed; the message gives the extra, such as `pip install 'opdlm[lora]'`."""
 
@@ -87,5 +93,11 @@ class IdentityCheckError(OpdlmError, RuntimeError):
 
 class NonFiniteLossError(OpdlmError, ArithmeticError):
     """The loss is not finite and the optimiser step was not taken; resume from the checkpoint in the message."""
+
+    exit_code = 1
+
+
+class NonFiniteWeightsError(OpdlmError, ArithmeticError):
+    """An update left weights that are not finite, which are not saved; resume from the checkpoint in the message."""
 
     exit_code = 1

@@ -4,12 +4,14 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from cli_support import SMALL, call, fails
 from opdlm.distill.api import convert, resume
 from opdlm.errors import PromptsError
 from opdlm.sampling.model_file import _parsed
 from opdlm.tiny.weights import student_path
+from support import tiny_model, tiny_tokenizer
 
 BIG_SEED = "20260606"
 TINY = {
@@ -34,6 +36,25 @@ def test_a_large_seed_works_and_a_huge_one_is_refused(run, ar_model, prompts, tm
     huge = ("--seed", str(2**64))
     assert "seed" in fails(capsys, "convert", ar_model, "--prompts", prompts, "--output", tmp_path / "o", *SMALL, *huge)
     assert "seed" in fails(capsys, "generate", run, "a", *huge)
+
+
+def test_a_rate_that_ruins_the_weights_is_refused(ar_model, prompts, tmp_path, capsys):
+    """Else the run would end well, with a model of NaN."""
+    words = ("convert", ar_model, "--prompts", prompts, "--output", tmp_path / "o", *SMALL)
+    for rate in ("1e30", "inf", "nan"):
+        assert "learning_rate" in fails(capsys, *words, "--optimiser.learning-rate", rate)
+    assert "finite" in fails(capsys, *words, "--optimiser.l2-sp", "inf")
+    assert "weight_decay 1e+30" in fails(capsys, *words, "--optimiser.weight-decay", "1e30")
+
+
+def test_a_model_of_nan_is_named(prompts, tmp_path, capsys):
+    """Else its architecture would be blamed."""
+    model = tiny_model()
+    torch.nn.init.constant_(next(model.parameters()), float("nan"))
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    words = ("convert", tmp_path / "model", "--prompts", prompts, "--output", tmp_path / "o", *SMALL)
+    assert "not finite" in fails(capsys, *words)
 
 
 def test_rollouts_leave_samples(run):

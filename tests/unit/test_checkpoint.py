@@ -19,6 +19,7 @@ from opdlm.core.types import Geometry
 from opdlm.errors import (
     CheckpointError,
     ModelNotFoundError,
+    NonFiniteWeightsError,
     OpdlmError,
     OutputExistsError,
     StorageError,
@@ -164,6 +165,16 @@ def test_an_earlier_checkpoint_is_replaced_only_by_a_complete_one(
     second = saved(tmp_path / "model", seed=2)
     assert_same_weights(load_checkpoint(tmp_path / "model")[0].model, second.model)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    """Else a model of NaN would take the place of the last good one."""
+    model = saved(tmp_path / "model")
+    with torch.no_grad():
+        next(model.model.parameters())[3, 0] = float("nan")
+    with pytest.raises(NonFiniteWeightsError, match="earlier checkpoint"):
+        save_checkpoint(model, tiny_tokenizer(mask=True), tmp_path / "model", generation=GENERATION, provenance={})
+    assert torch.isfinite(next(load_checkpoint(tmp_path / "model")[0].model.parameters())).all()
 
 
 def test_a_failed_rename_brings_the_earlier_checkpoint_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,9 @@ from opdlm.checkpoints.bundle import model_file
 from opdlm.checkpoints.load import ENTRY, is_checkpoint
 from opdlm.checkpoints.model_card import model_card
 from opdlm.config import GenerationSettings
-from opdlm.errors import OutputExistsError, StorageError
+from opdlm.errors import NonFiniteWeightsError, OutputExistsError, StorageError
 from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.models.finite import all_finite
 from opdlm.models.quiet import no_bars
 from opdlm.models.tokens import SpecialTokens, special_tokens
 
@@ -53,12 +54,15 @@ def save_checkpoint(
     Raises:
         OutputExistsError: `folder` holds something that is not a checkpoint.
         StorageError: the disk is full or the folder cannot be written.
+        NonFiniteWeightsError: a weight is infinite or NaN.
     """
     if base is None and any("lora_" in name for name, _ in model.model.named_parameters()):
         raise ValueError("merge the adapter before saving: a checkpoint holds plain weights")
     folder = Path(folder)
     if folder.exists() and not is_checkpoint(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputExistsError(f"{folder} exists and is not a checkpoint; choose another folder")
+    if not all_finite(model.model.parameters()):
+        raise NonFiniteWeightsError(f"weights are not finite, so {folder} was not written; use an earlier checkpoint")
     with _replaced(folder) as draft:
         if base is None:
             _save_model(model.model, draft)

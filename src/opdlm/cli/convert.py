@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from opdlm.cli.options import Parser, add_settings, flag, given
+from opdlm.cli.signals import Ending
 from opdlm.cli.terminal import duration, make_console, quiet_libraries
 from opdlm.cli.views import ConversionView
-from opdlm.config import ConvertSettings
+from opdlm.config import CHANGEABLE, ConvertSettings, refused
 from opdlm.errors import UsageError
 from opdlm.recipes import settings_of_all
 
@@ -30,7 +31,12 @@ def parser() -> Parser:
     made = Parser("convert", _DESCRIPTION, _EXAMPLES, "MODEL --prompts FILE --output DIR [settings]")
     made.add_argument("model", nargs="?", default=SUPPRESS, help="folder or hub name of the autoregressive model")
     made.add_argument(
-        "--resume", nargs="?", const="", metavar="DIR", help="continue the run in DIR (or --output), with its settings"
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="continue the run in DIR (or --output), with its settings; flags may change these: "
+        + ", ".join(map(flag, CHANGEABLE)),
     )
     made.add_argument("--profile", action="store_true", help="print at the end where the seconds went")
     aliases = {"lora_rank": "--lora"}
@@ -39,12 +45,15 @@ def parser() -> Parser:
 
 
 def run(arguments: Namespace) -> int:
-    """Convert or resume; 130 after Ctrl-C."""
-    from opdlm.cli.main import INTERRUPTED
+    """Convert or resume; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
+    with Ending() as ending:
+        return _run(arguments, ending)
 
+
+def _run(arguments: Namespace, ending: Ending) -> int:
     resuming = arguments.resume is not None
     settings = given(arguments, ConvertSettings)
-    output = _output_of_resumed(arguments.resume, settings) if resuming else settings.get("output", "")
+    output, changes = _resumed(arguments.resume, settings) if resuming else (settings.get("output", ""), {})
     quiet_libraries()
     from opdlm.distill import api
     from opdlm.recipes import load_recipe
@@ -53,7 +62,7 @@ def run(arguments: Namespace) -> int:
     try:
         with view:
             if resuming:
-                model = api.resume(output, on_start=view.start, on_step=view.step)
+                model = api.resume(output, on_start=view.start, on_step=view.step, **changes)
             else:
                 recipe = load_recipe(settings["recipe"]) if "recipe" in settings else {}
                 _check_complete({**recipe, **settings})  # before the model is looked at, to choose a recipe
@@ -63,7 +72,7 @@ def run(arguments: Namespace) -> int:
                 model = api.run(chosen, on_start=view.start, on_step=view.step)
     except KeyboardInterrupt:
         print(how_to_continue(Path(output), f"opdlm convert --resume --output {output}"))
-        return INTERRUPTED
+        return ending.exit_code
     _summary(view, model, arguments.profile)
     return 0
 
@@ -87,15 +96,18 @@ def how_to_continue(output: Path, command: str) -> str:
     return f"stopped; {where}. To {what}: {command}"
 
 
-def _output_of_resumed(folder: str, settings: dict) -> str:
-    """The folder of the run; other settings than its own would make it another run."""
-    others = [name for name in settings if name not in ("output", "model")]
-    if others:
-        raise UsageError(f"--resume continues with the run's own settings; leave out {flag(others[0])}")
+def _resumed(folder: str, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The folder of the run, and what is to change of its settings; most changes would make it another run."""
+    changes = {name: value for name, value in settings.items() if name not in ("output", "model")}
+    if (name := refused(changes)) is not None:
+        raise UsageError(
+            f"--resume continues with the run's own settings; leave out {flag(name)} (it may change "
+            f"{', '.join(map(flag, CHANGEABLE))})"
+        )
     output = settings.get("output") or folder or settings.get("model", "")
     if not output:
         raise UsageError("no run given; name its folder: opdlm convert --resume --output DIR")
-    return output
+    return output, changes
 
 
 def _summary(view: ConversionView, model: Path, profile: bool) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from opdlm.cli.convert import how_to_continue
 from opdlm.cli.evaluate import progress
 from opdlm.cli.options import Parser
+from opdlm.cli.signals import Ending
 from opdlm.cli.tables import comparison_table
 from opdlm.cli.terminal import duration, make_console, quiet_libraries
 from opdlm.cli.views import ConversionView
@@ -52,17 +53,16 @@ def parser() -> Parser:
 
 
 def run(arguments: Namespace) -> int:
-    """Convert, compare, report; 130 after Ctrl-C."""
-    from opdlm.cli.main import INTERRUPTED
-
+    """Convert, compare, report; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
     quiet_libraries()
     output = Path(arguments.output or (_FOLDER if arguments.resume else _free_folder()))
-    try:
-        _story(arguments, output)
-    except KeyboardInterrupt:
-        quick = " --quick" if arguments.quick else ""
-        print(how_to_continue(output, f"opdlm demo{quick} --resume --output {output}"))
-        return INTERRUPTED
+    with Ending() as ending:
+        try:
+            _story(arguments, output)
+        except KeyboardInterrupt:
+            quick = " --quick" if arguments.quick else ""
+            print(how_to_continue(output, f"opdlm demo{quick} --resume --output {output}"))
+            return ending.exit_code
     return 0
 
 
@@ -144,7 +144,7 @@ def _settings(arguments: Namespace, output: Path) -> ConvertSettings:
     from opdlm.tiny.weights import ar_model_path
 
     if arguments.resume:
-        return RunFolder.open(output).settings()
+        return RunFolder.found(output).settings()
     model = arguments.model or str(ar_model_path())
     settings = resolve(recipe=arguments.recipe, model=model, output=str(output))
     if settings.rollouts is None:

@@ -19,8 +19,10 @@ from opdlm.config.decoding import (
 from opdlm.config.distill import ConvertSettings, DistillSettings, LengthRamp, OptimiserSettings
 from opdlm.config.divergence import ForwardKL, GeneralisedJSD, MixedKL, ReverseKL
 from opdlm.config.generation import GenerationSettings
+from opdlm.config.resuming import CHANGEABLE, changed, refused
 
 __all__ = [
+    "CHANGEABLE",
     "ConvertSettings",
     "Decoding",
     "DistillSettings",
@@ -40,5 +42,7 @@ __all__ = [
     "Settings",
     "StaticDecoding",
     "as_text",
+    "changed",
+    "refused",
     "settings_from",
 ]

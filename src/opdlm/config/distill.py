@@ -42,8 +42,8 @@ class LengthRamp(Settings):
 class OptimiserSettings(Settings):
     """AdamW with warm-up and cosine decay."""
 
-    learning_rate: float = Field(default=1e-5, gt=0, description="peak learning rate")
-    final_learning_rate: float = Field(default=1e-6, ge=0, description="learning rate at the last update")
+    learning_rate: float = Field(default=1e-5, gt=0, le=1, description="peak learning rate")
+    final_learning_rate: float = Field(default=1e-6, ge=0, le=1, description="learning rate at the last update")
     warmup_updates: int = Field(default=5, ge=0, description="updates of linear warm-up")
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
@@ -52,6 +52,16 @@ class OptimiserSettings(Settings):
         default=0.0, ge=0, description="decoupled decay towards the AR model's weights, in place of zero (L2-SP)"
     )
     clip_norm: float = Field(default=1.0, gt=0, description="largest gradient norm")
+
+    @model_validator(mode="after")
+    def _decay_shrinks(self) -> "OptimiserSettings":
+        for name, decay in (("weight_decay", self.weight_decay), ("l2_sp", self.l2_sp)):
+            if (share := decay * max(self.learning_rate, self.final_learning_rate)) > 1:
+                raise ValueError(
+                    f"{name} {decay:g} at this learning rate takes back {share:g} of a distance in one update; "
+                    "lower either, so that their product is at most 1"
+                )
+        return self
 
 
 class DistillSettings(Settings):
@@ -71,7 +81,7 @@ class DistillSettings(Settings):
     states: StateSelection = Field(default="one_per_block", description="which visited states are trained on")
     prompts_per_rollout: int = Field(default=128, ge=1, description="prompts answered with the same weights")
     rollouts: int | None = Field(
-        default=None, ge=1, description="number of rollouts; not set: one epoch over the prompts"
+        default=None, ge=1, le=10**9, description="number of rollouts; not set: one epoch over the prompts"
     )
     warm_start_rollouts: int = Field(
         default=0, ge=0, description="first rollouts written by the teacher, with random masks"

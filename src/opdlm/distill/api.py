@@ -1,8 +1,11 @@
 """`convert`: an AR model and prompts in, a run's folder with a block-diffusion model out."""
 
 import copy
+import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from opdlm.checkpoints.hub import check_hub, push
 from opdlm.checkpoints.load import load_ar_config, load_ar_model, load_checkpoint
 from opdlm.checkpoints.save import save_checkpoint
 from opdlm.checkpoints.source import count_parameters
-from opdlm.config import ConvertSettings, GenerationSettings, LengthRamp, settings_from
+from opdlm.config import ConvertSettings, GenerationSettings, LengthRamp, changed, settings_from
 from opdlm.core.schedules import response_length
 from opdlm.core.types import Geometry
 from opdlm.data.prompts import Prompt, as_prompt, check_lengths, load_prompts, load_responses
@@ -23,13 +26,15 @@ from opdlm.distill.pair import Pair
 from opdlm.distill.teacher import Teacher
 from opdlm.distill.trackers import Trackers, check_trackers, tracking
 from opdlm.distill.validation import MOST_PROMPTS, MOST_TOKENS, Validator
-from opdlm.errors import PromptsError, UsageError
+from opdlm.errors import CheckpointError, ConfigError, PromptsError, UsageError
 from opdlm.models import adapter
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.devices import pick_device
+from opdlm.models.finite import all_finite
 from opdlm.models.identity import identity_check
 from opdlm.models.tokens import SpecialTokens, encode_prompt, find_or_add_mask_token, special_tokens
 from opdlm.recipes import load_recipe, recipe_for
+from opdlm.records.history import Resumption
 from opdlm.records.run_folder import RunFolder
 from opdlm.records.worth import Worth
 
@@ -73,10 +78,33 @@ def resume(
     on_start: OnStart = lambda trainer, difference: None,
     on_step: OnStep = lambda metrics: None,
     evaluate: Evaluate | None = None,
+    **changes: Any,
 ) -> Path:
-    """Continue a run from its newest checkpoint with the settings in its config.toml; ends as if never interrupted."""
-    folder = RunFolder.open(Path(output))
-    return run(folder.settings(), resuming=folder, on_start=on_start, on_step=on_step, evaluate=evaluate)
+    """Continue a run from its newest checkpoint with the settings in its config.toml; ends as if never interrupted.
+
+    Args:
+        output: folder of the run.
+        on_start, on_step, evaluate: as for `convert`.
+        changes: settings from now on, such as `rollouts=200` or `optimiser={"learning_rate": 1e-6}`; those of
+            `opdlm.config.CHANGEABLE`. The learning rate follows the schedule of the new number of rollouts. config.toml
+            gets them, and history.jsonl says what was changed when.
+
+    Raises:
+        RunInUseError: another process writes this run.
+        ConfigError: a setting that may not change, or fewer rollouts than are done.
+        OpdlmError: as for `convert`.
+    """
+    with RunFolder.opened(Path(output)) as folder:
+        checkpoint = folder.latest()
+        settings, altered = changed(folder.settings(), changes)
+        begun = folder.rollouts_begun(checkpoint)
+        if settings.rollouts is not None and settings.rollouts < begun:
+            raise ConfigError(f"setting rollouts: {begun} are done or under way already; give at least as many")
+        prepared = _prepare(settings)
+        folder.check_fingerprint(prepared.fingerprint, settings.prompts)
+        if altered:
+            folder.change(prepared.settings, Resumption(rollouts_begun=begun, changed=altered))
+        return _train(prepared, folder, checkpoint, on_start=on_start, on_step=on_step, evaluate=evaluate)
 
 
 def resolve(**settings: Any) -> ConvertSettings:
@@ -112,17 +140,46 @@ def run(
     settings: ConvertSettings,
     prompts: Sequence[Prompt] | None = None,
     *,
-    resuming: RunFolder | None = None,
     on_start: OnStart = lambda trainer, difference: None,
     on_step: OnStep = lambda metrics: None,
     evaluate: Evaluate | None = None,
 ) -> Path:
-    """One conversion, from checks to the saved model."""
+    """One conversion, from checks to the saved model. `prompts`: in place of those that the settings name."""
     for name in ("model", "output"):
         if not getattr(settings, name):
             raise UsageError(f"no {name} given; name it with --{name}")
-    if resuming is None:
-        RunFolder.check_free(Path(settings.output))
+    RunFolder.check_free(Path(settings.output))
+    prepared = _prepare(settings, prompts)
+    with RunFolder.created(Path(settings.output), prepared.settings, prompts) as folder:
+        folder.keep_fingerprint(prepared.fingerprint)
+        return _train(prepared, folder, None, on_start=on_start, on_step=on_step, evaluate=evaluate)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What a conversion starts from, checked.
+
+    Attributes:
+        settings: with the number of threads. model: the AR model, adapted. ids: the prompts' token ids.
+        eval_ids: of prompts that are kept from training. base: for an adapter that is saved alone.
+        responses: given ones, for `sft` alone. fingerprint: SHA-256 of prompts and responses, as hexadecimal text.
+        difference: the identity check's largest.
+    """
+
+    settings: ConvertSettings
+    model: BlockDiffusionModel
+    tokenizer: PreTrainedTokenizerBase
+    tokens: SpecialTokens
+    base: Base | None
+    ids: list[list[int]]
+    eval_ids: list[list[int]]
+    responses: list[list[int]] | None
+    fingerprint: str
+    difference: float
+
+
+def _prepare(settings: ConvertSettings, prompts: Sequence[Prompt] | None = None) -> _Prepared:
+    """Reads prompts and model, and checks that they fit together; nothing is written."""
     load_ar_config(settings.model)  # a wrong one is an error before the prompts are read
     check_trackers(settings.tracker)
     if settings.push_to_hub:
@@ -135,42 +192,53 @@ def run(
         raise PromptsError("there are no prompts; name a file or a data set with --prompts")
 
     settings = _with_threads(settings)
-    device = pick_device(settings.device)
-    ar_model, tokenizer = load_ar_model(settings.model, device=device)
+    ar_model, tokenizer = load_ar_model(settings.model, device=pick_device(settings.device))
+    if not all_finite(ar_model.parameters()):
+        raise CheckpointError(f"{settings.model} has weights that are not finite; use another copy or version of it")
     base = _base(ar_model, settings)
     mask_token_id = find_or_add_mask_token(ar_model, tokenizer)
     tokens = special_tokens(ar_model, tokenizer)
-    ids = _encoded(texts, tokenizer, settings)
-    ids, eval_ids = _held_out(ids, tokenizer, settings)
-    student = BlockDiffusionModel(
+    ids, eval_ids = _held_out(_encoded(texts, tokenizer, settings), tokenizer, settings)
+    model = BlockDiffusionModel(
         ar_model, Geometry(settings.block_size, settings.prediction, settings.context), mask_token_id
     )
-    ramp = settings.response_length
-    longest = response_length(ramp.rollouts, ramp.start, ramp.end, ramp.rollouts, ramp.shape, settings.block_size)
-    check_lengths([*ids, *eval_ids], longest, student.max_length, settings.block_size)
-    difference = identity_check(student)
-
+    check_lengths([*ids, *eval_ids], _longest(settings), model.max_length, settings.block_size)
+    difference = identity_check(model)
     responses = _given_responses(settings, tokenizer, tokens)
-    checkpoint = resuming.latest() if resuming else None
-    student, teacher = _student_and_teacher(student, settings, checkpoint)
-    folder = resuming or RunFolder.create(Path(settings.output), settings, prompts)
+    fingerprint = sha256(json.dumps([texts, responses]).encode()).hexdigest()
+    return _Prepared(settings, model, tokenizer, tokens, base, ids, eval_ids, responses, fingerprint, difference)
+
+
+def _train(
+    prepared: _Prepared,
+    folder: RunFolder,
+    checkpoint: Path | None,
+    *,
+    on_start: OnStart,
+    on_step: OnStep,
+    evaluate: Evaluate | None,
+) -> Path:
+    """Trains in `folder`, from its `checkpoint` on if there is one; returns the folder of the model."""
+    settings = prepared.settings
+    student, teacher = _student_and_teacher(prepared.model, settings, checkpoint)
+    save_model = partial(_save, student, prepared.tokenizer, settings, prepared.base, folder)
     trainer = Trainer(
-        pair=Pair.of(student, teacher, tokens),
-        prompts=ids,
-        responses=responses,
+        pair=Pair.of(student, teacher, prepared.tokens),
+        prompts=prepared.ids,
+        responses=prepared.responses,
         settings=settings,
         run=folder,
         checkpoint=checkpoint,
-        save_model=partial(_save, student, tokenizer, settings, base, folder),
+        save_model=save_model,
         on_step=on_step,
         evaluate=evaluate,
-        validate=_validator(ids, eval_ids, settings, longest),
+        validate=_validator(prepared.ids, prepared.eval_ids, settings),
     )
-    on_start(trainer, difference)
+    on_start(trainer, prepared.difference)
     with tracking(settings, folder) as trackers:
         trainer.on_step = trackers.then(on_step)
-        _weigh(trainer, folder, trackers, held_out=bool(eval_ids))
-    _save(student, tokenizer, settings, base, folder, folder.model)
+        _weigh(trainer, folder, trackers, held_out=bool(prepared.eval_ids))
+    save_model(folder.model)
     if settings.push_to_hub:
         push(folder.model, settings.push_to_hub, settings.hub_private)
     return folder.model
@@ -210,11 +278,17 @@ def _held_out(
     return ids[:-count], ids[-count:]
 
 
-def _validator(
-    ids: Sequence[list[int]], eval_ids: Sequence[list[int]], settings: ConvertSettings, longest: int
-) -> Validator:
+def _longest(settings: ConvertSettings) -> int:
+    """Tokens of the longest response that the run can have."""
+    ramp = settings.response_length
+    return response_length(ramp.rollouts, ramp.start, ramp.end, ramp.rollouts, ramp.shape, settings.block_size)
+
+
+def _validator(ids: Sequence[list[int]], eval_ids: Sequence[list[int]], settings: ConvertSettings) -> Validator:
     """On the held-out prompts, else on some of the training's: what the run came to is worth knowing without any."""
-    generation = GenerationSettings(decoding=settings.usual_decoding, max_new_tokens=min(longest, MOST_TOKENS))
+    generation = GenerationSettings(
+        decoding=settings.usual_decoding, max_new_tokens=min(_longest(settings), MOST_TOKENS)
+    )
     return Validator(eval_ids or ids[:MOST_PROMPTS], generation, settings.rollout_batch)
 
 
