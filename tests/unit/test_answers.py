@@ -53,10 +53,10 @@ def test_rows_count_by_family_and_by_tag():
     """Without it the report could credit a family with another's answers."""
     report = answered("student", Scripted(), QUESTIONS)
     assert report.rows == (
-        Score(family="edit", tag=None, n=2, correct=1, tokens=40, forwards=10, seconds=0.75),
-        Score(family="recall", tag=None, n=3, correct=2, tokens=10, forwards=7, seconds=3.0),
-        Score(family="recall", tag="seen", n=1, correct=1, tokens=4, forwards=4, seconds=1.0),
-        Score(family="recall", tag="unseen", n=2, correct=1, tokens=6, forwards=3, seconds=2.0),
+        Score(family="edit", tag=None, n=2, correct=1, tokens=40, forwards=10, seconds=0.75, empty=0),
+        Score(family="recall", tag=None, n=3, correct=2, tokens=10, forwards=7, seconds=3.0, empty=0),
+        Score(family="recall", tag="seen", n=1, correct=1, tokens=4, forwards=4, seconds=1.0, empty=0),
+        Score(family="recall", tag="unseen", n=2, correct=1, tokens=6, forwards=3, seconds=2.0, empty=0),
     )
     assert report.row("recall", "unseen").accuracy == 0.5
     with pytest.raises(UsageError, match="recall/seen"):

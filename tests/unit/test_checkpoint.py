@@ -153,7 +153,7 @@ def test_an_earlier_checkpoint_is_replaced_only_by_a_complete_one(
     """Else a full disk would cost the last good checkpoint together with the new one."""
     first = saved(tmp_path / "model")
 
-    def full(*_: object) -> str:
+    def full(*_: object, **__: object) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -214,7 +214,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
 def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else Ctrl-C while saving would leave a hidden folder of the model's size."""
 
-    def interrupt(*_: object) -> str:
+    def interrupt(*_: object, **__: object) -> str:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(save, "model_card", interrupt)
