@@ -11,7 +11,8 @@
     │   ├── CheckpointError
     │   ├── RecordError
     │   ├── OutputExistsError     (FileExistsError)
-    │   └── MissingExtraError     (ImportError)
+    │   ├── MissingExtraError     (ImportError)
+    │   └── UnconfinedCodeError
     ├── StorageError              (OSError)        the machine ran out of room
     ├── IdentityCheckError        (RuntimeError)   the adapted model is not the original
     └── NonFiniteLossError        (ArithmeticError) exit code 1
@@ -70,6 +71,10 @@ class OutputExistsError(UsageError, FileExistsError):
 
 class MissingExtraError(UsageError, ImportError):
     """An optional package is not installed; the message gives the extra, such as `pip install 'opdlm[lora]'`."""
+
+
+class UnconfinedCodeError(UsageError):
+    """A model's programs would run with the user's own rights; confine them, or allow it: the message says how."""
 
 
 class StorageError(OpdlmError, OSError):
