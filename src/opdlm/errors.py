@@ -12,7 +12,8 @@
     │   ├── RecordError
     │   ├── OutputExistsError     (FileExistsError)
     │   ├── RunInUseError         (BlockingIOError)
-    │   └── MissingExtraError     (ImportError)
+    │   ├── MissingExtraError     (ImportError)
+    │   └── UnconfinedCodeError
     ├── StorageError              (OSError)        the machine ran out of room
     ├── HubError                  (OSError)        the hub refused, or cannot be reached
     ├── IdentityCheckError        (RuntimeError)   the adapted model is not the original
@@ -77,6 +78,10 @@ class RunInUseError(UsageError, BlockingIOError):
 
 class MissingExtraError(UsageError, ImportError):
     """An optional package is not installed; the message gives the extra, such as `pip install 'opdlm[lora]'`."""
+
+
+class UnconfinedCodeError(UsageError):
+    """A model's programs would run with the user's own rights; confine them, or allow it: the message says how."""
 
 
 class StorageError(OpdlmError, OSError):

@@ -1,6 +1,7 @@
 """`opdlm eval`: what a converted model kept of the original, and how fast it is."""
 
 import json
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,8 @@ accuracy by family, the share of accuracy retained, tokens per forward and token
 once for each --decoding. Without names the models that ship with the package are compared, without --problems on the
 package's own tasks. A problems file has a JSON object a line: "prompt", "answer", "family" (maths: the number behind
 "####"; recall: a word of the first sentence; edit: the first line; code: "answer" names a function, "calls" lists pairs
-of a call and its expected repr).
+of a call and its expected repr, or "tests" has Python with asserts). Programs run where they reach neither your files
+nor the network; the first line says how.
 
 With --prompts instead, both continue texts, and the table says how many bits per byte AR_MODEL needs for what was
 written: for text that has no right answer.
@@ -58,6 +60,11 @@ def parser() -> Parser:
     )
     made.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")
     made.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows decoded at once (default: 32)")
+    made.add_argument(
+        "--allow-unconfined-code",
+        action="store_true",
+        help="grade programs even where this system cannot keep them from your files and network",
+    )
     made.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (default)")
     made.add_argument("--json", metavar="FILE", help="write all numbers to FILE")
     return made
@@ -76,11 +83,15 @@ def run(arguments: Namespace) -> int:
         return _run_likelihood(arguments, decodings)
     quiet_libraries()
     import opdlm
+    from opdlm.evals.graders import confinement_for
     from opdlm.evals.problem_files import load_problems
     from opdlm.tiny.families import evaluation_set
     from opdlm.tiny.weights import ar_model_path, student_path
 
     problems = load_problems(arguments.problems) if arguments.problems else evaluation_set(arguments.per_family)
+    within = confinement_for(problems, allow_unconfined_code=arguments.allow_unconfined_code)
+    if within is not None:
+        print(within, file=sys.stderr)
     with progress(make_console(stderr=True)) as show:
         comparison = opdlm.evaluate(
             arguments.model or student_path(),
@@ -91,6 +102,7 @@ def run(arguments: Namespace) -> int:
             batch_size=arguments.batch_size,
             device=arguments.device,
             on_progress=show,
+            allow_unconfined_code=arguments.allow_unconfined_code,
         )
     title = f"{len(problems)} problems, batches of {arguments.batch_size}"
     make_console().print(comparison_table(comparison, title))

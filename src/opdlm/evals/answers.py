@@ -1,11 +1,14 @@
 """Has a model answer a set of problems, takes the time and grades the answers."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from opdlm.errors import UsageError
-from opdlm.evals.graders import check_gradable, grade
+from opdlm.evals.graders import check_gradable, confinement_for, grade
 from opdlm.evals.problem import Problem
+from opdlm.evals.sandbox_confinement import Confinement
 from opdlm.evals.writers import Answer, Writer
 from opdlm.records.evaluation import Evaluation, Score
 
@@ -18,6 +21,7 @@ def answered(
     decoding: str = "",
     prompts_per_call: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    allow_unconfined_code: bool = False,
 ) -> Evaluation:
     """Has `writer` answer `problems` and grades the answers.
 
@@ -31,9 +35,11 @@ def answered(
         prompts_per_call: prompts given to the writer at once, all if not set. Smaller calls make `on_progress` finer,
             and slow down writers that keep their batch full.
         on_progress: called after each call of the writer with (responses written, problems).
+        allow_unconfined_code: run programs with the user's own rights where the system cannot confine them.
 
     Raises:
         UsageError: no problems, `prompts_per_call` below 1, or a problem that cannot be graded.
+        UnconfinedCodeError: grading runs programs, and this system cannot confine them.
     """
     if not problems:
         raise UsageError("there are no problems to evaluate; give at least one")
@@ -42,6 +48,7 @@ def answered(
         check_gradable(problem, f"the problem {problem.prompt!r}")
     if step < 1:
         raise UsageError(f"prompts_per_call={step} must be at least 1; give a larger one")
+    within = confinement_for(problems, allow_unconfined_code=allow_unconfined_code)
     prompts = [problem.prompt for problem in problems]
     writer(prompts[:1])
     written: list[Answer] = []
@@ -55,8 +62,16 @@ def answered(
         written += responses
         if on_progress is not None:
             on_progress(len(written), len(prompts))
-    correct = [grade(problem, response.text) for problem, response in zip(problems, written, strict=True)]
+    correct = _graded(problems, [response.text for response in written], within)
     return Evaluation(name=name, rows=_scores(problems, written, correct), seconds=seconds, decoding=decoding)
+
+
+def _graded(problems: Sequence[Problem], texts: Sequence[str], within: Confinement | None) -> list[bool]:
+    """One verdict a response. Programs run in processes of their own, as many at once as there are cores."""
+    if within is None:
+        return [grade(problem, text) for problem, text in zip(problems, texts, strict=True)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda problem, text: grade(problem, text, within), problems, texts))
 
 
 def _scores(problems: Sequence[Problem], written: list[Answer], correct: list[bool]) -> tuple[Score, ...]:

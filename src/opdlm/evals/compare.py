@@ -10,6 +10,7 @@ from opdlm.checkpoints.load import load_ar_model
 from opdlm.config import GenerationSettings, settings_from
 from opdlm.errors import CheckpointError, UsageError
 from opdlm.evals.answers import answered
+from opdlm.evals.graders import confinement_for
 from opdlm.evals.problem import Problem
 from opdlm.evals.problem_files import load_problems
 from opdlm.evals.writers import ar_writer, diffusion_writer
@@ -32,6 +33,7 @@ def evaluate(
     batch_size: int = 32,
     device: str = "auto",
     on_progress: OnProgress = lambda name, done, total: None,
+    allow_unconfined_code: bool = False,
 ) -> Comparison:
     """Have a converted model and its original answer the same problems, greedily.
 
@@ -42,18 +44,21 @@ def evaluate(
             token a step to many, in its usual order.
         max_new_tokens: longest answer. batch_size: rows decoded at once. device: "cpu", "cuda", "mps" or "auto".
         on_progress: called after each part of the answers.
+        allow_unconfined_code: run programs with your own rights where the system cannot confine them (docs/sandbox.md).
 
     Raises:
         CheckpointError: one is not made from the other.
         ContextLengthError: a problem and its answer do not fit into the context.
         ConfigError: a decoding that does not exist.
         PromptsError: the file is missing, empty, or holds something that is no problem.
+        UnconfinedCodeError: grading runs programs, and this system cannot confine them.
     """
     for decoding in decodings:
         greedy(decoding, max_new_tokens)  # a wrong one is an error before any model is loaded
     asked = load_problems(str(problems)) if isinstance(problems, str | Path) else list(problems)
     if not asked:
         raise UsageError("there are no problems to evaluate; give at least one")
+    confinement_for(asked, allow_unconfined_code=allow_unconfined_code)  # an error before any model is loaded
     student, ar_model = load_pair(model, against, device)
     chosen = decodings or usual_decodings(student.defaults.decoding.kind)
     made = compare(
@@ -64,6 +69,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         on_progress=on_progress,
+        allow_unconfined_code=allow_unconfined_code,
     )
     return made.model_copy(update={"model": str(model), "against": str(against)})
 
@@ -89,6 +95,7 @@ def compare(
     max_new_tokens: int,
     batch_size: int,
     on_progress: OnProgress = lambda name, done, total: None,
+    allow_unconfined_code: bool = False,
 ) -> Comparison:
     """As `evaluate`, with models that are loaded already."""
     settings = {text: greedy(text, max_new_tokens) for text in decodings}
@@ -96,7 +103,7 @@ def compare(
     check_context(prompts, max_new_tokens, student.model.max_length, student.model.geometry.block_size)
     # A few calls, each larger than a batch: progress is seen, and batches stay full.
     per_call = max(4 * batch_size, -(-len(problems) // 4))
-    run = partial(answered, problems=problems, prompts_per_call=per_call)
+    run = partial(answered, problems=problems, prompts_per_call=per_call, allow_unconfined_code=allow_unconfined_code)
 
     writer = ar_writer(ar_model, student.tokenizer, max_new_tokens=max_new_tokens, batch_size=batch_size)
     teacher = run("teacher", writer, on_progress=partial(on_progress, "teacher"))

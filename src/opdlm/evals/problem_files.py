@@ -11,7 +11,8 @@ _NEEDED = ("prompt", "answer", "family")
 
 
 def load_problems(source: str) -> list[Problem]:
-    """Problems of a file: records with "prompt", "answer" and "family", for code also "calls"; "tag" where wanted.
+    """Problems of a file: records with "prompt", "answer" and "family", for code also "calls" or "tests"; "prelude"
+    and "tag" where wanted.
 
     Raises:
         PromptsError: missing, empty, or a record that is no problem.
@@ -36,12 +37,21 @@ def _problem(fields: Any, where: str) -> Problem:
         answer=str(fields["answer"]),
         calls=tuple((call, expected) for call, expected in calls),
         tag=str(fields.get("tag", "")),
+        tests=_text(fields, "tests", where),
+        prelude=_text(fields, "prelude", where),
     )
     try:
         check_gradable(problem, where)
     except UsageError as error:
         raise PromptsError(str(error)) from error
     return problem
+
+
+def _text(fields: dict[str, Any], name: str, where: str) -> str:
+    value = fields.get(name, "")
+    if not isinstance(value, str):
+        raise PromptsError(f"{where} needs {name}: one text of Python; correct it")
+    return value
 
 
 def _are_pairs(calls: Any) -> bool:
