@@ -131,7 +131,11 @@ class ConvertSettings(DistillSettings):
     prompts_column: str | None = Field(default=None, description="column of strings or chat messages; default: found")
     responses_column: str | None = Field(default=None, description="with method sft: column of given responses")
     prompt_limit: int | None = Field(default=None, ge=1, description="use only the first prompts")
-    prompt_tokens: int | None = Field(default=None, ge=1, description="keep only the first tokens of each prompt")
+    prompt_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="most tokens of a prompt: the last user message loses its end, the chat template stays",
+    )
     output: str = Field(default="", description="folder of the run; must be new or empty")
     recipe: str | None = Field(
         default=None,

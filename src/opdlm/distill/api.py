@@ -133,7 +133,7 @@ def run(
     ar_model, tokenizer = load_ar_model(settings.model, device=device)
     mask_token_id = find_or_add_mask_token(ar_model, tokenizer)
     tokens = special_tokens(ar_model, tokenizer)
-    ids = [encode_prompt(tokenizer, text)[: settings.prompt_tokens] for text in texts]
+    ids = [encode_prompt(tokenizer, text, settings.prompt_tokens) for text in texts]
     student = BlockDiffusionModel(
         ar_model, Geometry(settings.block_size, settings.prediction, settings.context), mask_token_id
     )

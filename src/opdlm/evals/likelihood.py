@@ -47,10 +47,10 @@ def evaluate_likelihood(
     """Have a converted model and its original continue the same texts; errors as in `compare.evaluate`.
 
     Args:
-        prompt_tokens: only the first tokens of each text are given; default: all.
+        prompt_tokens: most tokens of a prompt, which is cut as `encode_prompt` says; default: all.
     """
     student, ar_model = load_pair(model, against, device)
-    prompts = [encode_prompt(student.tokenizer, text)[:prompt_tokens] for text in texts]
+    prompts = [encode_prompt(student.tokenizer, text, prompt_tokens) for text in texts]
     check_context(prompts, max_new_tokens, student.model.max_length, student.model.geometry.block_size)
     return likelihoods(
         student,
