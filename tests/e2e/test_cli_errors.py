@@ -92,7 +92,7 @@ def test_no_room_for_a_mask_token(tmp_path, convert_fails):
         ("", "holds no prompts"),
         ('{"title": "a"}\n', "name one of its columns with --prompts-column: title"),
         ('{"prompt": "a"}\n{"prompt": \n', "line 2 is not JSON"),
-        ('{"prompt": "a"}\n{"prompt": 7}\n', "row 1"),
+        ('{"prompt": "a"}\n{"prompt": 7}\n', "line 2"),
         (json.dumps({"prompt": "a" * 1020}) + "\n", "context is 1024"),
     ],
     ids=["missing", "empty", "column", "json", "value", "too-long"],

@@ -44,7 +44,7 @@ def parser() -> Parser:
     made.add_argument("--prompts", metavar="FILE", help="texts to continue, as for convert: bits per byte, no accuracy")
     made.add_argument("--prompts-column", metavar="NAME", help="with --prompts: column of the texts")
     made.add_argument("--prompt-limit", type=int, default=100, metavar="N", help="with --prompts: how many (100)")
-    made.add_argument("--prompt-tokens", type=int, metavar="N", help="with --prompts: most tokens of each, as for convert")
+    made.add_argument("--prompt-tokens", type=int, metavar="N", help="with --prompts: most tokens of each")
     made.add_argument("--temperature", type=float, default=1.0, help="with --prompts (default: 1)")
     made.add_argument(
         "--decoding",

@@ -14,6 +14,7 @@ from opdlm.checkpoints.save import save_checkpoint
 from opdlm.config import ConvertSettings, GenerationSettings, LengthRamp, settings_from
 from opdlm.core.schedules import response_length
 from opdlm.core.types import Geometry
+from opdlm.data.files import HubPart
 from opdlm.data.prompts import Prompt, as_prompt, check_lengths, load_prompts, load_responses
 from opdlm.distill import adapter
 from opdlm.distill.loop import Evaluate, OnStep, Trainer
@@ -29,6 +30,8 @@ from opdlm.recipes import load_recipe, recipe_for
 from opdlm.records.run_folder import RunFolder
 
 OnStart = Callable[[Trainer, float], None]
+OnNote = Callable[[str], None]
+"""Called with a line that says what was found, such as which column the prompts were taken from."""
 
 
 def convert(
@@ -67,11 +70,13 @@ def resume(
     *,
     on_start: OnStart = lambda trainer, difference: None,
     on_step: OnStep = lambda metrics: None,
+    on_note: OnNote = lambda text: None,
     evaluate: Evaluate | None = None,
 ) -> Path:
     """Continue a run from its newest checkpoint with the settings in its config.toml; ends as if never interrupted."""
     folder = RunFolder.open(Path(output))
-    return run(folder.settings(), resuming=folder, on_start=on_start, on_step=on_step, evaluate=evaluate)
+    settings = folder.settings()
+    return run(settings, resuming=folder, on_start=on_start, on_step=on_step, on_note=on_note, evaluate=evaluate)
 
 
 def resolve(**settings: Any) -> ConvertSettings:
@@ -112,6 +117,7 @@ def run(
     resuming: RunFolder | None = None,
     on_start: OnStart = lambda trainer, difference: None,
     on_step: OnStep = lambda metrics: None,
+    on_note: OnNote = lambda text: None,
     evaluate: Evaluate | None = None,
 ) -> Path:
     """One conversion, from checks to the saved model."""
@@ -121,13 +127,7 @@ def run(
     if resuming is None:
         RunFolder.check_free(Path(settings.output))
     check_convertible(load_config(settings.model))
-    if prompts is None:
-        texts = load_prompts(settings.prompts, settings.prompts_column, settings.prompt_limit)
-    else:
-        texts = [as_prompt(text, i, "the list of prompts") for i, text in enumerate(prompts[: settings.prompt_limit])]
-    if not texts:
-        raise PromptsError("there are no prompts; name a file or a data set with --prompts")
-
+    texts = _texts(settings, prompts, on_note)
     settings = _with_threads(settings)
     device = pick_device(settings.device)
     ar_model, tokenizer = load_ar_model(settings.model, device=device)
@@ -191,12 +191,27 @@ def _student_and_teacher(
     return model, teacher
 
 
+def _texts(settings: ConvertSettings, given: Sequence[Prompt] | None, on_note: OnNote) -> list[Prompt]:
+    """The prompts that were given as a list, else those of the file or data set."""
+    if given is None and settings.prompts:
+        limits = (settings.prompts_column, settings.prompt_limit)
+        return load_prompts(settings.prompts, *limits, _part(settings), on_note)
+    if not given:
+        raise PromptsError("there are no prompts; name a file or a data set with --prompts")
+    texts = given[: settings.prompt_limit]
+    return [as_prompt(text, f"row {i} of the list of prompts") for i, text in enumerate(texts)]
+
+
+def _part(settings: ConvertSettings) -> HubPart:
+    return HubPart(settings.prompts_config, settings.prompts_split, settings.prompts_revision)
+
+
 def _given_responses(
     settings: ConvertSettings, tokenizer: PreTrainedTokenizerBase, tokens: SpecialTokens
 ) -> list[list[int]] | None:
     if settings.responses_column is None:
         return None
-    texts = load_responses(settings.prompts, settings.responses_column, settings.prompt_limit)
+    texts = load_responses(settings.prompts, settings.responses_column, settings.prompt_limit, _part(settings))
     end = list(tokens.stop_token_ids[:1])
     return [[*tokenizer.encode(text, add_special_tokens=False), *end] for text in texts]
 
