@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opdlm.cli.convert import how_to_continue
-from opdlm.cli.evaluate import progress
 from opdlm.cli.options import Parser
+from opdlm.cli.progress import answering
 from opdlm.cli.tables import comparison_table
 from opdlm.cli.terminal import duration, make_console, quiet_libraries
 from opdlm.cli.views import ConversionView
@@ -81,7 +81,7 @@ def _story(arguments: Namespace, output: Path) -> None:
     folder = RunFolder(output)
     folder.keep_sample(sampler.finished(model))
     view.note("\nteacher and student answer the same new questions ...")
-    with progress(make_console(stderr=True)) as show:
+    with answering(make_console(stderr=True)) as show:
         comparison = opdlm.evaluate(
             model,
             settings.model,

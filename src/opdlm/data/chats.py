@@ -40,5 +40,6 @@ def _message(one: Any) -> dict[str, str] | None:
 def _text(content: Any) -> str | None:
     if not isinstance(content, list):
         return content if isinstance(content, str) else None
-    parts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
-    return "".join(parts) if all(isinstance(part, str) for part in parts) else None
+    found = (part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text")
+    texts = [text for text in found if isinstance(text, str)]
+    return "".join(texts) if len(texts) == len(content) else None

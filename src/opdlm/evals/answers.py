@@ -1,13 +1,14 @@
 """Has a model answer a set of problems, takes the time and grades the answers."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from opdlm.data.prompts import Prompt
 from opdlm.errors import UsageError
 from opdlm.evals.graders import check_gradable, grade
 from opdlm.evals.problem import Problem
 from opdlm.evals.writers import Answer, Writer
-from opdlm.records.evaluation import Evaluation, Score
+from opdlm.records.evaluation import Evaluation, GradedAnswer, Score
 
 
 def answered(
@@ -16,10 +17,10 @@ def answered(
     problems: Sequence[Problem],
     *,
     decoding: str = "",
-    prompts_per_call: int | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_answer: Callable[[GradedAnswer], None] = lambda answer: None,
 ) -> Evaluation:
-    """Has `writer` answer `problems` and grades the answers.
+    """Has `writer` answer `problems` and grades each answer as it comes.
 
     One call with the first prompt goes before, uncounted, so that nobody pays for the first use of kernels and caches.
 
@@ -28,42 +29,69 @@ def answered(
         writer: writes the responses.
         problems: at least one.
         decoding: how the writer decodes, for the record.
-        prompts_per_call: prompts given to the writer at once, all if not set. Smaller calls make `on_progress` finer,
-            and slow down writers that keep their batch full.
-        on_progress: called after each call of the writer with (responses written, problems).
+        on_progress: called with (responses written, problems), first with none written.
+        on_answer: called with each answer once it is graded, in the order in which they are finished.
 
     Raises:
-        UsageError: no problems, `prompts_per_call` below 1, or a problem that cannot be graded.
+        UsageError: no problems, or a problem that cannot be graded.
     """
     if not problems:
         raise UsageError("there are no problems to evaluate; give at least one")
-    step = len(problems) if prompts_per_call is None else prompts_per_call
     for problem in problems:
         check_gradable(problem, f"the problem {problem.prompt!r}")
-    if step < 1:
-        raise UsageError(f"prompts_per_call={step} must be at least 1; give a larger one")
     prompts = [problem.prompt for problem in problems]
-    writer(prompts[:1])
-    written: list[Answer] = []
-    seconds = 0.0
-    for first in range(0, len(prompts), step):
-        chunk = prompts[first : first + step]
+    on_progress(0, len(prompts))
+    list(writer(prompts[:1]))
+    found: dict[int, tuple[Problem, Answer, bool]] = {}
+    watch = _Stopwatch()
+    for index, answer in watch.timed(writer, prompts):
+        problem = problems[index]
+        correct = grade(problem, answer.text)
+        found[index] = problem, answer, correct
+        on_answer(_graded(name, decoding, index, problem, answer, correct))
+        on_progress(len(found), len(prompts))
+    assert len(found) == len(prompts), "the writer left prompts unanswered"
+    rows = _scores([found[index] for index in range(len(problems))])
+    return Evaluation(name=name, rows=rows, seconds=watch.seconds, decoding=decoding)
+
+
+class _Stopwatch:
+    """Counts the time in which answers are written, not that in which they are graded and shown."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, writer: Writer, prompts: list[Prompt]) -> Iterator[tuple[int, Answer]]:
+        """The writer's answers."""
         began = time.perf_counter()
-        responses = writer(chunk)
-        seconds += time.perf_counter() - began
-        assert len(responses) == len(chunk), "the writer left prompts unanswered"
-        written += responses
-        if on_progress is not None:
-            on_progress(len(written), len(prompts))
-    correct = [grade(problem, response.text) for problem, response in zip(problems, written, strict=True)]
-    return Evaluation(name=name, rows=_scores(problems, written, correct), seconds=seconds, decoding=decoding)
+        for found in writer(prompts):
+            self.seconds += time.perf_counter() - began
+            yield found
+            began = time.perf_counter()
+        self.seconds += time.perf_counter() - began
 
 
-def _scores(problems: Sequence[Problem], written: list[Answer], correct: list[bool]) -> tuple[Score, ...]:
+def _graded(name: str, decoding: str, index: int, problem: Problem, answer: Answer, correct: bool) -> GradedAnswer:
+    return GradedAnswer(
+        name=name,
+        decoding=decoding,
+        number=index,
+        family=problem.family,
+        tag=problem.tag,
+        prompt=problem.prompt,
+        response=answer.text,
+        expected=problem.answer,
+        calls=problem.calls,
+        correct=correct,
+        tokens=answer.tokens,
+        forwards=answer.forwards,
+    )
+
+
+def _scores(results: Sequence[tuple[Problem, Answer, bool]]) -> tuple[Score, ...]:
     """One score a family, then one for each of its tags."""
-    results = list(zip(problems, written, correct, strict=True))
     rows = []
-    for family in dict.fromkeys(problem.family for problem in problems):
+    for family in dict.fromkeys(problem.family for problem, _, _ in results):
         inside = [result for result in results if result[0].family == family]
         rows.append(_score(family, None, inside))
         for tag in dict.fromkeys(problem.tag for problem, _, _ in inside if problem.tag):
