@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from opdlm.cli.terminal import duration
 
 if TYPE_CHECKING:
     from opdlm.distill.loop import Trainer
     from opdlm.records.metrics import StepMetrics
+
+
+_ROOM_FOR_A_BAR = 120  # columns
 
 
 class ConversionView:
@@ -32,10 +36,11 @@ class ConversionView:
             SpinnerColumn(),
             TextColumn("rollout"),
             MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TextColumn("{task.description}"),
+            *([BarColumn(bar_width=20)] if console.width >= _ROOM_FOR_A_BAR else []),
+            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             TimeElapsedColumn(),
             console=console,
+            expand=True,  # the text alone gives way where the line is too long
             disable=not console.is_terminal,
         )
         self._task = self._live.add_task("writing the first responses", total=None)
