@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from opdlm.cli.convert import how_to_continue
 from opdlm.cli.options import Parser
+from opdlm.cli.outputs import check_writable
 from opdlm.cli.progress import answering
 from opdlm.cli.tables import comparison_table
 from opdlm.cli.terminal import duration, make_console, quiet_libraries
@@ -52,6 +53,8 @@ def run(arguments: Namespace) -> int:
     """Convert, compare, report; 130 after Ctrl-C."""
     from opdlm.cli.main import INTERRUPTED
 
+    if arguments.picture is not None:
+        check_writable(Path(arguments.picture))
     quiet_libraries()
     output = Path(arguments.output)
     try:
