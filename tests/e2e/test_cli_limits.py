@@ -84,6 +84,19 @@ def test_a_list_of_prompts_is_checked_cut_and_kept(ar_model, tmp_path):
     assert seen == [2]
 
 
+def test_cut_prompts_of_a_chat_model_end_as_the_template_does(tmp_path):
+    """Else the student would learn to continue the user's text."""
+    tiny_model("llama").save_pretrained(tmp_path / "chat")
+    tokenizer = tiny_tokenizer(chat=True)
+    tokenizer.save_pretrained(tmp_path / "chat")
+    seen = []
+    prompts = ["a long question", "short"]
+    limits = {**TINY, "rollouts": 1, "prompt_tokens": 12}
+    started = {"on_start": lambda trainer, difference: seen.extend(map(tokenizer.decode, trainer.prompts))}
+    convert(tmp_path / "chat", prompts, tmp_path / "run", **started, **limits)
+    assert seen == ["<s>u:a long;a:", "<s>u:short;a:"]
+
+
 @pytest.mark.parametrize("decoding", ["static:0", "sequential:0", "dynamic:1.5", "guess"])
 def test_a_checkpoint_refuses_what_never_ends(decoding):
     """Else a checkpoint without opdlm would wait for ever for a token to be committed."""

@@ -18,8 +18,8 @@ import torch
 import opdlm.distill
 from opdlm.cli.signals import Ending
 from opdlm.distill.api import convert, resume
-from opdlm.distill.interrupts import held
 from opdlm.distill.update import Updater
+from opdlm.parallel.interrupts import held
 from opdlm.records.run_folder import RunFolder
 from runs import PROMPTS, SETTINGS, metrics, small_ar_model, weights
 

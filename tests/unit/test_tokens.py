@@ -153,6 +153,39 @@ def test_a_template_that_refuses_is_a_prompts_error() -> None:
         encode_prompt(tokenizer, "a")
 
 
+@pytest.mark.parametrize(
+    "prompt", ["abcdefgh", [{"role": "system", "content": "x"}, {"role": "user", "content": "abcdefgh"}]]
+)
+def test_a_cut_prompt_keeps_the_chat_template(prompt: str | list) -> None:
+    """Else the template's end is cut off, and the model goes on with the user's text in place of an answer."""
+    tokenizer = tiny_tokenizer(chat=True)
+    front = "<s>" if isinstance(prompt, str) else "<s>s:x;"
+    for limit in range(len(tokenizer(front).input_ids) + 6, 40):
+        ids = encode_prompt(tokenizer, prompt, limit)
+        kept = "abcdefgh"[: limit - len(tokenizer(front).input_ids) - 5]
+        assert tokenizer.decode(ids) == f"{front}u:{kept};a:"
+        assert len(ids) <= limit
+
+
+def test_a_later_answer_stays_when_the_question_is_cut() -> None:
+    """Else a message behind the user's would lose its end, which is nobody's question."""
+    chat = [{"role": "user", "content": "abcd"}, {"role": "tool", "content": "xyz"}]
+    assert tiny_tokenizer(chat=True).decode(encode_prompt(tiny_tokenizer(chat=True), chat, 15)) == "<s>u:abc;t:xyz;a:"
+
+
+def test_a_plain_text_keeps_its_first_tokens() -> None:
+    """Else base models would get other beginnings than were asked for."""
+    tokenizer = tiny_tokenizer()
+    assert encode_prompt(tokenizer, "abcdef", 3) == encode_prompt(tokenizer, "abcdef")[:3]
+
+
+def test_a_limit_that_leaves_nothing_of_the_message_is_an_error() -> None:
+    """Else the model would be asked an empty question."""
+    for limit in (1, 6):
+        with pytest.raises(PromptsError, match="raise --prompt-tokens"):
+            encode_prompt(tiny_tokenizer(chat=True), "abc", limit)
+
+
 # --- what is wrong with a tokenizer or a template -----------------------------------------------------------------
 
 

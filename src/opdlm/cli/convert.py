@@ -62,14 +62,14 @@ def _run(arguments: Namespace, ending: Ending) -> int:
     try:
         with view:
             if resuming:
-                model = api.resume(output, on_start=view.start, on_step=view.step, **changes)
+                model = api.resume(output, on_start=view.start, on_step=view.step, on_note=view.note, **changes)
             else:
                 recipe = load_recipe(settings["recipe"]) if "recipe" in settings else {}
                 _check_complete({**recipe, **settings})  # before the model is looked at, to choose a recipe
                 chosen = api.resolve(**settings)
                 if "recipe" not in settings:
                     view.note(f"recipe {chosen.recipe}, by the size of the model; --recipe names another")
-                model = api.run(chosen, on_start=view.start, on_step=view.step)
+                model = api.run(chosen, on_start=view.start, on_step=view.step, on_note=view.note)
     except KeyboardInterrupt:
         print(how_to_continue(Path(output), f"opdlm convert --resume --output {output}"))
         return ending.exit_code

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opdlm.cli.convert import how_to_continue
-from opdlm.cli.evaluate import progress
 from opdlm.cli.options import Parser
+from opdlm.cli.outputs import check_writable
+from opdlm.cli.progress import answering
 from opdlm.cli.signals import Ending
 from opdlm.cli.tables import comparison_table
 from opdlm.cli.terminal import duration, make_console, quiet_libraries
@@ -54,6 +55,8 @@ def parser() -> Parser:
 
 def run(arguments: Namespace) -> int:
     """Convert, compare, report; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
+    if arguments.picture is not None:
+        check_writable(Path(arguments.picture))
     quiet_libraries()
     output = Path(arguments.output or (_FOLDER if arguments.resume else _free_folder()))
     with Ending() as ending:
@@ -92,7 +95,7 @@ def _story(arguments: Namespace, output: Path) -> None:
     folder = RunFolder(output)
     folder.keep_sample(sampler.finished(model))
     view.note("\nteacher and student answer the same new questions ...")
-    with progress(make_console(stderr=True)) as show:
+    with answering(make_console(stderr=True)) as show:
         comparison = opdlm.evaluate(
             model,
             settings.model,

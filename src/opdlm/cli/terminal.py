@@ -5,13 +5,15 @@ import sys
 
 from rich.console import Console
 
-_PLAIN_WIDTH = 140  # lines of a log file
+_UNLIMITED = 10_000  # what is no terminal has no edge
+_PICTURE_WIDTH = 140
 
 
 def make_console(stderr: bool = False, record: bool = False) -> Console:
-    """rich's console; wide where the output is no terminal, so that tables fit. `record`: for a picture."""
+    """rich's console; without an edge where the output is no terminal, so that nothing is cut. `record`: a picture."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else _PLAIN_WIDTH, record=record)
+    elsewhere = _PICTURE_WIDTH if record else _UNLIMITED
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else elsewhere, record=record)
 
 
 def quiet_libraries() -> None:

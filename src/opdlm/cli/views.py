@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from opdlm.cli.terminal import duration
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from opdlm.distill.loop import Trainer
     from opdlm.records.metrics import StepMetrics
     from opdlm.records.worth import Validation, Worth
+
+
+_ROOM_FOR_A_BAR = 120  # columns
 
 
 class ConversionView:
@@ -34,10 +38,11 @@ class ConversionView:
             SpinnerColumn(),
             TextColumn("rollout"),
             MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TextColumn("{task.description}"),
+            *([BarColumn(bar_width=20)] if console.width >= _ROOM_FOR_A_BAR else []),
+            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             TimeElapsedColumn(),
             console=console,
+            expand=True,  # the text alone gives way where the line is too long
             disable=not console.is_terminal,
         )
         self._task = self._live.add_task("writing the first responses", total=None)

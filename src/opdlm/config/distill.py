@@ -153,11 +153,22 @@ class ConvertSettings(DistillSettings):
     """`opdlm convert`: a conversion with its places."""
 
     model: str = Field(default="", description="folder or hub name of the autoregressive model")
-    prompts: str = Field(default="", description=".jsonl, .json, .parquet or .txt file, or a hub data set")
-    prompts_column: str | None = Field(default=None, description="column of strings or chat messages; default: found")
+    prompts: str = Field(
+        default="", description=".jsonl, .json, .csv, .tsv, .txt (each also .gz) or .parquet file, or a hub data set"
+    )
+    prompts_column: str | None = Field(
+        default=None, description="column of strings or chat messages, or several of strings: A,B; default: found"
+    )
+    prompts_config: str | None = Field(default=None, description="of a hub data set: its configuration")
+    prompts_split: str | None = Field(default=None, description="of a hub data set: its split; default: train")
+    prompts_revision: str | None = Field(default=None, description="of a hub data set: branch, tag or commit")
     responses_column: str | None = Field(default=None, description="with method sft: column of given responses")
     prompt_limit: int | None = Field(default=None, ge=1, description="use only the first prompts")
-    prompt_tokens: int | None = Field(default=None, ge=1, description="keep only the first tokens of each prompt")
+    prompt_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="most tokens of a prompt: the last user message loses its end, the chat template stays",
+    )
     eval_prompts: str = Field(default="", description="prompts of the validations, a file or data set as prompts")
     eval_count: int | None = Field(
         default=None, ge=1, description="only the first eval_prompts; with none: the last prompts, kept from training"
@@ -177,6 +188,13 @@ class ConvertSettings(DistillSettings):
     threads: int | None = Field(
         default=None, ge=1, le=1024, description="CPU threads; default: the cores that are free at the start"
     )
+
+    @model_validator(mode="after")
+    def _parts_are_of_a_data_set(self) -> "ConvertSettings":
+        for name in ("prompts_config", "prompts_split", "prompts_revision"):
+            if getattr(self, name) is not None and not self.prompts:
+                raise ValueError(f"{name} is for a data set of the hub; name it with prompts, or leave {name} out")
+        return self
 
     @model_validator(mode="after")
     def _responses_are_used(self) -> "ConvertSettings":

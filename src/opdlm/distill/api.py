@@ -1,38 +1,30 @@
 """`convert`: an AR model and prompts in, a run's folder with a block-diffusion model out."""
 
 import copy
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from opdlm.checkpoints.adapter_folder import Base, weights_hash
-from opdlm.checkpoints.hub import check_hub, push
-from opdlm.checkpoints.load import load_ar_config, load_ar_model, load_checkpoint
+from opdlm.checkpoints.adapter_folder import Base
+from opdlm.checkpoints.hub import push
+from opdlm.checkpoints.load import load_ar_config, load_checkpoint
 from opdlm.checkpoints.save import save_checkpoint
 from opdlm.checkpoints.source import count_parameters
 from opdlm.config import ConvertSettings, GenerationSettings, LengthRamp, changed, settings_from
-from opdlm.core.schedules import response_length
-from opdlm.core.types import Geometry
-from opdlm.data.prompts import Prompt, as_prompt, check_lengths, load_prompts, load_responses
+from opdlm.data.prompts import Prompt
 from opdlm.distill.loop import Evaluate, OnStep, Trainer
 from opdlm.distill.pair import Pair
+from opdlm.distill.prepare import OnNote, Prepared, longest_response, prepare
 from opdlm.distill.teacher import Teacher
-from opdlm.distill.trackers import Trackers, check_trackers, tracking
+from opdlm.distill.trackers import Trackers, tracking
 from opdlm.distill.validation import MOST_PROMPTS, MOST_TOKENS, Validator
-from opdlm.errors import CheckpointError, ConfigError, PromptsError, UsageError
+from opdlm.errors import ConfigError, UsageError
 from opdlm.models import adapter
 from opdlm.models.block_diffusion import BlockDiffusionModel
-from opdlm.models.devices import pick_device
-from opdlm.models.finite import all_finite
-from opdlm.models.identity import identity_check
-from opdlm.models.tokens import SpecialTokens, encode_prompt, find_or_add_mask_token, special_tokens
 from opdlm.recipes import load_recipe, recipe_for
 from opdlm.records.history import Resumption
 from opdlm.records.run_folder import RunFolder
@@ -77,6 +69,7 @@ def resume(
     *,
     on_start: OnStart = lambda trainer, difference: None,
     on_step: OnStep = lambda metrics: None,
+    on_note: OnNote = lambda text: None,
     evaluate: Evaluate | None = None,
     **changes: Any,
 ) -> Path:
@@ -100,7 +93,7 @@ def resume(
         begun = folder.rollouts_begun(checkpoint)
         if settings.rollouts is not None and settings.rollouts < begun:
             raise ConfigError(f"setting rollouts: {begun} are done or under way already; give at least as many")
-        prepared = _prepare(settings)
+        prepared = prepare(settings, on_note=on_note)
         folder.check_fingerprint(prepared.fingerprint, settings.prompts)
         if altered:
             folder.change(prepared.settings, Resumption(rollouts_begun=begun, changed=altered))
@@ -142,6 +135,7 @@ def run(
     *,
     on_start: OnStart = lambda trainer, difference: None,
     on_step: OnStep = lambda metrics: None,
+    on_note: OnNote = lambda text: None,
     evaluate: Evaluate | None = None,
 ) -> Path:
     """One conversion, from checks to the saved model. `prompts`: in place of those that the settings name."""
@@ -149,68 +143,14 @@ def run(
         if not getattr(settings, name):
             raise UsageError(f"no {name} given; name it with --{name}")
     RunFolder.check_free(Path(settings.output))
-    prepared = _prepare(settings, prompts)
+    prepared = prepare(settings, prompts, on_note)
     with RunFolder.created(Path(settings.output), prepared.settings, prompts) as folder:
         folder.keep_fingerprint(prepared.fingerprint)
         return _train(prepared, folder, None, on_start=on_start, on_step=on_step, evaluate=evaluate)
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """What a conversion starts from, checked.
-
-    Attributes:
-        settings: with the number of threads. model: the AR model, adapted. ids: the prompts' token ids.
-        eval_ids: of prompts that are kept from training. base: for an adapter that is saved alone.
-        responses: given ones, for `sft` alone. fingerprint: SHA-256 of prompts and responses, as hexadecimal text.
-        difference: the identity check's largest.
-    """
-
-    settings: ConvertSettings
-    model: BlockDiffusionModel
-    tokenizer: PreTrainedTokenizerBase
-    tokens: SpecialTokens
-    base: Base | None
-    ids: list[list[int]]
-    eval_ids: list[list[int]]
-    responses: list[list[int]] | None
-    fingerprint: str
-    difference: float
-
-
-def _prepare(settings: ConvertSettings, prompts: Sequence[Prompt] | None = None) -> _Prepared:
-    """Reads prompts and model, and checks that they fit together; nothing is written."""
-    load_ar_config(settings.model)  # a wrong one is an error before the prompts are read
-    check_trackers(settings.tracker)
-    if settings.push_to_hub:
-        check_hub(settings.push_to_hub, settings.hub_private)
-    if prompts is None:
-        texts = load_prompts(settings.prompts, settings.prompts_column, settings.prompt_limit)
-    else:
-        texts = [as_prompt(text, i, "the list of prompts") for i, text in enumerate(prompts[: settings.prompt_limit])]
-    if not texts:
-        raise PromptsError("there are no prompts; name a file or a data set with --prompts")
-
-    settings = _with_threads(settings)
-    ar_model, tokenizer = load_ar_model(settings.model, device=pick_device(settings.device))
-    if not all_finite(ar_model.parameters()):
-        raise CheckpointError(f"{settings.model} has weights that are not finite; use another copy or version of it")
-    base = _base(ar_model, settings)
-    mask_token_id = find_or_add_mask_token(ar_model, tokenizer)
-    tokens = special_tokens(ar_model, tokenizer)
-    ids, eval_ids = _held_out(_encoded(texts, tokenizer, settings), tokenizer, settings)
-    model = BlockDiffusionModel(
-        ar_model, Geometry(settings.block_size, settings.prediction, settings.context), mask_token_id
-    )
-    check_lengths([*ids, *eval_ids], _longest(settings), model.max_length, settings.block_size)
-    difference = identity_check(model)
-    responses = _given_responses(settings, tokenizer, tokens)
-    fingerprint = sha256(json.dumps([texts, responses]).encode()).hexdigest()
-    return _Prepared(settings, model, tokenizer, tokens, base, ids, eval_ids, responses, fingerprint, difference)
-
-
 def _train(
-    prepared: _Prepared,
+    prepared: Prepared,
     folder: RunFolder,
     checkpoint: Path | None,
     *,
@@ -244,50 +184,10 @@ def _train(
     return folder.model
 
 
-def _with_threads(settings: ConvertSettings) -> ConvertSettings:
-    """The number of threads becomes part of the run: sums of another number end in other last bits, after a resume."""
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    return settings.model_copy(update={"threads": torch.get_num_threads()})
-
-
-def _base(ar_model: PreTrainedModel, settings: ConvertSettings) -> Base | None:
-    """What an adapter that is saved alone needs to be loaded again."""
-    if not settings.adapter_only:
-        return None
-    local = Path(settings.model)
-    return Base(str(local.resolve()) if local.exists() else settings.model, weights_hash(ar_model))
-
-
-def _encoded(texts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, settings: ConvertSettings) -> list[list[int]]:
-    return [encode_prompt(tokenizer, text)[: settings.prompt_tokens] for text in texts]
-
-
-def _held_out(
-    ids: list[list[int]], tokenizer: PreTrainedTokenizerBase, settings: ConvertSettings
-) -> tuple[list[list[int]], list[list[int]]]:
-    """The prompts to train on, and those that are kept from training: of a file of their own, or the last ones."""
-    count = settings.eval_count
-    if settings.eval_prompts:
-        texts = load_prompts(settings.eval_prompts, settings.prompts_column, count)
-        return ids, _encoded(texts, tokenizer, settings)
-    if count is None:
-        return ids, []
-    if count >= len(ids):
-        raise PromptsError(f"eval_count keeps {count} of {len(ids)} prompts from training; lower it or add prompts")
-    return ids[:-count], ids[-count:]
-
-
-def _longest(settings: ConvertSettings) -> int:
-    """Tokens of the longest response that the run can have."""
-    ramp = settings.response_length
-    return response_length(ramp.rollouts, ramp.start, ramp.end, ramp.rollouts, ramp.shape, settings.block_size)
-
-
 def _validator(ids: Sequence[list[int]], eval_ids: Sequence[list[int]], settings: ConvertSettings) -> Validator:
     """On the held-out prompts, else on some of the training's: what the run came to is worth knowing without any."""
     generation = GenerationSettings(
-        decoding=settings.usual_decoding, max_new_tokens=min(_longest(settings), MOST_TOKENS)
+        decoding=settings.usual_decoding, max_new_tokens=min(longest_response(settings), MOST_TOKENS)
     )
     return Validator(eval_ids or ids[:MOST_PROMPTS], generation, settings.rollout_batch)
 
@@ -326,16 +226,6 @@ def _student_and_teacher(
     if settings.gradient_checkpointing:
         model.checkpoint_activations()
     return model, teacher
-
-
-def _given_responses(
-    settings: ConvertSettings, tokenizer: PreTrainedTokenizerBase, tokens: SpecialTokens
-) -> list[list[int]] | None:
-    if settings.responses_column is None:
-        return None
-    texts = load_responses(settings.prompts, settings.responses_column, settings.prompt_limit)
-    end = list(tokens.stop_token_ids[:1])
-    return [[*tokenizer.encode(text, add_special_tokens=False), *end] for text in texts]
 
 
 def _save(

@@ -13,12 +13,12 @@ import torch
 from opdlm.config import DistillSettings
 from opdlm.core.states import StateChoice, select_states
 from opdlm.core.types import LossSum, Rollout, StateBatch, TeacherTargets
-from opdlm.distill.interrupts import held
 from opdlm.distill.losses import per_row_mean
 from opdlm.distill.pair import Pair
 from opdlm.distill.rollout import Written
 from opdlm.distill.update import Updater
 from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.parallel.interrupts import held
 from opdlm.parallel.ranks import Ranks
 
 SAMPLES = 4  # rows of a rollout that are kept to be looked at

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from opdlm.data.prompts import Prompt
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -9,7 +11,7 @@ class Problem:
 
     Attributes:
         family: how it is graded: a key of `opdlm.evals.graders.GRADERS`.
-        prompt: the user's message, plain text.
+        prompt: the user's message as plain text, or chat messages.
         response: a complete reference response, or "".
         answer: what grading looks for (a number, a name, a line); for code the name of the function.
         calls: for code, pairs of (call expression, repr of the expected result); empty otherwise.
@@ -20,7 +22,7 @@ class Problem:
     """
 
     family: str
-    prompt: str
+    prompt: Prompt
     response: str
     answer: str
     calls: tuple[tuple[str, str], ...] = ()

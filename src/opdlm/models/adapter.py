@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel
 
-from opdlm.distill.interrupts import held
 from opdlm.errors import ConfigError, MissingExtraError
+from opdlm.parallel.interrupts import held
 
 
 def add_adapter(model: PreTrainedModel, rank: int) -> None:

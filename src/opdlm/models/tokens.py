@@ -2,6 +2,7 @@
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,15 +113,20 @@ def _set_to_mean(model: PreTrainedModel, new: slice, used: int) -> None:
         weight[new] = weight[:used].float().mean(0).to(weight.dtype)
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, Any]]) -> list[int]:
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, Any]], limit: int | None = None
+) -> list[int]:
     """A prompt as token ids, ready to be continued.
 
     Args:
         prompt: text, or chat messages with "role" and "content". With a chat template, text is one user message;
             without one, it is tokenised as it is, with what the tokenizer puts before a text (BOS), nothing behind.
+        limit: most tokens. A longer text loses its end, a longer chat the end of its last user message: the template
+            and the other messages stay whole.
 
     Raises:
-        PromptsError: the prompt is empty, has messages but the tokenizer no chat template, or the template refuses it.
+        PromptsError: the prompt is empty, has messages but the tokenizer no chat template, the template refuses it, or
+            the limit leaves nothing of the message.
     """
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise PromptsError("the prompt is empty; write some text")
@@ -129,13 +135,33 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[st
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         ids = _apply_template(tokenizer, messages)
+        ids = _shortened(tokenizer, messages, limit) if limit is not None and len(ids) > limit else ids
     elif isinstance(prompt, str):
-        ids = _encode_text(tokenizer, prompt)
+        ids = _encode_text(tokenizer, prompt)[:limit]
     else:
         raise PromptsError("the tokenizer has no chat template; give prompts as plain text, not as messages")
     if not ids:
         raise PromptsError(f"the tokenizer makes no token of the prompt {prompt!r}; write another")
     return ids
+
+
+def _shortened(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], limit: int) -> list[int]:
+    """The chat with as much of its last user message as fits: cut in the text, so that templates need not be known."""
+    users = [place for place, message in enumerate(messages) if message["role"] == "user"]
+    last = users[-1] if users else len(messages) - 1
+    content = messages[last]["content"]
+
+    def encoded(characters: int) -> list[int]:
+        cut = {**messages[last], "content": content[:characters]}
+        return _apply_template(tokenizer, [*messages[:last], cut, *messages[last + 1 :]])
+
+    kept = bisect_right(range(len(content) + 1), limit, key=lambda characters: len(encoded(characters))) - 1
+    if kept < 0 or not content[:kept].strip():
+        raise PromptsError(
+            f"of the message {content[:40]!r} nothing is left in {limit} tokens: the chat template and the other "
+            "messages fill them; raise --prompt-tokens"
+        )
+    return encoded(kept)
 
 
 def encode_gaps(tokenizer: PreTrainedTokenizerBase, text: str, mask_token_id: int) -> list[int]:

@@ -41,8 +41,8 @@ class Score(Part):
     @computed_field
     @property
     def accuracy(self) -> float:
-        """Share of right answers, from 0 to 1."""
-        return self.correct / self.n
+        """Share of right answers, from 0 to 1; 0 where there were none."""
+        return _ratio(self.correct, self.n)
 
     @computed_field
     @property
@@ -113,8 +113,8 @@ class Evaluation(Record):
     @computed_field
     @property
     def accuracy(self) -> float:
-        """Mean of the families' accuracies: each family counts the same, however many problems it has."""
-        return sum(row.accuracy for row in self.families) / len(self.families)
+        """Mean of the families' accuracies: each counts the same, however many problems it has; 0 without any."""
+        return _ratio(sum(row.accuracy for row in self.families), len(self.families))
 
     @computed_field
     @property
@@ -127,6 +127,32 @@ class Evaluation(Record):
     def tokens_per_second(self) -> float:
         """Tokens of all responses over `seconds`, at whatever batch size the writer used."""
         return _ratio(self.total.tokens, self.seconds)
+
+
+class GradedAnswer(Record):
+    """One answer of one model with one decoding: what is kept so that a number can be looked into.
+
+    Attributes:
+        name, decoding: as in `Evaluation`. model: folder or hub name of who answered, "" where it is not known.
+        number: of the problem, from 0. family, tag: of the problem; tag "" where it has none.
+        prompt: text or chat messages. response: without special tokens.
+        expected: the reference answer. calls: for code, with their expected results. correct: the verdict.
+        tokens, forwards: of this response.
+    """
+
+    name: str
+    decoding: str = ""
+    model: str = ""
+    number: int
+    family: str
+    tag: str = ""
+    prompt: str | list[dict[str, str]]
+    response: str
+    expected: str
+    calls: tuple[tuple[str, str], ...] = ()
+    correct: bool
+    tokens: int
+    forwards: int
 
 
 class Comparison(Record):

@@ -182,6 +182,12 @@ class DiffusionLM:
         """Responses to prompts of token ids, with these settings and none of the model's own."""
         return self._engine(batch_size).write(continuations(prompts, settings))
 
+    def finished(
+        self, prompts: Sequence[Sequence[int]], settings: GenerationSettings, batch_size: int = 32
+    ) -> Iterator[tuple[int, Rollout]]:
+        """As `written`, one by one: (index of the prompt, rollout of one row) of each as it is finished."""
+        return self._engine(batch_size).finished(continuations(prompts, settings))
+
     def _engine(self, batch_size: int) -> Engine:
         return Engine(self.model, self.tokens, batch_size, self.tokenizer)
 
