@@ -55,17 +55,17 @@ def run(arguments: Namespace) -> int:
     name, prompt = _model_and_prompt(arguments)
     quiet_libraries()
     from opdlm.cli.watch import DraftView
-    from opdlm.models.tokens import encode_gaps, encode_prompt
+    from opdlm.models.tokens import encode_prompt
     from opdlm.sampling.api import load
     from opdlm.tiny.weights import student_path
 
     model = load(name or student_path(), device=arguments.device, compile=arguments.compile)
-    mask = model.tokens.mask_token_id
-    view = DraftView(make_console(), model.tokenizer, mask) if arguments.watch else None
+    gaps = None if arguments.infill is None else model.gaps(prompt)
+    view = DraftView(make_console(), model.tokenizer, model.tokens.mask_token_id, gaps) if arguments.watch else None
     began = time.perf_counter()
     try:
-        if arguments.infill is not None:
-            output = model.fill([encode_gaps(model.tokenizer, prompt, mask)], view, **settings)
+        if gaps is not None:
+            output = model.fill([gaps.ids], view, **settings)
         else:
             output = model.generate([encode_prompt(model.tokenizer, prompt)], streamer=view, **settings)
     finally:
@@ -74,8 +74,7 @@ def run(arguments: Namespace) -> int:
     seconds = time.perf_counter() - began
     if view is not None:
         return 0
-    filled = model.tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
-    text = model.decode(output)[0] if arguments.infill is None else filled[0]
+    text = model.decode(output)[0] if gaps is None else gaps.filled(output.sequences[0].tolist())
     print(json.dumps(_numbers(output, text, seconds), ensure_ascii=False) if arguments.json else text)
     return 0
 

@@ -1,6 +1,5 @@
 """Mask, pad and stop ids, and how a prompt becomes ids: in one place."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from opdlm.errors import MaskTokenError, PromptsError
 from opdlm.models.parts import input_embedding, lm_head
 
 MASK_TOKEN = "<|mask|>"
-_GAP = re.compile(r"\[\[MASK:([0-9]+)\]\]")
+_ANCHORS = ("\n", ".")
 
 
 @dataclass(frozen=True)
@@ -113,18 +112,12 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[st
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         ids = _apply_template(tokenizer, messages)
     elif isinstance(prompt, str):
-        ids = _encode_text(tokenizer, prompt)
+        ids = encode_text(tokenizer, prompt)
     else:
         raise PromptsError("the tokenizer has no chat template; give prompts as plain text, not as messages")
     if not ids:
         raise PromptsError(f"the tokenizer makes no token of the prompt {prompt!r}; write another")
     return ids
-
-
-def encode_gaps(tokenizer: PreTrainedTokenizerBase, text: str, mask_token_id: int) -> list[int]:
-    """Token ids of a text as it is, with n mask tokens for each `[[MASK:n]]` in it."""
-    mask = str(tokenizer.decode([mask_token_id]))
-    return _encode_text(tokenizer, _GAP.sub(lambda gap: mask * int(gap[1]), text))
 
 
 def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> list[int]:
@@ -138,11 +131,32 @@ def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str,
     return list(ids)
 
 
-def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text as it is, with what the tokenizer puts before one (BOS), and nothing behind."""
+    return [*encode_front(tokenizer, text), *tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+def encode_front(tokenizer: PreTrainedTokenizerBase, text: str = "a") -> list[int]:
+    """What the tokenizer puts before a text: BOS, or nothing. Nothing could follow what it puts behind (EOS)."""
     ids, bare = tokenizer(text)["input_ids"], tokenizer(text, add_special_tokens=False)["input_ids"]
-    # Some tokenizers also close the text with end-of-sequence: then nothing could follow it.
-    closed = ids[-1:] == [tokenizer.eos_token_id] and bare[-1:] != ids[-1:]
-    return ids[:-1] if closed else ids
+    begin = next((i for i in range(len(ids)) if ids[i : i + len(bare)] == bare), 0)
+    return ids[:begin]
+
+
+def encode_inside(tokenizer: PreTrainedTokenizerBase, mask_token_id: int, text: str) -> list[int]:
+    """Token ids of part of a text, which are to say the same as `text` in the middle of others.
+
+    Some tokenizers put a space before whatever they encode (the older ones of SentencePiece): then the ids behind an
+    anchor that keeps it away.
+    """
+    plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if decode_inside(tokenizer, mask_token_id, plain) == text:
+        return plain
+    for anchor in _ANCHORS:
+        front, ids = (tokenizer(whole, add_special_tokens=False)["input_ids"] for whole in (anchor, anchor + text))
+        if ids[: len(front)] == front and decode_inside(tokenizer, mask_token_id, ids[len(front) :]) == text:
+            return ids[len(front) :]
+    return plain
 
 
 def decode_inside(tokenizer: PreTrainedTokenizerBase, mask_token_id: int, ids: Sequence[int]) -> str:

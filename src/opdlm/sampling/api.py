@@ -17,7 +17,8 @@ from opdlm.core.types import Rollout
 from opdlm.errors import CheckpointError, ContextLengthError, UsageError
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.devices import pick_device
-from opdlm.models.tokens import SpecialTokens, encode_gaps, encode_prompt, special_tokens
+from opdlm.models.gaps import GapText
+from opdlm.models.tokens import SpecialTokens, encode_prompt, special_tokens
 from opdlm.records.trajectory import Trajectory, trajectories
 from opdlm.sampling.engine import Completion, Engine, Event
 from opdlm.sampling.request import Request
@@ -161,9 +162,14 @@ class DiffusionLM:
         return self.decode(output)[0]
 
     def infill(self, text: str, **settings: Any) -> str:
-        """`text` with each gap filled: `[[MASK:12]]` stands for twelve tokens. See `fill`."""
-        sequences = self.fill([encode_gaps(self.tokenizer, text, self.tokens.mask_token_id)], **settings).sequences
-        return self.tokenizer.batch_decode(sequences, skip_special_tokens=True)[0]
+        """`text` with each gap filled: `[[MASK:12]]` stands for twelve tokens. What stands around them comes back as it
+        is, character for character. See `fill`."""
+        gaps = self.gaps(text)
+        return gaps.filled(self.fill([gaps.ids], **settings).sequences[0].tolist())
+
+    def gaps(self, text: str) -> GapText:
+        """`text` as ids for `fill`, and what makes text of them again. ContextLengthError if the gaps are too long."""
+        return GapText(self.tokenizer, text, self.tokens.mask_token_id, self.model.max_length)
 
     def decode(self, output: GenerationOutput) -> list[str]:
         """The responses as text, without special tokens."""
