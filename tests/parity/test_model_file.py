@@ -191,6 +191,7 @@ def test_unknown_arguments_are_refused(folders: dict[str, Path]) -> None:
         ({"stop_strings": "a"}, "need the tokenizer"),
         ({"stop_strings": [""], "tokenizer": tiny_tokenizer()}, "is empty"),
         ({"logit_bias": {97: 1.0}}, "from 0 to 96"),
+        ({"logit_bias": {3: 1e39}}, "logit_bias is 1e.39"),
         ({"max_new_tokens": 256}, "context of 256"),
         ({"max_new_tokens": 10**9}, "must be at most 1048576"),
     ):

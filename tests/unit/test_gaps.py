@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tokenizers.pre_tokenizers import ByteLevel, Metaspace
 from transformers import PreTrainedTokenizerFast
 
-from opdlm.errors import ContextLengthError
+from opdlm.errors import ContextLengthError, PromptsError
 from opdlm.models.gaps import GapText
 from support import tiny_tokenizer
 
@@ -167,3 +167,9 @@ def test_a_gap_beyond_the_context_is_refused(size: str) -> None:
     with pytest.raises(ContextLengthError):
         GapText(tokenizer, f"a[[MASK:{size}00000000]]b", mask_of(tokenizer), None)
     assert len(GapText(tokenizer, "a[[MASK:000030]]b", mask_of(tokenizer), 33).ids) == 32
+
+
+def test_half_of_a_surrogate_pair_is_refused() -> None:
+    """Else damaged text would end in a traceback of the tokenizer."""
+    with pytest.raises(PromptsError, match="half of a surrogate"):
+        gaps_of("llama", "a\ud800[[MASK:1]]")

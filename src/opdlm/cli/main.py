@@ -4,6 +4,7 @@ Every command is a module with `parser()` and `run(arguments)`. Neither torch no
 """
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -11,6 +12,7 @@ from importlib import import_module
 
 import opdlm
 from opdlm.cli import processor
+from opdlm.cli.terminal import take_any_character
 from opdlm.errors import OpdlmError, StorageError, UsageError
 
 COMMANDS = {
@@ -20,19 +22,32 @@ COMMANDS = {
     "generate": ("opdlm.cli.generate", "write text with a converted model, and watch it being denoised"),
     "eval": ("opdlm.cli.evaluate", "accuracy retained and speed, against the autoregressive model"),
 }
-INTERRUPTED = 130
+INTERRUPTED, BROKEN_PIPE = 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code: 0, the error's own (2 for a mistake in the input), or 130 after Ctrl-C."""
+    """The exit code: 0, the error's own (2 for a mistake in the input), 130 after Ctrl-C, 141 where nobody reads on."""
     words = list(sys.argv[1:] if argv is None else argv)
+    take_any_character()
+    try:
+        code = _run(words)
+        print(end="", flush=True)  # a reader that is gone shows here, not when the interpreter ends
+    except BrokenPipeError:
+        # As after SIGPIPE; and Python is not to try again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    return code
+
+
+def _run(words: list[str]) -> int:
+    """The exit code; mistakes are one line."""
     try:
         return _dispatch(words)
     except OpdlmError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno != errno.ENOSPC:  # a closed pipe too
             raise
         print("error: the disk is full; free some space and try again", file=sys.stderr)
         return StorageError.exit_code

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from opdlm.errors import ContextLengthError
-from opdlm.models.tokens import decode_inside, encode_front, encode_inside, encode_text
+from opdlm.models.tokens import check_text, decode_inside, encode_front, encode_inside, encode_text
 
 _GAP = r"\[\[MASK:([0-9]+)\]\]"
 _NO_GAP = re.compile(r"\[\[MASK:0+\]\]")
@@ -33,7 +33,7 @@ class GapText:
         """`context`: most tokens of the model. ContextLengthError where the text has more, before they are made."""
         self._tokenizer, self._mask = tokenizer, mask_token_id
         self._special = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
-        parts = _split(text, str(tokenizer.decode([mask_token_id])))
+        parts = _split(check_text(text), str(tokenizer.decode([mask_token_id])))
         self.ids: list[int] = encode_front(tokenizer) if isinstance(parts[0], int) else []
         pieces = [_Piece("", len(self.ids))]
         most = context or _MOST_TOKENS

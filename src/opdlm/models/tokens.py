@@ -100,12 +100,16 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[st
     """A prompt as token ids, ready to be continued.
 
     Args:
-        prompt: text, or chat messages with "role" and "content". With a chat template, text is one user message;
+        prompt: text, or chat messages with "role" and "content", which is text or a list of parts such as
+            {"type": "text", "text": ...}, whose texts are joined. With a chat template, text is one user message;
             without one, it is tokenised as it is, with what the tokenizer puts before a text (BOS), nothing behind.
 
     Raises:
-        PromptsError: the prompt is empty, has messages but the tokenizer no chat template, or the template refuses it.
+        PromptsError: the prompt is empty, not text alone, has messages but the tokenizer no chat template, or the
+            template refuses it.
     """
+    if not isinstance(prompt, str | list):
+        raise PromptsError(f"a prompt is {type(prompt).__name__}; give text or a list of messages")
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise PromptsError("the prompt is empty; write some text")
     if tokenizer.chat_template:
@@ -121,9 +125,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[st
 
 
 def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> list[int]:
-    for message in messages:
-        if not {"role", "content"} <= message.keys():
-            raise PromptsError(f"a chat message needs 'role' and 'content', this one has {sorted(message)}; add them")
+    messages = [_as_message(message) for message in messages]
     try:
         ids: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     except TemplateError as error:
@@ -131,8 +133,46 @@ def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str,
     return list(ids)
 
 
+def _as_message(message: Any) -> dict[str, Any]:
+    """A chat message whose content is one text."""
+    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+        found = sorted(map(str, message)) if isinstance(message, dict) else repr(message)[:40]
+        raise PromptsError(f"a chat message needs 'role' and 'content', this one has {found}; add them")
+    content = message["content"]
+    parts = content if isinstance(content, list) else [content]
+    return {**message, "role": check_text(message["role"]), "content": "".join(map(_text_of, parts))}
+
+
+def _text_of(part: Any) -> str:
+    """Of a message's content, or of one of its parts."""
+    if isinstance(part, dict) and part.get("type", "text") == "text" and "text" in part:
+        part = part["text"]
+    if isinstance(part, dict):
+        raise PromptsError(
+            f"a chat message has a part of type {part.get('type')!r}, and the model reads text alone; leave it out"
+        )
+    return check_text(part)
+
+
+def check_text(text: Any) -> str:
+    """The same; PromptsError if it is no text, or has what no text can have: half of a surrogate pair."""
+    if not isinstance(text, str):
+        raise PromptsError(f"a chat message has {repr(text)[:40]} where text is due; put it in quotes or leave it out")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptsError(
+            f"character {error.start} of the text is half of a surrogate pair, as in damaged UTF-8; correct it"
+        ) from error
+    return text
+
+
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text as it is, with what the tokenizer puts before one (BOS), and nothing behind."""
+    """Token ids of a text as it is, with what the tokenizer puts before one (BOS), and nothing behind.
+
+    PromptsError: as `check_text`.
+    """
+    check_text(text)
     return [*encode_front(tokenizer, text), *tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 

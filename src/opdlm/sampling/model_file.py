@@ -135,6 +135,8 @@ def _checked(settings: dict[str, Any]) -> dict[str, Any]:
     strings = settings["stop_strings"]
     settings["stop_strings"] = (strings,) if isinstance(strings, str) else tuple(strings)
     settings["logit_bias"] = {int(token): float(value) for token, value in settings["logit_bias"].items()}
+    for value in settings["logit_bias"].values():
+        _check("logit_bias", value, -1e30, 1e30)  # what float32 can add to a logit
     return settings
 
 
