@@ -71,6 +71,21 @@ class GenerationOutput:
         return trajectories(self.rollout, self.block_size)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """One response. Attributes: text: without special tokens. tokens, forwards: counts. stopped: else it is cut off."""
+
+    text: str
+    tokens: int
+    forwards: int
+    stopped: bool
+
+    def as_fields(self) -> dict[str, str | int]:
+        """What a file has of it."""
+        reason = "stop" if self.stopped else "length"
+        return {"response": self.text, "tokens": self.tokens, "forwards": self.forwards, "finish_reason": reason}
+
+
 class DiffusionLM:
     """A converted model with its tokenizer: `generate(input_ids)`, `write("text")`, `infill("text [[MASK:4]]")`."""
 
@@ -167,6 +182,17 @@ class DiffusionLM:
     def gaps(self, text: str) -> GapText:
         """`text` as ids for `fill`, and what makes text of them again. ContextLengthError if the gaps are too long."""
         return GapText(self.tokenizer, text, self.tokens.mask_token_id, self.model.max_length)
+
+    def answers(
+        self, prompts: Sequence[Sequence[int]], batch_size: int = 32, first: int = 0, **settings: Any
+    ) -> Iterator[tuple[int, Answer]]:
+        """(index, response) of each prompt of token ids, as they finish; prompt i draws from seed + `first` + i."""
+        chosen = self._settings(settings)
+        seeds = range(chosen.seed + first, chosen.seed + first + len(prompts))
+        for index, row in self._engine(batch_size).finished(continuations(prompts, chosen, seeds)):
+            begin, end = int(row.prompt_length), int(row.length)
+            text = self.tokenizer.decode(row.input_ids[0, begin:end].tolist(), skip_special_tokens=True)
+            yield index, Answer(str(text), end - begin, int(row.forwards), bool(row.stopped))
 
     def decode(self, output: GenerationOutput) -> list[str]:
         """The responses as text, without special tokens."""
