@@ -23,7 +23,7 @@ _EVERY_S = 5.0
 
 
 def check_output(output: str, resume: bool) -> Path:
-    """The path, if rows may be written there: OutputExistsError if a file is in the way, UsageError without a folder."""
+    """The path, if rows may be written there: OutputExistsError if there is a file, UsageError without a folder."""
     path = Path(output)
     if path.exists():
         raise OutputExistsError(f"{path} exists; choose another --output, or remove it")

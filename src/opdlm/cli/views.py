@@ -14,6 +14,18 @@ if TYPE_CHECKING:
     from opdlm.records.metrics import StepMetrics
 
 
+_WIDE = 120  # columns from which there is room for a bar
+
+
+def _fitting(parts: list[tuple[int, str]], room: int) -> str:
+    """As many of the first `parts` as fit into `room` columns, in the order of the line."""
+    for count in range(len(parts), 0, -1):
+        text = "  ".join(text for _, text in sorted(parts[:count]))
+        if len(text) <= room:
+            return text
+    return ""
+
+
 class ConversionView:
     """Shows the metrics as they come; hand `start` and `step` to `convert`.
 
@@ -28,16 +40,9 @@ class ConversionView:
         self.last: StepMetrics | None = None
         self._rollouts_seen = 0
         self._printed_at = float("-inf")
-        self._live = Progress(
-            SpinnerColumn(),
-            TextColumn("rollout"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        bar = [BarColumn(bar_width=20)] if console.width >= _WIDE else []
+        columns = [SpinnerColumn(), TextColumn("rollout"), MofNCompleteColumn(), *bar, TextColumn("{task.description}")]
+        self._live = Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)
         self._task = self._live.add_task("writing the first responses", total=None)
 
     def __enter__(self) -> Self:
@@ -70,21 +75,27 @@ class ConversionView:
         self._rollouts_seen += 1
         for part, value in metrics.seconds.items():
             self.seconds[part] = self.seconds.get(part, 0.0) + value
-        text = self._text(metrics)
-        self._live.update(self._task, completed=metrics.rollout, description=text)
+        parts = self._parts(metrics)
+        text = "  ".join(text for _, text in sorted(parts))
+        # The counter, the time and what stands between the columns are never cut off.
+        room = self.console.width - 2 * len(str(metrics.rollouts)) - (42 if self.console.width >= _WIDE else 21)
+        self._live.update(self._task, completed=metrics.rollout, description=_fitting(parts, room))
         now, done = time.monotonic(), metrics.rollout == metrics.rollouts
         if not self.console.is_terminal and (done or now - self._printed_at >= self.every_s):
             self._printed_at = now
             self.note(f"rollout {metrics.rollout}/{metrics.rollouts}  {text}")
 
-    def _text(self, metrics: "StepMetrics") -> str:
+    def _parts(self, metrics: "StepMetrics") -> list[tuple[int, str]]:
+        """(place in the line, text), the most important first."""
         speed = metrics.tokens_trained / max(1e-9, sum(metrics.seconds.values()))
         left = (metrics.rollouts - metrics.rollout) * sum(self.seconds.values()) / self._rollouts_seen
-        ending = f"  {duration(left)} left" if metrics.rollout < metrics.rollouts else ""
-        return (
-            f"loss {metrics.loss:.3f}  {metrics.total.tokens_trained:,} tokens  "
-            f"{metrics.tokens_per_forward:.2f} tokens/forward  {speed:,.0f} tokens/s{ending}"
-        )
+        return [
+            (0, f"loss {metrics.loss:.3f}"),
+            *([(4, f"{duration(left)} left")] if metrics.rollout < metrics.rollouts else []),
+            (2, f"{metrics.tokens_per_forward:.2f} tokens/forward"),
+            (3, f"{speed:,.0f} tokens/s"),
+            (1, f"{metrics.total.tokens_trained:,} tokens"),
+        ]
 
     def profile(self) -> list[str]:
         """Seconds by part, with shares, the longest first; `rest` is what the loop spent in no part."""

@@ -33,6 +33,7 @@ class DraftView:
         self.console, self.tokenizer, self.mask, self.gaps = console, tokenizer, mask_token_id, gaps
         self._before: list[int] = []
         self._step = -1  # the first draft is what step 0 begins with
+        self._whole = Group()
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         if self._live is not None:
             self._live.start()
@@ -50,6 +51,7 @@ class DraftView:
     def end(self) -> None:
         """Leaves the last picture on the screen."""
         if self._live is not None:
+            self._live.update(self._whole)
             self._live.stop()
 
     def _show(self, ids: list[int]) -> None:
@@ -59,7 +61,11 @@ class DraftView:
             flat = text.plain.replace("\n", "⏎")
             self.console.print(f"{self._step:4}  {flat}", markup=False, soft_wrap=True)
             return
-        self._live.update(Group(text, Text(counts, style="dim")), refresh=True)
+        # While it grows, its end is what changes; all of it stays when it is complete.
+        lines = text.wrap(self.console, self.console.width)
+        shown = Text("\n").join(lines[max(0, len(lines) - self.console.height + 3) :])
+        self._whole = Group(text, Text(counts, style="dim"))
+        self._live.update(Group(shown, Text(counts, style="dim")), refresh=True)
         time.sleep(_PAUSE_S)
 
     def _counts(self, ids: Sequence[int]) -> str:
