@@ -156,7 +156,6 @@ def test_unknown_setting_in_a_recipe(tmp_path, convert_fails):
     [
         (["convrt"], "did you mean 'convert'"),
         (["generate", "--tempratur", "1", "hello"], "did you mean --temperature"),
-        (["generate"], "no prompt given"),
         (["generate", "m", "a", "b"], "unexpected argument 'b'"),
         (["generate", "m", "a", "--top-p", "2"], "top_p"),
         (["convert"], "no model given"),

@@ -1,5 +1,6 @@
 """Values at the border of what is sensible: one line that names the fix, or the value works."""
 
+import io
 import json
 import shutil
 
@@ -126,8 +127,10 @@ def test_numbers_of_an_evaluation(run, ar_model, prompts, capsys):
     assert "temperature" in fails(capsys, *words, "--temperature", "-1")
 
 
-def test_a_run_is_not_a_prompt(run, capsys):
+def test_a_run_is_not_a_prompt(run, capsys, monkeypatch):
     """Else `opdlm generate RUN` would answer the folder's name."""
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert "no prompt" in fails(capsys, "generate")
     assert "no prompt" in fails(capsys, "generate", run)
     assert "no prompt" in fails(capsys, "generate", student_path())
 

@@ -1,5 +1,7 @@
 """Mask, pad and stop ids, and prompts as ids."""
 
+from typing import Any
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, processors
@@ -137,12 +139,33 @@ def test_a_base_model_gets_the_text_with_its_beginning_and_no_end() -> None:
         (True, [], "empty"),
         (False, [{"role": "user", "content": "a"}], "no chat template"),
         (True, [{"text": "a"}], "'role' and 'content'"),
+        (True, [7], "'role' and 'content'"),
+        (True, [{7: 8}], "'role' and 'content'"),
+        (True, 7, "a prompt is int"),
+        (True, None, "a prompt is NoneType"),
+        (True, [{"role": "user", "content": 7}], "7 where text is due"),
+        (True, [{"role": "user", "content": None}], "None where text is due"),
+        (True, [{"role": 7, "content": "a"}], "7 where text is due"),
+        (True, [{"role": "user", "content": {"a": "b"}}], "type None"),
+        (True, [{"role": "user", "content": ["a", 7]}], "7 where text is due"),
+        (True, [{"role": "user", "content": [{"type": "image", "url": "a.png"}]}], "type 'image'"),
+        (True, [{"role": "user", "content": [{"type": "text", "text": 7}]}], "7 where text is due"),
+        (True, "a\ud800", "character 1 of the text is half"),
+        (False, "\udcff", "character 0 of the text is half"),
+        (True, [{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}], "half of a surrogate"),
     ],
 )
-def test_bad_prompts_are_refused(chat: bool, prompt: str | list, reason: str) -> None:
+def test_bad_prompts_are_refused(chat: bool, prompt: Any, reason: str) -> None:
     """Else they would fail deep in the sampler, or as a traceback of the template engine."""
     with pytest.raises(PromptsError, match=reason):
         encode_prompt(tiny_tokenizer(chat=chat), prompt)
+
+
+def test_the_parts_of_a_message_are_one_text() -> None:
+    """Else the parts that some data sets and programs make of a message would be read as Python, or refused."""
+    tokenizer = tiny_tokenizer(chat=True)
+    parts = [{"type": "text", "text": "a "}, {"text": "b"}, "c"]
+    assert encode_prompt(tokenizer, [{"role": "user", "content": parts}]) == encode_prompt(tokenizer, "a bc")
 
 
 def test_a_template_that_refuses_is_a_prompts_error() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from opdlm.cli.options import Parser
-from opdlm.cli.terminal import duration, make_console, quiet_libraries, size
+from opdlm.cli.terminal import duration, make_console, print_json, quiet_libraries, size
 from opdlm.config import DistillSettings, settings_from
 from opdlm.errors import OpdlmError, UsageError
 
@@ -70,7 +70,7 @@ def run(arguments: Namespace) -> int:
             print(json.dumps({"model": arguments.model, "convertible": False, "reason": str(error)}))
         raise
     if arguments.json:
-        print(json.dumps(found, ensure_ascii=False))
+        print_json(found)
     return 0
 
 

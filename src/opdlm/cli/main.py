@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from io import TextIOWrapper
 
 import opdlm
 from opdlm.cli import processor
+from opdlm.cli.terminal import take_any_character
 from opdlm.errors import OpdlmError, StorageError, UsageError
 
 COMMANDS = {
@@ -30,7 +30,7 @@ CLOSED_PIPE = 141
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code: 0, the error's own (2 for a mistake in the input), 130 after Ctrl-C, 141 after a closed pipe."""
     words = list(sys.argv[1:] if argv is None else argv)
-    _print_what_cannot_be_encoded()
+    take_any_character()
     try:
         return _flushed(words)
     except OpdlmError as error:
@@ -56,13 +56,6 @@ def _flushed(words: list[str]) -> int:
         raise
     sys.stdout.flush()
     return code
-
-
-def _print_what_cannot_be_encoded() -> None:
-    """Where the terminal's encoding lacks a character, its escape is printed in its place."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _of_the_system(error: OSError) -> str:

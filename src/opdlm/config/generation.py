@@ -30,7 +30,7 @@ class GenerationSettings(Settings):
         description="static[:N], sequential[:N], dynamic[:THRESHOLD], prefix[:THRESHOLD], factor[:F], entropy[:NATS] "
         "or klass[:THRESHOLD]",
     )
-    max_new_tokens: int = Field(default=256, ge=1, description="most tokens written after the prompt")
+    max_new_tokens: int = Field(default=256, ge=1, le=2**20, description="most tokens written after the prompt")
     temperature: float = Field(default=0.0, ge=0, description="0 takes the most probable token")
     top_k: int = Field(default=0, ge=0, lt=2**31, description="sample among the k most probable tokens; 0 is off")
     top_p: float = Field(

@@ -1,7 +1,6 @@
 """Mask, pad and stop ids, and how a prompt becomes ids: in one place."""
 
 import json
-import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from opdlm.models.parts import input_embedding, lm_head
 MASK_TOKEN = "<|mask|>"
 _MOST_UNTRAINED = 0.1
 """Share of tokens that a tokenizer may have beyond the model's: some publishers add a few that were never trained."""
-_GAP = re.compile(r"\[\[MASK:([0-9]+)\]\]")
+_ANCHORS = ("\n", ".")
 
 
 @dataclass(frozen=True)
@@ -119,15 +118,18 @@ def encode_prompt(
     """A prompt as token ids, ready to be continued.
 
     Args:
-        prompt: text, or chat messages with "role" and "content". With a chat template, text is one user message;
+        prompt: text, or chat messages with "role" and "content", which is text or a list of parts such as
+            {"type": "text", "text": ...}, whose texts are joined. With a chat template, text is one user message;
             without one, it is tokenised as it is, with what the tokenizer puts before a text (BOS), nothing behind.
         limit: most tokens. A longer text loses its end, a longer chat the end of its last user message: the template
             and the other messages stay whole.
 
     Raises:
-        PromptsError: the prompt is empty, has messages but the tokenizer no chat template, the template refuses it, or
-            the limit leaves nothing of the message.
+        PromptsError: the prompt is empty, not text alone, has messages but the tokenizer no chat template, the template
+            refuses it, or the limit leaves nothing of the message.
     """
+    if not isinstance(prompt, str | list):
+        raise PromptsError(f"a prompt is {type(prompt).__name__}; give text or a list of messages")
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise PromptsError("the prompt is empty; write some text")
     if isinstance(prompt, str):
@@ -137,7 +139,7 @@ def encode_prompt(
         ids = _apply_template(tokenizer, messages)
         ids = _shortened(tokenizer, messages, limit) if limit is not None and len(ids) > limit else ids
     elif isinstance(prompt, str):
-        ids = _encode_text(tokenizer, prompt)[:limit]
+        ids = encode_text(tokenizer, prompt)[:limit]
     else:
         raise PromptsError("the tokenizer has no chat template; give prompts as plain text, not as messages")
     if not ids:
@@ -149,7 +151,7 @@ def _shortened(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]
     """The chat with as much of its last user message as fits: cut in the text, so that templates need not be known."""
     users = [place for place, message in enumerate(messages) if message["role"] == "user"]
     last = users[-1] if users else len(messages) - 1
-    content = messages[last]["content"]
+    content = _as_message(messages[last])["content"]
 
     def encoded(characters: int) -> list[int]:
         cut = {**messages[last], "content": content[:characters]}
@@ -164,18 +166,9 @@ def _shortened(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]
     return encoded(kept)
 
 
-def encode_gaps(tokenizer: PreTrainedTokenizerBase, text: str, mask_token_id: int) -> list[int]:
-    """Token ids of a text as it is, with n mask tokens for each `[[MASK:n]]` in it."""
-    check_text(text)
-    mask = str(tokenizer.decode([mask_token_id]))
-    return _encode_text(tokenizer, _GAP.sub(lambda gap: mask * int(gap[1]), text))
-
-
 def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> list[int]:
-    for message in messages:
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise PromptsError(f"a chat message needs 'role' and 'content', not {message!r:.80}; add them")
-        check_text(json.dumps(message, ensure_ascii=False, default=str))
+    messages = [_as_message(message) for message in messages]
+    check_text(json.dumps(messages, ensure_ascii=False, default=str))
     try:
         ids: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     except TemplateSyntaxError as error:
@@ -190,21 +183,70 @@ def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str,
     return list(ids)
 
 
-def check_text(text: str) -> None:
-    """Raises PromptsError for half a character: no tokenizer takes it, and no file can hold it."""
+def _as_message(message: Any) -> dict[str, Any]:
+    """A chat message whose content is one text."""
+    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+        found = sorted(map(str, message)) if isinstance(message, dict) else repr(message)[:40]
+        raise PromptsError(f"a chat message needs 'role' and 'content', this one has {found}; add them")
+    content = message["content"]
+    parts = content if isinstance(content, list) else [content]
+    return {**message, "role": check_text(message["role"]), "content": "".join(map(_text_of, parts))}
+
+
+def _text_of(part: Any) -> str:
+    """Of a message's content, or of one of its parts."""
+    if isinstance(part, dict) and part.get("type", "text") == "text" and "text" in part:
+        part = part["text"]
+    if isinstance(part, dict):
+        raise PromptsError(
+            f"a chat message has a part of type {part.get('type')!r}, and the model reads text alone; leave it out"
+        )
+    return check_text(part)
+
+
+def check_text(text: Any) -> str:
+    """The same; PromptsError if it is no text, or has what no text can have: half of a surrogate pair."""
+    if not isinstance(text, str):
+        raise PromptsError(f"a chat message has {repr(text)[:40]} where text is due; put it in quotes or leave it out")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise PromptsError(
-            f"the text has half a character, a lone surrogate, at place {error.start}; correct its encoding"
+            f"character {error.start} of the text is half of a surrogate pair, half a character; correct its encoding"
         ) from error
+    return text
 
 
-def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text as it is, with what the tokenizer puts before one (BOS), and nothing behind.
+
+    PromptsError: as `check_text`.
+    """
+    check_text(text)
+    return [*encode_front(tokenizer, text), *tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+def encode_front(tokenizer: PreTrainedTokenizerBase, text: str = "a") -> list[int]:
+    """What the tokenizer puts before a text: BOS, or nothing. Nothing could follow what it puts behind (EOS)."""
     ids, bare = tokenizer(text)["input_ids"], tokenizer(text, add_special_tokens=False)["input_ids"]
-    # Some tokenizers also close the text with end-of-sequence: then nothing could follow it.
-    closed = ids[-1:] == [tokenizer.eos_token_id] and bare[-1:] != ids[-1:]
-    return ids[:-1] if closed else ids
+    begin = next((i for i in range(len(ids)) if ids[i : i + len(bare)] == bare), 0)
+    return ids[:begin]
+
+
+def encode_inside(tokenizer: PreTrainedTokenizerBase, mask_token_id: int, text: str) -> list[int]:
+    """Token ids of part of a text, which are to say the same as `text` in the middle of others.
+
+    Some tokenizers put a space before whatever they encode (the older ones of SentencePiece): then the ids behind an
+    anchor that keeps it away.
+    """
+    plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if decode_inside(tokenizer, mask_token_id, plain) == text:
+        return plain
+    for anchor in _ANCHORS:
+        front, ids = (tokenizer(whole, add_special_tokens=False)["input_ids"] for whole in (anchor, anchor + text))
+        if ids[: len(front)] == front and decode_inside(tokenizer, mask_token_id, ids[len(front) :]) == text:
+            return ids[len(front) :]
+    return plain
 
 
 def decode_inside(tokenizer: PreTrainedTokenizerBase, mask_token_id: int, ids: Sequence[int]) -> str:

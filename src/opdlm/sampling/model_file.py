@@ -29,12 +29,21 @@ class BlockDiffusionForCausalLM:
     def from_pretrained(cls, name: str, *args: Any, config: Any = None, **kwargs: Any) -> Any:
         """As `PreTrainedModel.from_pretrained`."""
         config = AutoConfig.from_pretrained(name) if config is None else config
+        return cls._class_of(config).from_pretrained(name, *args, config=config, **kwargs)
+
+    @classmethod
+    def _from_config(cls, config: Any, **kwargs: Any) -> Any:
+        """What `AutoModelForCausalLM.from_config` calls: random weights."""
+        return cls._class_of(config)._from_config(config, **kwargs)
+
+    @classmethod
+    def _class_of(cls, config: Any) -> Any:
+        """The config's own class with this file's `generate`."""
         native: Any = AutoModelForCausalLM._model_mapping[type(config)]
         # Named as the native class and as a member of its module: transformers renames some weights on their way from
         # and to disk (GPT-NeoX's head), but not for classes that it takes for custom code.
         names = {"__module__": native.__module__, "__qualname__": native.__qualname__}
-        model_class = type(native.__name__, (BlockDiffusionMixin, native), names)
-        return model_class.from_pretrained(name, *args, config=config, **kwargs)
+        return type(native.__name__, (BlockDiffusionMixin, native), names)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:
@@ -126,6 +135,8 @@ def _checked(settings: dict[str, Any]) -> dict[str, Any]:
     strings = settings["stop_strings"]
     settings["stop_strings"] = (strings,) if isinstance(strings, str) else tuple(strings)
     settings["logit_bias"] = {int(token): float(value) for token, value in settings["logit_bias"].items()}
+    for value in settings["logit_bias"].values():
+        _check("logit_bias", value, -1e30, 1e30)  # what float32 can add to a logit
     return settings
 
 
