@@ -108,7 +108,7 @@ def test_stop_before_anything_was_written(ar_model, prompts, tmp_path, capsys, m
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("opdlm.distill.api.load_ar_model", stop)
+    monkeypatch.setattr("opdlm.distill.prepare.load_ar_model", stop)
     assert call("convert", ar_model, "--prompts", prompts, "--output", tmp_path / "run", *SMALL) == 130
     assert "nothing was written" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()

@@ -19,7 +19,8 @@ from opdlm.config import ConvertSettings, GenerationSettings, settings_from
 from opdlm.data.prompts import load_prompts
 from opdlm.errors import OpdlmError
 from opdlm.evals.problem_files import load_problems
-from opdlm.models.tokens import encode_gaps, encode_prompt
+from opdlm.models.gaps import GapText
+from opdlm.models.tokens import encode_prompt
 from opdlm.recipes import load_recipe
 from support import MASK, tiny_tokenizer
 
@@ -127,7 +128,7 @@ def test_prompts(chat):
     def check(prompt):
         one_line(encode_prompt, tokenizer, prompt)
         if isinstance(prompt, str):
-            one_line(encode_gaps, tokenizer, prompt + "[[MASK:2]]", MASK)
+            one_line(GapText, tokenizer, prompt + "[[MASK:2]]", MASK, 256)
 
     check()
 

@@ -97,7 +97,7 @@ def test_a_file_that_was_interrupted_goes_on(rows, tmp_path, capsys, monkeypatch
         (["--prompts", "in.jsonl", "--output", "no/o.jsonl"], "does not exist; make it"),
         (["--prompts", "in.jsonl", "--output", "o.jsonl", "--batch-size", "0"], "at least 1"),
         (["--prompts", "in.jsonl", "--output", "o.jsonl", "--prompt-limit", "0"], "at least 1"),
-        (["--prompts", "bad.jsonl", "--output", "o.jsonl"], "line 2: a chat message has 7"),
+        (["--prompts", "bad.jsonl", "--output", "o.jsonl"], "line 2 is neither text nor a list of messages"),
         (["--prompts", "in.jsonl", "--output", "o.jsonl", "--max-new-tokens", "2000"], "context of 1024"),
     ],
 )
@@ -195,11 +195,11 @@ def test_a_reader_that_is_gone_ends_it_quietly(words):
     assert done.returncode == 141
 
 
-def test_an_encoding_that_lacks_a_character_shows_a_question_mark():
+def test_an_encoding_that_lacks_a_character_shows_its_escape():
     """Else a terminal that is not UTF-8 would get a traceback in place of the text."""
     done = process("generate", QUESTIONS[0], "--watch", PYTHONIOENCODING="ascii")
     assert done.returncode == 0
-    assert b"?" in done.stdout.splitlines()[0]
+    assert rb"\u2592" in done.stdout.splitlines()[0]
     done = process("generate", "--infill", "é € 3 + 4 = [[MASK:1]]", "--json", PYTHONIOENCODING="latin-1")
     assert done.returncode == 0
     assert json.loads(done.stdout)["text"].startswith("é € 3 + 4 = ")

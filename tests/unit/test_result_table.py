@@ -7,7 +7,6 @@ from rich.console import Console
 
 from opdlm.cli.progress import answering
 from opdlm.cli.tables import comparison_table
-from opdlm.cli.views import ConversionView
 from opdlm.records.evaluation import Comparison, Evaluation, Score
 
 DECODINGS = ("sequential", "prefix:0.98", "prefix:0.95", "prefix:0.9")
@@ -48,21 +47,6 @@ def test_a_pipe_gets_one_plain_table():
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 1 + len(DECODINGS)
     assert lines[3].startswith("| student, sequential  | 50.0% |")
-
-
-@pytest.mark.parametrize("width", [60, 80, 120])
-def test_the_line_of_a_conversion_keeps_its_counter(width):
-    """Else a long text would push the number of rollouts off a usual terminal, or break the line in two."""
-    screen = io.StringIO()
-    view = ConversionView(Console(file=screen, force_terminal=True, color_system=None, width=width))
-    text = "loss 0.123  12,345,678 tokens  1.23 tokens/forward  12,345 tokens/s  3 min 20 s left"
-    view._live.update(view._task, total=1562, completed=1234, description=text)
-    view.console.print(view._live.get_renderable())
-    (line,) = [line for line in screen.getvalue().splitlines() if "rollout" in line]
-    assert "1234/1562" in line
-    assert "loss 0.123" in line
-    assert "0:00:00" in line
-    assert len(screen.getvalue().splitlines()) == 1
 
 
 def test_progress_in_a_pipe_is_lines():

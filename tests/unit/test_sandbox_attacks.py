@@ -156,5 +156,7 @@ def test_the_evaluation_goes_on():
     sources = [right, *list(FORGED.values())[:6], right]
     problems = [Problem("code", str(n), "", "attack", (("attack()", "7"),)) for n in range(len(sources))]
     written = {problem.prompt: Answer(source, 1, 1) for problem, source in zip(problems, sources, strict=True)}
-    report = answered("all", lambda prompts: [written[p] for p in prompts], problems, allow_unconfined_code=True)
+    report = answered(
+        "all", lambda prompts: enumerate(written[p] for p in prompts), problems, allow_unconfined_code=True
+    )
     assert report.total.correct == 2

@@ -17,6 +17,7 @@ from support import MASK, tiny_tokenizer
 def metrics(rollout: int) -> Any:
     total = SimpleNamespace(tokens_trained=12_345_678)
     shown = {"loss": 1.23456, "tokens_trained": 1200, "tokens_per_forward": 1.53, "seconds": {"all": 3.0}}
+    shown["validation"] = None
     return SimpleNamespace(rollout=rollout, rollouts=2000, total=total, **shown)
 
 

@@ -176,7 +176,7 @@ def _train(
     )
     on_start(trainer, prepared.difference)
     with tracking(settings, folder) as trackers:
-        trainer.on_step = trackers.then(on_step)
+        trainer.on_step = trackers.then(trainer.on_step)
         _weigh(trainer, folder, trackers, held_out=bool(prepared.eval_ids))
     save_model(folder.model)
     if settings.push_to_hub:

@@ -198,7 +198,6 @@ class Engine:
     def _check(self, request: Request) -> None:
         if not request.ids or not 0 <= request.first < request.end:
             raise UsageError("a request has no token to begin with, or nothing to write; give a prompt and a length")
-        check_length(request.first, request.end, self.model.max_length, self.model.geometry.block_size)
         vocabulary = self._slots.vocabulary
         if not all(0 <= token < vocabulary for token in request.ids):
             raise UsageError(f"a token of the prompt does not exist; ids go from 0 to {vocabulary - 1}")
@@ -206,6 +205,7 @@ class Engine:
             raise UsageError(f"logit_bias names a token that does not exist; ids go from 0 to {vocabulary - 1}")
         if request.stop_strings:
             self._stop_strings(tuple(request.stop_strings))
+        check_length(request.first, request.end, self.model.max_length, self.model.geometry.block_size)
 
     # --- loops over it ------------------------------------------------------------------------------------------
 
