@@ -66,8 +66,13 @@ MAX_NEW_TOKENS = 64  # the longest reference response has 33
 class Bench:
     """The models and the questions."""
 
-    def __init__(self, per_family: int) -> None:
-        self.student, self.compiled = (load(student_path(), device="cpu", compile=choice) for choice in (False, True))
+    def __init__(self, per_family: int, compiled: bool) -> None:
+        """`compiled`: measure compiled forwards too."""
+        self.engines = (EAGER, COMPILED) if compiled else (EAGER,)
+        self.rivals = (AR, AR_COMPILED, PEER, CROPPING) if compiled else (AR, PEER, CROPPING)
+        self.student, self.compiled = (
+            load(student_path(), device="cpu", compile=choice) for choice in (False, compiled)
+        )
         self.ar_model, self.compiled_ar_model = (
             AutoModelForCausalLM.from_pretrained(ar_model_path(), dtype=torch.float32).eval() for _ in range(2)
         )
@@ -81,7 +86,7 @@ class Bench:
     def writers(self, decoding: str, batch_size: int) -> dict[str, Writer]:
         """By name."""
         settings = settings_from(GenerationSettings, {"decoding": decoding, "max_new_tokens": MAX_NEW_TOKENS})
-        return {
+        found = {
             EAGER: writers.engine(self.student, settings, batch_size),
             COMPILED: writers.engine(self.compiled, settings, batch_size),
             AR: writers.autoregressive(self.ar_model, self.ar_tokenizer, MAX_NEW_TOKENS, batch_size),
@@ -89,6 +94,7 @@ class Bench:
             PEER: writers.peer_loop(self.student, settings, batch_size),
             CROPPING: writers.peer_loop(self.student, settings, batch_size, crop=True),
         }
+        return {name: found[name] for name in (*self.engines, *self.rivals)}
 
     def accuracy(self, answers: Answers) -> float:
         """Share of right answers to all questions, mean over the families."""
@@ -105,7 +111,7 @@ def quality(bench: Bench, decoding: str, batch_size: int) -> list[dict[str, Any]
     answers = {name: writer.answer(bench.prompts) for name, writer in bench.writers(decoding, batch_size).items()}
     accuracy = {name: bench.accuracy(given) for name, given in answers.items()}
     rows = []
-    for ours in (EAGER, COMPILED):
+    for ours in bench.engines:
         shown = settings | {"engine": ours}
         for rival in (AR, PEER):
             rows.append(measuring.row(ACCURACY, "share", [accuracy[ours]], [accuracy[rival]], rival, shown))
@@ -124,8 +130,8 @@ def speed(bench: Bench, decoding: str, batch_size: int, questions: int, repeats:
     prompts = bench.prompts[:questions]
     turns = list(bench.writers(decoding, batch_size).items())
     for _, writer in turns:
-        for _ in range(2):
-            writer.answer(prompts)  # warm-up: the compiled ones see every shape that they will meet
+        for _ in range(len(bench.engines)):
+            writer.answer(prompts)  # warm-up: the compiled ones see every shape that they will meet, twice
     passes: dict[str, list[Answers]] = {name: [] for name, _ in turns}
     for repeat in range(repeats):
         for name, writer in turns if repeat % 2 == 0 else reversed(turns):
@@ -134,8 +140,8 @@ def speed(bench: Bench, decoding: str, batch_size: int, questions: int, repeats:
     outside = {name: [a.outside for a in answers] for name, answers in passes.items()}
     settings = {"decoding": decoding, "batch_size": batch_size, "questions": len(prompts)}
     rows = []
-    for ours in (EAGER, COMPILED):
-        for rival in (AR, AR_COMPILED, PEER, CROPPING):
+    for ours in bench.engines:
+        for rival in bench.rivals:
             pair = speeds[ours], speeds[rival], rival, settings | {"engine": ours}
             rows.append(measuring.row(SPEED, "token/s", *pair))
             pair = outside[ours], outside[rival], rival, settings | {"engine": ours}
@@ -148,7 +154,11 @@ def speed(bench: Bench, decoding: str, batch_size: int, questions: int, repeats:
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     """The command's flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a smoke run: few questions, nothing is written")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a minute's smoke run: few questions, two decodings, nothing compiled, nothing written",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: its own choice)")
     parser.add_argument(
         "--decoding",
@@ -161,8 +171,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed passes of each (5)")
     chosen = parser.parse_args(given)
     if chosen.quick:
-        chosen.per_family, chosen.repeats = 10, 2
-    chosen.decoding = chosen.decoding or (["static", "dynamic:0.98"] if chosen.quick else list(DECODINGS))
+        chosen.per_family, chosen.repeats = 5, 1
+    chosen.decoding = chosen.decoding or (["static", "prefix:0.95"] if chosen.quick else list(DECODINGS))
     chosen.batch_size = chosen.batch_size or ([1, 32] if chosen.quick else list(QUESTIONS))
     return chosen
 
@@ -174,7 +184,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     logging.set_verbosity_error()  # no hint that the prompts could be padded while they are encoded
     logging.disable_progress_bar()
-    bench, began, rows = Bench(args.per_family), time.perf_counter(), []
+    bench, began, rows = Bench(args.per_family, compiled=not args.quick), time.perf_counter(), []
     for decoding in args.decoding:
         rows += quality(bench, decoding, max(args.batch_size))
     for batch_size in args.batch_size:
@@ -184,7 +194,9 @@ def main() -> None:
     report = Report(rows, args.decoding, args.batch_size)
     Console(width=190).print(report.quality(), report.speed())
     print(*report.summary(), f"{time.perf_counter() - began:.0f} s on {measuring.hardware()}", sep="\n")
-    if not args.quick:
+    if args.quick:
+        print("left out: compiled forwards, most decodings and questions, batch size 8; not numbers to quote")
+    else:
         print(f"written: {measuring.write('decode', rows, note='; '.join(report.summary()))}")
 
 

@@ -1,5 +1,6 @@
 """What is shown of the rows: two tables, and the numbers that have an aim."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ class Report:
 
     def __init__(self, rows: Sequence[dict[str, Any]], decodings: Sequence[str], batch_sizes: Sequence[int]) -> None:
         self.decodings, self.batch_sizes = decodings, batch_sizes
+        self.engines = list(dict.fromkeys(row["settings"]["engine"] for row in rows))
+        """With one alone nothing compiled was measured."""
         self._rows = {
             (
                 row["metric"],
@@ -62,26 +65,33 @@ class Report:
         table = _table(title, "decoding", *headings, *ratios)
         for batch_size in self.batch_sizes:
             for decoding in self.decodings:
-                for engine in (EAGER, COMPILED):
+                for engine in self.engines:
                     table.add_row(decoding, engine, str(batch_size), *self._speeds(decoding, batch_size, engine))
             table.add_section()
         return table
 
+    def _speed(self, rival: str, decoding: str, batch_size: int, engine: str) -> dict[str, Any]:
+        """NaN for what was not measured."""
+        if rival == AR_COMPILED and COMPILED not in self.engines:
+            return dict.fromkeys(("ours", "rival", "ratio", "min", "max"), math.nan)
+        return self.row(SPEED, rival, decoding, batch_size, engine)
+
     def _speeds(self, decoding: str, batch_size: int, engine: str) -> list[str]:
-        rows = [self.row(SPEED, rival, decoding, batch_size, engine) for rival in (AR, AR_COMPILED, PEER, CROPPING)]
-        speeds = [rows[0]["ours"], *(row["rival"] for row in rows)]
+        rows = [self._speed(rival, decoding, batch_size, engine) for rival in (AR, AR_COMPILED, PEER, CROPPING)]
+        speeds = [self._speed(AR, decoding, batch_size, engine)["ours"], *(row["rival"] for row in rows)]
         outside = self.row(OUTSIDE, AR, decoding, batch_size, engine)["ours"]
         ratios = [f"{row['ratio']:.2f} ({row['min']:.2f} to {row['max']:.2f})" for row in rows[:3]]
-        return [*(f"{number:,.0f}" for number in speeds), *ratios, f"{outside:.0%}"]
+        cells = [*(f"{number:,.0f}" for number in speeds), *ratios, f"{outside:.0%}"]
+        return ["-" if "nan" in cell else cell for cell in cells]
 
     def summary(self) -> list[str]:
         """The three numbers that have an aim, and where AR is faster."""
         chosen, small, large = self.chosen(), min(self.batch_sizes), max(self.batch_sizes)
         lines = [f"chosen: {chosen}, most tokens per forward of those at most {ALLOWED_LOSS:.2f} below one by one"]
-        for engine in (EAGER, COMPILED):
-            over_ar, over_compiled = (
-                self.row(SPEED, rival, chosen, small, engine)["ratio"] for rival in (AR, AR_COMPILED)
-            )
+        for engine in self.engines:
+            over_ar = self._speed(AR, chosen, small, engine)["ratio"]
+            over_compiled = self._speed(AR_COMPILED, chosen, small, engine)["ratio"]
+            compiled = "" if math.isnan(over_compiled) else f", {over_compiled:.2f} times those of AR compiled"
             over_peer, over_cropping = (
                 self.row(SPEED, rival, chosen, large, engine)["ratio"] for rival in (PEER, CROPPING)
             )
@@ -89,7 +99,7 @@ class Report:
             wins = [size for size in self.batch_sizes if self.row(SPEED, AR, chosen, size, engine)["ratio"] < 1]
             lines += [
                 f"{engine}: batch {small}: {over_ar:.2f} times the tokens per second of AR "
-                f"({_against(1.5, over_ar >= AIM_OVER_AR)}), {over_compiled:.2f} times those of AR compiled",
+                f"({_against(1.5, over_ar >= AIM_OVER_AR)}){compiled}",
                 f"{engine}: batch {large}: {over_peer:.2f} times those of the peer loop "
                 f"({_against(3, over_peer >= AIM_OVER_PEER)}), {over_cropping:.2f} times if that crops its cache",
                 f"{engine}: batch {large}: {outside:.1%} of the time outside the model "

@@ -81,7 +81,7 @@ def student_results(
     for decoding in decodings:
         settings = settings_from(GenerationSettings, {"decoding": decoding, "max_new_tokens": MAX_NEW_TOKENS})
         lm = DiffusionLM(student, tokenizer, settings, tokens)
-        writer = diffusion_writer(partial(lm.written, settings=settings, batch_size=BATCH), tokenizer)
+        writer = diffusion_writer(partial(lm.finished, settings=settings, batch_size=BATCH), tokenizer)
         found[decoding] = _result(writer, problems)
     return found
 
@@ -90,12 +90,14 @@ def teacher_result(
     ar_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]
 ) -> Result:
     """Greedy answers of the AR model."""
-    return _result(ar_writer(ar_model, tokenizer, max_new_tokens=MAX_NEW_TOKENS, batch_size=BATCH), problems)
+    settings = GenerationSettings(max_new_tokens=MAX_NEW_TOKENS)
+    return _result(ar_writer(ar_model, tokenizer, settings, batch_size=BATCH), problems)
 
 
 def _result(writer: Writer, problems: Sequence[Problem]) -> Result:
     """Accuracy (mean over families), tokens a forward, and [right, asked] of each family and each of its tags."""
-    written = writer([problem.prompt for problem in problems])
+    by_index = dict(writer([problem.prompt for problem in problems]))
+    written = [by_index[index] for index in range(len(problems))]
     counts: dict[str, list[int]] = {}
     for problem, response in zip(problems, written, strict=True):
         right = _right(problem, response.text)

@@ -11,10 +11,14 @@
     │   ├── CheckpointError
     │   ├── RecordError
     │   ├── OutputExistsError     (FileExistsError)
-    │   └── MissingExtraError     (ImportError)
+    │   ├── RunInUseError         (BlockingIOError)
+    │   ├── MissingExtraError     (ImportError)
+    │   └── UnconfinedCodeError
     ├── StorageError              (OSError)        the machine ran out of room
+    ├── HubError                  (OSError)        the hub refused, or cannot be reached
     ├── IdentityCheckError        (RuntimeError)   the adapted model is not the original
-    └── NonFiniteLossError        (ArithmeticError) exit code 1
+    ├── NonFiniteLossError        (ArithmeticError) exit code 1
+    └── NonFiniteWeightsError     (ArithmeticError) exit code 1
 
 Each is also the standard error in brackets, so that code which knows nothing of opdlm can catch it. Raise them with one
 argument, a message of one line that ends with the fix (they keep it through pickle):
@@ -68,12 +72,24 @@ class OutputExistsError(UsageError, FileExistsError):
     """The output folder is not empty; choose another, or continue the run in it with --resume."""
 
 
+class RunInUseError(UsageError, BlockingIOError):
+    """Another process is writing this run; the message says which. Wait for its end, or stop it."""
+
+
 class MissingExtraError(UsageError, ImportError):
     """An optional package is not installed; the message gives the extra, such as `pip install 'opdlm[lora]'`."""
 
 
+class UnconfinedCodeError(UsageError):
+    """A model's programs would run with the user's own rights; confine them, or allow it: the message says how."""
+
+
 class StorageError(OpdlmError, OSError):
     """A file could not be written, as when the disk is full; free some space, nothing half-written was left."""
+
+
+class HubError(OpdlmError, OSError):
+    """The model hub refused or cannot be reached; nothing is lost, the message says what to do and to repeat."""
 
 
 class IdentityCheckError(OpdlmError, RuntimeError):
@@ -82,5 +98,11 @@ class IdentityCheckError(OpdlmError, RuntimeError):
 
 class NonFiniteLossError(OpdlmError, ArithmeticError):
     """The loss is not finite and the optimiser step was not taken; resume from the checkpoint in the message."""
+
+    exit_code = 1
+
+
+class NonFiniteWeightsError(OpdlmError, ArithmeticError):
+    """An update left weights that are not finite, which are not saved; resume from the checkpoint in the message."""
 
     exit_code = 1

@@ -29,6 +29,7 @@ def test_convert_reports_and_leaves_a_model(ar_model, prompts, tmp_path, capsys)
     assert call("convert", "--profile", "--prompts", prompts, ar_model, "--output", output, *SMALL) == 0
     shown = capsys.readouterr()
     assert shown.err == ""
+    assert f"prompts: 8 from {prompts}, column prompt\n" in shown.out
     for expected in ("identity check passed", "rollout 2/2", "tokens/forward", f"opdlm generate {output}"):
         assert expected in shown.out
     for part in ("rollout", "states", "teacher", "student", "optimiser", "saving", "rest", "all"):
@@ -107,7 +108,7 @@ def test_stop_before_anything_was_written(ar_model, prompts, tmp_path, capsys, m
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("opdlm.distill.api.load_ar_model", stop)
+    monkeypatch.setattr("opdlm.distill.prepare.load_ar_model", stop)
     assert call("convert", ar_model, "--prompts", prompts, "--output", tmp_path / "run", *SMALL) == 130
     assert "nothing was written" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()

@@ -92,7 +92,7 @@ def test_no_room_for_a_mask_token(tmp_path, convert_fails):
         ("", "holds no prompts"),
         ('{"title": "a"}\n', "name one of its columns with --prompts-column: title"),
         ('{"prompt": "a"}\n{"prompt": \n', "line 2 is not JSON"),
-        ('{"prompt": "a"}\n{"prompt": 7}\n', "row 1"),
+        ('{"prompt": "a"}\n{"prompt": 7}\n', "line 2"),
         (json.dumps({"prompt": "a" * 1020}) + "\n", "context is 1024"),
     ],
     ids=["missing", "empty", "column", "json", "value", "too-long"],
@@ -156,7 +156,6 @@ def test_unknown_setting_in_a_recipe(tmp_path, convert_fails):
     [
         (["convrt"], "did you mean 'convert'"),
         (["generate", "--tempratur", "1", "hello"], "did you mean --temperature"),
-        (["generate"], "no prompt given"),
         (["generate", "m", "a", "b"], "unexpected argument 'b'"),
         (["generate", "m", "a", "--top-p", "2"], "top_p"),
         (["convert"], "no model given"),
@@ -166,6 +165,13 @@ def test_unknown_setting_in_a_recipe(tmp_path, convert_fails):
         (["eval", "--decoding", "fast"], "'dynamic'"),
         (["eval", "--batch-size", "0"], "--batch-size"),
         (["eval", "--problems", "nowhere.jsonl"], "does not exist"),
+        (["eval", "m", "--problems", "a.jsonl", "--prompts", "b.jsonl"], "--problems does nothing with --prompts"),
+        (["eval", "m", "--prompt-tokens", "4"], "--prompt-tokens does nothing with problems"),
+        (["eval", "m", "--per-family", "4", "--problems", "a.jsonl"], "leave it out with --problems"),
+        (["eval", "--temperature", "-1"], "temperature"),
+        (["eval", "--json", "no/such/folder/out.json"], "out.json cannot be written"),
+        (["demo", "--picture", "no/such/folder/demo.svg"], "demo.svg cannot be written"),
+        (["eval", "--answers", "."], ". cannot be written"),
         (["doctor", "m", "--block-size", "0"], "block_size"),
         (["doctor"], "no model given"),
     ],
@@ -189,6 +195,13 @@ def test_bad_command_lines(words, expected, capsys, monkeypatch, tmp_path):
         ('{"prompt": "a", "answer": "f", "family": "code"}', "needs calls"),
         ('{"prompt": "a", "answer": "many", "family": "maths"}', "no number"),
         ("[1]", "missing: prompt, answer, family"),
+        ('{"prompt": null, "answer": "1", "family": "maths"}', "line 1 is neither text nor a list of messages"),
+        ('{"prompt": 5, "answer": "1", "family": "maths"}', "line 1 is neither text nor a list of messages"),
+        ('{"prompt": "a", "answer": null, "family": "edit"}', "line 1 has null as answer"),
+        ('{"prompt": "a", "answer": ["x"], "family": "edit"}', "line 1 has a list as answer"),
+        ('{"prompt": "a", "answer": true, "family": "edit"}', "line 1 has a bool as answer"),
+        ('{"prompt": "a", "answer": "1", "family": null}', "line 1 has null as family"),
+        ('{"prompt": "a", "answer": "1", "family": "maths", "tag": {}}', "line 1 has a dict as tag"),
     ],
 )
 def test_bad_problems(line, expected, tmp_path, capsys):
@@ -297,6 +310,19 @@ def test_checkpoint_of_another_architecture(converted, tmp_path, capsys):
 def test_a_model_that_was_never_converted(ar_model, capsys):
     """Without it an AR model would be decoded by blocks and write nonsense."""
     assert "convert it first with `opdlm convert`" in fails(capsys, "generate", ar_model, "hello")
+
+
+def test_a_converted_model_is_no_ar_model(converted, prompts, tmp_path, capsys):
+    """Without it a student would be its own teacher, or be compared with itself."""
+    model = converted / "model"
+    for words in (
+        ("doctor", model),
+        ("convert", model, "--prompts", prompts, "--output", tmp_path / "o"),
+        ("eval", model, "--against", model),
+    ):
+        message = fails(capsys, *words)
+        assert "is a converted model already" in message
+        assert f"--resume --output {converted}" in message
 
 
 def test_eval_against_another_family(converted, tmp_path, capsys):

@@ -1,15 +1,18 @@
 """Values at the border of what is sensible: one line that names the fix, or the value works."""
 
+import io
 import json
 import shutil
 
 import pytest
+import torch
 
 from cli_support import SMALL, call, fails
 from opdlm.distill.api import convert, resume
 from opdlm.errors import PromptsError
 from opdlm.sampling.model_file import _parsed
 from opdlm.tiny.weights import student_path
+from support import tiny_model, tiny_tokenizer
 
 BIG_SEED = "20260606"
 TINY = {
@@ -34,6 +37,25 @@ def test_a_large_seed_works_and_a_huge_one_is_refused(run, ar_model, prompts, tm
     huge = ("--seed", str(2**64))
     assert "seed" in fails(capsys, "convert", ar_model, "--prompts", prompts, "--output", tmp_path / "o", *SMALL, *huge)
     assert "seed" in fails(capsys, "generate", run, "a", *huge)
+
+
+def test_a_rate_that_ruins_the_weights_is_refused(ar_model, prompts, tmp_path, capsys):
+    """Else the run would end well, with a model of NaN."""
+    words = ("convert", ar_model, "--prompts", prompts, "--output", tmp_path / "o", *SMALL)
+    for rate in ("1e30", "inf", "nan"):
+        assert "learning_rate" in fails(capsys, *words, "--optimiser.learning-rate", rate)
+    assert "finite" in fails(capsys, *words, "--optimiser.l2-sp", "inf")
+    assert "weight_decay 1e+30" in fails(capsys, *words, "--optimiser.weight-decay", "1e30")
+
+
+def test_a_model_of_nan_is_named(prompts, tmp_path, capsys):
+    """Else its architecture would be blamed."""
+    model = tiny_model()
+    torch.nn.init.constant_(next(model.parameters()), float("nan"))
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    words = ("convert", tmp_path / "model", "--prompts", prompts, "--output", tmp_path / "o", *SMALL)
+    assert "not finite" in fails(capsys, *words)
 
 
 def test_rollouts_leave_samples(run):
@@ -61,6 +83,19 @@ def test_a_list_of_prompts_is_checked_cut_and_kept(ar_model, tmp_path):
     resume(tmp_path / "run", on_start=lambda trainer, difference: seen.append(len(trainer.prompts)))
     assert len(lines) == 2
     assert seen == [2]
+
+
+def test_cut_prompts_of_a_chat_model_end_as_the_template_does(tmp_path):
+    """Else the student would learn to continue the user's text."""
+    tiny_model("llama").save_pretrained(tmp_path / "chat")
+    tokenizer = tiny_tokenizer(chat=True)
+    tokenizer.save_pretrained(tmp_path / "chat")
+    seen = []
+    prompts = ["a long question", "short"]
+    limits = {**TINY, "rollouts": 1, "prompt_tokens": 12}
+    started = {"on_start": lambda trainer, difference: seen.extend(map(tokenizer.decode, trainer.prompts))}
+    convert(tmp_path / "chat", prompts, tmp_path / "run", **started, **limits)
+    assert seen == ["<s>u:a long;a:", "<s>u:short;a:"]
 
 
 @pytest.mark.parametrize("decoding", ["static:0", "sequential:0", "dynamic:1.5", "guess"])
@@ -92,8 +127,10 @@ def test_numbers_of_an_evaluation(run, ar_model, prompts, capsys):
     assert "temperature" in fails(capsys, *words, "--temperature", "-1")
 
 
-def test_a_run_is_not_a_prompt(run, capsys):
+def test_a_run_is_not_a_prompt(run, capsys, monkeypatch):
     """Else `opdlm generate RUN` would answer the folder's name."""
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert "no prompt" in fails(capsys, "generate")
     assert "no prompt" in fails(capsys, "generate", run)
     assert "no prompt" in fails(capsys, "generate", student_path())
 

@@ -52,6 +52,9 @@ def test_every_command_and_snippet_runs(desk, monkeypatch, capsys):
     for snippet in snippets:
         exec(snippet.replace(MODEL, "model"), scope)
     assert "<|assistant|>" in capsys.readouterr().out
+    Path("run/model/chat_template.jinja").unlink()
+    exec(snippets[-1], scope)  # the plain-transformers one also takes a model without a chat template
+    assert "<|assistant|>" not in capsys.readouterr().out
 
 
 def test_nothing_else_is_shown():

@@ -1,6 +1,7 @@
 """A model and texts that were not made for this project, where they are at hand."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,8 @@ def test_stories_from_conversion_to_likelihood(tmp_path: Path, capsys: pytest.Ca
     assert main(["convert", str(MODEL), *beginnings, "--output", run, *size, *ramp]) == 0
     assert main(["generate", run, "Once upon a time", "--max-new-tokens", "12"]) == 0
     assert capsys.readouterr().out.strip()
+    assert main(["generate", run, "--infill", "One day[[MASK:1]]b\n[[MASK:1]] c  ."]) == 0
+    assert re.fullmatch(r"One day.*b\n.* c  \.\n", capsys.readouterr().out, re.DOTALL)
     limits = ["--max-new-tokens", "16", "--decoding", "static", "--json", str(numbers)]
     assert main(["eval", run, "--against", str(MODEL), *beginnings, *limits]) == 0
     rows = json.loads(numbers.read_text())["likelihood"]

@@ -8,23 +8,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from opdlm.cli.main import main
 from opdlm.distill.api import convert, resume
-from opdlm.errors import CheckpointError, OutputExistsError, UsageError
+from opdlm.errors import (
+    CheckpointError,
+    ConfigError,
+    NonFiniteLossError,
+    NonFiniteWeightsError,
+    OutputExistsError,
+    PromptsError,
+    RunInUseError,
+    UsageError,
+)
 from opdlm.records.metrics import StepMetrics
 from opdlm.records.run_folder import RunFolder
-from rollouts import fresh_student
-from support import tiny_tokenizer
-
-PROMPTS = ["abc", "what is 2+2?", "one, two, ", "xyz!", "a=b"]
-SETTINGS: dict[str, Any] = {
-    "device": "cpu",
-    "rollouts": 5,
-    "prompts_per_rollout": 2,
-    "rows_per_update": 1,
-    "save_every_rollouts": 2,
-    "response_length": {"start": 6, "end": 12, "rollouts": 3},
-    "optimiser": {"learning_rate": 3e-3, "warmup_updates": 2},
-}
+from runs import PROMPTS, SETTINGS, metrics, small_ar_model, weights
 
 
 class PowerCut(Exception):  # noqa: N818
@@ -33,9 +31,7 @@ class PowerCut(Exception):  # noqa: N818
 
 @pytest.fixture
 def ar_model(tmp_path: Path) -> str:
-    fresh_student().model.save_pretrained(tmp_path / "ar_model")
-    tiny_tokenizer().save_pretrained(tmp_path / "ar_model")
-    return str(tmp_path / "ar_model")
+    return small_ar_model(tmp_path)
 
 
 def cut_at(rollout: int):
@@ -44,19 +40,6 @@ def cut_at(rollout: int):
             raise PowerCut
 
     return on_step
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        for clock in (line, line["total"]):
-            clock.pop("seconds")
-        line.pop("peak_memory_bytes")
-    return lines
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "model" / "model.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -150,3 +133,120 @@ def test_a_run_of_an_earlier_version_resumes(ar_model: str, tmp_path: Path) -> N
 
 def without_version(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in ("version", "evaluation")}
+
+
+def test_a_run_is_not_resumed_twice_at_once(ar_model: str, tmp_path: Path) -> None:
+    """Else both would end well, with metrics 1, 2, 3, 3, 4, 4 and weights of neither."""
+    run = tmp_path / "run"
+    refused: list[str] = []
+
+    def resume_again(_metrics: StepMetrics) -> None:
+        with pytest.raises(RunInUseError) as error:
+            resume(run)
+        refused.append(str(error.value))
+
+    convert(ar_model, PROMPTS, run, on_step=resume_again, **SETTINGS)
+    assert len(refused) == 5
+    assert [line["rollout"] for line in metrics(run)] == [1, 2, 3, 4, 5]
+    resume(run)
+
+
+CONSTANT = {"learning_rate": 1e-3, "final_learning_rate": 1e-3, "warmup_updates": 0}
+
+
+def test_a_finished_run_goes_on_with_more_rollouts(ar_model: str, tmp_path: Path) -> None:
+    """Else who trained too little would have to begin again. At a constant rate it is the longer run, bit for bit."""
+    chosen = SETTINGS | {"optimiser": CONSTANT, "rollouts": 3}
+    convert(ar_model, PROMPTS, tmp_path / "whole", **(chosen | {"rollouts": 5}))
+    convert(ar_model, PROMPTS, tmp_path / "run", **chosen)
+    resume(tmp_path / "run", rollouts=5)
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "run")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert [line["rollout"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5]
+    run = RunFolder(tmp_path / "run")
+    assert run.settings().rollouts == 5
+    assert json.loads(run.history.read_text()) == {"version": 1, "rollouts_begun": 3, "changed": {"rollouts": [3, 5]}}
+
+
+def test_other_settings_change_on_resume(ar_model: str, tmp_path: Path) -> None:
+    """Else a rate that was too high would cost the run; and a refused change must leave the run as it is."""
+    with pytest.raises(PowerCut):
+        convert(ar_model, PROMPTS, tmp_path / "run", on_step=cut_at(2), **(SETTINGS | {"optimiser": CONSTANT}))
+    run = RunFolder(tmp_path / "run")
+    before = run.config.read_text()
+    for changes, message in (
+        ({"seed": 1}, "keeps its own seed; .*may change rollouts"),
+        ({"response_length": {"end": 20}}, "response_length.end"),
+        ({"optimiser": {"l2_sp": 1}}, "optimiser.l2_sp"),
+        ({"rollouts": 1}, "2 are done or under way"),
+        ({"rollouts": None}, "give it"),
+        ({"optimiser": {"learning_rate": 2}}, "less than or equal to 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            resume(run.path, **changes)
+    assert run.config.read_text() == before
+    assert not run.history.exists()
+    slower = {"learning_rate": 1e-4, "final_learning_rate": 1e-4}
+    resume(run.path, optimiser=slower, save_every_rollouts=1, rows_per_micro_batch=1, device="cpu")
+    assert [line["learning_rate"] for line in metrics(run.path)] == [1e-3, 1e-3, 1e-4, 1e-4, 1e-4]
+    assert run.settings().optimiser.beta1 == 0.9
+    changed = json.loads(run.history.read_text())["changed"]
+    assert changed["optimiser.learning_rate"] == [1e-3, 1e-4]
+    assert changed.keys() == {f"optimiser.{name}" for name in slower} | {"save_every_rollouts", "rows_per_micro_batch"}
+
+
+def test_the_advice_after_a_diverged_run_works(ar_model: str, tmp_path: Path) -> None:
+    """Else "resume with a lower rate" would be advice that nobody can follow."""
+
+    def ruin(trainer: Any, _difference: float) -> None:
+        def after(line: StepMetrics) -> None:
+            if line.rollout == 3:
+                next(trainer.pair.student.parameters()).data.fill_(float("inf"))
+
+        trainer.on_step = after
+
+    with pytest.raises((NonFiniteLossError, NonFiniteWeightsError)) as error:
+        convert(ar_model, PROMPTS, tmp_path / "run", on_start=ruin, **SETTINGS)
+    checkpoint = tmp_path / "run" / "checkpoints" / "rollout-000002"
+    words = str(error.value).partition("the last good checkpoint is ")[2]
+    assert words == (
+        f"{checkpoint}; continue with a lower rate: "
+        f"opdlm convert --resume {tmp_path / 'run'} --optimiser.learning-rate RATE"
+    )
+    assert main(["convert", "--resume", str(tmp_path / "run"), "--optimiser.learning-rate", "1e-4"]) == 0
+    assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
+
+
+def test_other_prompts_are_refused_and_any_folder_will_do(
+    ar_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a changed file would be trained on in silence, and relative paths would be looked for elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.txt").write_text("\n".join(PROMPTS))
+    with pytest.raises(PowerCut):
+        convert("ar_model", "prompts.txt", "run", on_step=cut_at(3), **SETTINGS)
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    (tmp_path / "prompts.txt").write_text("\n".join([*PROMPTS, "another"]))
+    with pytest.raises(PromptsError, match=r"not those that .* was started with"):
+        resume("../run")
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    assert resume("../run").is_dir()
+
+
+def test_a_run_with_a_list_of_prompts_can_be_moved(ar_model: str, tmp_path: Path) -> None:
+    """Else its own copy of the prompts would be looked for where it was."""
+    with pytest.raises(PowerCut):
+        convert(ar_model, PROMPTS, tmp_path / "run", on_step=cut_at(3), **SETTINGS)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert resume(tmp_path / "moved") == tmp_path / "moved" / "model"
+
+
+def test_sizes_that_no_model_has_are_refused_or_begin(ar_model: str, tmp_path: Path) -> None:
+    """Else a rank or a number of rollouts with too many zeros would hang before the first line."""
+    with pytest.raises(ConfigError, match=r"lora_rank: 100000 .* at most 16"):
+        convert(ar_model, PROMPTS, tmp_path / "rank", lora_rank=100000, **SETTINGS)
+    with pytest.raises(PowerCut):
+        convert(ar_model, PROMPTS, tmp_path / "long", on_step=cut_at(1), **(SETTINGS | {"rollouts": 10**9}))
+    with pytest.raises(ConfigError, match="rollouts"):
+        convert(ar_model, PROMPTS, tmp_path / "longer", **(SETTINGS | {"rollouts": 10**10}))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from opdlm.checkpoints.load import load_ar_model
+from opdlm.config import GenerationSettings
 from opdlm.evals.answers import answered
 from opdlm.evals.writers import ar_writer
 from opdlm.sampling.api import load
@@ -27,7 +28,7 @@ def test_weights_are_the_published_ones(folder: Path) -> None:
 def test_the_ar_model_knows_its_tasks() -> None:
     """Else every number of the demo would be relative to a teacher that cannot do the tasks."""
     model, tokenizer = load_ar_model(ar_model_path())
-    writer = ar_writer(model, tokenizer, max_new_tokens=64, batch_size=32)
+    writer = ar_writer(model, tokenizer, GenerationSettings(max_new_tokens=64), batch_size=32)
     report = answered("teacher", writer, evaluation_set(PER_FAMILY))
     assert all(row.accuracy >= 0.9 for row in report.families)
     assert report.accuracy >= 0.95

@@ -1,6 +1,6 @@
 """Requests that come, are cancelled and go while others are written: nobody's tokens depend on anybody else's."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from opdlm.config import GenerationSettings
 from opdlm.core.types import Rollout
-from opdlm.errors import UsageError
+from opdlm.errors import ContextLengthError, UsageError
+from opdlm.models.cache import KVCache
 from opdlm.sampling.engine import Completion, Draft, Engine
 from opdlm.sampling.request import Request
 from opdlm.sampling.requests import continuations, fillings
@@ -245,6 +246,39 @@ def test_a_start_that_fails_is_tried_again_and_loses_nobody(monkeypatch: pytest.
     found = finished_texts(engine)
     for number, request in zip(numbers, [running, *newcomers], strict=True):
         assert_same_row(found[number], 0, Engine(student(), NEVER_STOPS, 1).write([request]))
+
+
+@pytest.mark.parametrize("failing", range(8))
+def test_memory_that_ends_while_the_cache_grows_changes_nothing(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else half of the layers would have grown, and every later step would fail or read another row's past."""
+    running, wide = endless([9, 8, 7], 20), endless(random_prompts((9,), seed=1)[0], 60, 1)
+    engine = Engine(student(), NEVER_STOPS, 3)
+    numbers = [engine.add(running)]
+    engine.step()
+    numbers.append(engine.add(wide))
+    calls, larger = iter(range(1000)), KVCache._larger
+
+    def short(cache: KVCache, *args: Any) -> torch.Tensor:
+        if next(calls) == failing:  # one more row first, four buffers, and then the columns
+            raise RuntimeError("out of memory")
+        return larger(cache, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(KVCache, "_larger", short)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            engine.step()
+    found = finished_texts(engine)
+    for number, request in zip(numbers, [running, wide], strict=True):
+        assert_same_row(found[number], 0, Engine(student(), NEVER_STOPS, 1).write([request]))
+
+
+def test_a_text_longer_than_the_context_is_refused_at_once() -> None:
+    """Else it would be allocated, and the model read positions that it was never trained for."""
+    engine = Engine(student(), NEVER_STOPS, 2)
+    for new in (253, 10**15):
+        with pytest.raises(ContextLengthError, match=f"{new} new ones.* 256"):
+            engine.add(replace(endless([7, 8, 9, 10], 9), end=4 + new))
+    assert engine.idle
 
 
 def test_a_list_with_a_bad_request_leaves_the_engine_free() -> None:

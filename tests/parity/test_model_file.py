@@ -68,6 +68,11 @@ sys.meta_path.insert(0, NoOpdlm())
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from transformers import AutoConfig
+
+config = AutoConfig.from_pretrained(job["folders"][0], trust_remote_code=True)
+untrained = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
+assert untrained.generate(torch.tensor([[5, 6]]), max_new_tokens=3).shape[1] <= 5
 outputs = []
 for folder in job["folders"]:
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
@@ -186,6 +191,9 @@ def test_unknown_arguments_are_refused(folders: dict[str, Path]) -> None:
         ({"stop_strings": "a"}, "need the tokenizer"),
         ({"stop_strings": [""], "tokenizer": tiny_tokenizer()}, "is empty"),
         ({"logit_bias": {97: 1.0}}, "from 0 to 96"),
+        ({"logit_bias": {3: 1e39}}, "logit_bias is 1e.39"),
+        ({"max_new_tokens": 256}, "context of 256"),
+        ({"max_new_tokens": 10**9}, "must be at most 1048576"),
     ):
         with pytest.raises(ValueError, match=message):
             model.generate(torch.tensor([[5]]), **settings)

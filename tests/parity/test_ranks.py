@@ -45,12 +45,14 @@ def trained(folder: Path, ranks: Twins | None) -> tuple[StepMetrics, dict[str, t
     )
     model = fresh_student()
     pair = Pair.of(model, Teacher(student(seed=3)), TOKENS, ranks)
-    run, gradients = RunFolder.create(folder, settings), []
+    gradients = []
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(lambda p: gradients.append(p.grad.clone()))
     extra = {} if ranks is None else {"ranks": ranks}
-    work = Trainer(pair, random_prompts((1, 3, 4, 6)), settings, run=run, save_model=lambda path: path.mkdir(), **extra)
-    return work.train(), model.state_dict(), gradients
+    prompts = random_prompts((1, 3, 4, 6))
+    with RunFolder.created(folder, settings) as run:
+        work = Trainer(pair, prompts, settings, run=run, save_model=lambda path: path.mkdir(), **extra)
+        return work.train(), model.state_dict(), gradients
 
 
 def test_counts_and_divisor_are_those_of_all_ranks(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ from opdlm.core.divergence import forward_kl
 from opdlm.core.layout import Attention
 from opdlm.core.types import Geometry, Rollout, StateBatch
 from opdlm.distill import losses, pair
-from opdlm.distill.adapter import adapter_off, add_adapter, merged
 from opdlm.distill.methods import METHODS
 from opdlm.distill.rollout import Written
 from opdlm.distill.step import Batch, StepCounts, training_step
 from opdlm.distill.teacher import Teacher
 from opdlm.distill.update import Updater
+from opdlm.models.adapter import adapter_off, add_adapter, merged
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.parts import input_embedding
 from opdlm.parallel.ranks import OneProcess

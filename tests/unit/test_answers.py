@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
+from opdlm.config import GenerationSettings
 from opdlm.core.types import Rollout
 from opdlm.errors import RecordError, UsageError
 from opdlm.evals import answers
@@ -46,17 +47,17 @@ class Scripted:
 
     def __call__(self, prompts):
         self.calls.append(list(prompts))
-        return [self.answers[prompt] for prompt in prompts]
+        return enumerate(self.answers[prompt] for prompt in prompts)
 
 
 def test_rows_count_by_family_and_by_tag():
     """Without it the report could credit a family with another's answers."""
     report = answered("student", Scripted(), QUESTIONS)
     assert report.rows == (
-        Score(family="edit", tag=None, n=2, correct=1, tokens=40, forwards=10, seconds=0.75),
-        Score(family="recall", tag=None, n=3, correct=2, tokens=10, forwards=7, seconds=3.0),
-        Score(family="recall", tag="seen", n=1, correct=1, tokens=4, forwards=4, seconds=1.0),
-        Score(family="recall", tag="unseen", n=2, correct=1, tokens=6, forwards=3, seconds=2.0),
+        Score(family="edit", tag=None, n=2, correct=1, tokens=40, forwards=10, seconds=0.75, empty=0),
+        Score(family="recall", tag=None, n=3, correct=2, tokens=10, forwards=7, seconds=3.0, empty=0),
+        Score(family="recall", tag="seen", n=1, correct=1, tokens=4, forwards=4, seconds=1.0, empty=0),
+        Score(family="recall", tag="unseen", n=2, correct=1, tokens=6, forwards=3, seconds=2.0, empty=0),
     )
     assert report.row("recall", "unseen").accuracy == 0.5
     with pytest.raises(UsageError, match="recall/seen"):
@@ -97,22 +98,54 @@ def test_the_warm_up_is_not_timed(monkeypatch):
     assert scripted.calls == [["e1"], [one.prompt for one in QUESTIONS]]
 
 
-def test_calls_in_parts_report_progress():
-    """Without it a long evaluation would look dead, or its parts be mixed up."""
-    scripted, seen = Scripted(), []
+def test_answers_come_in_any_order_and_none_is_lost():
+    """Without it a long evaluation would look dead, and be lost with its answers when it is stopped."""
+    seen, kept = [], []
+
+    def backwards(prompts):
+        return reversed(list(enumerate(ANSWERS[prompt] for prompt in prompts)))
+
     whole = answered("student", Scripted(), QUESTIONS)
-    report = answered("student", scripted, QUESTIONS, prompts_per_call=2, on_progress=lambda *at: seen.append(at))
-    assert seen == [(2, 5), (4, 5), (5, 5)]
-    assert [len(call) for call in scripted.calls] == [1, 2, 2, 1]
+    report = answered(
+        "student",
+        backwards,
+        QUESTIONS,
+        decoding="static",
+        on_progress=lambda *at: seen.append(at),
+        on_answer=kept.append,
+    )
+    assert seen == [(done, 5) for done in range(6)]
     assert report.rows == whole.rows
+    assert [(one.number, one.prompt, one.correct) for one in kept][-2:] == [(1, "r1", True), (0, "e1", True)]
+    assert kept[0].to_json() == {
+        "version": 1,
+        "name": "student",
+        "decoding": "static",
+        "model": "",
+        "number": 4,
+        "family": "recall",
+        "tag": "unseen",
+        "prompt": "r3",
+        "response": "It is pink.",
+        "expected": "green",
+        "calls": [],
+        "correct": False,
+        "tokens": 2,
+        "forwards": 1,
+    }
+
+
+def test_an_evaluation_of_nothing_has_numbers():
+    """Without it a report over no problem would end in a division by zero."""
+    nothing = Evaluation(name="student", rows=(), seconds=0.0)
+    assert (nothing.accuracy, nothing.total.accuracy, nothing.tokens_per_second) == (0, 0, 0)
+    assert Evaluation.from_json(nothing.to_json(), "file") == nothing
 
 
 def test_nothing_to_answered():
     """Without it an empty set would end in a division by zero."""
     with pytest.raises(UsageError, match="no problems"):
         answered("student", Scripted(), [])
-    with pytest.raises(UsageError, match="prompts_per_call"):
-        answered("student", Scripted(), QUESTIONS, prompts_per_call=0)
 
 
 def test_report_survives_json():
@@ -191,6 +224,11 @@ def model(tokenizer):
     return Qwen3ForCausalLM(config).eval()
 
 
+def in_order(answers):
+    by_index = dict(answers)
+    return [by_index[index] for index in range(len(by_index))]
+
+
 def greedy(model, tokenizer, prompt, stop_ids):
     """The oracle: one row, no cache, no padding."""
     chat = [{"role": "user", "content": prompt}]
@@ -218,7 +256,8 @@ def test_ar_writer_is_greedy_decoding_row_by_row(model, tokenizer, batch_size):
     stop_ids = stopping_early(model, tokenizer)
     expected = [greedy(model, tokenizer, prompt, stop_ids) for prompt in PROMPTS]
     assert {len(ids) for ids in expected} > {LIMIT}  # some rows stop, some are cut
-    got = ar_writer(model, tokenizer, max_new_tokens=LIMIT, batch_size=batch_size)(PROMPTS)
+    settings = GenerationSettings(max_new_tokens=LIMIT)
+    got = in_order(ar_writer(model, tokenizer, settings, batch_size=batch_size)(PROMPTS))
     assert [response.text for response in got] == [tokenizer.decode(ids, skip_special_tokens=True) for ids in expected]
     assert [response.tokens for response in got] == [len(ids) for ids in expected]
     assert [response.forwards for response in got] == [len(ids) for ids in expected]
@@ -228,13 +267,29 @@ def test_ar_writer_without_template_or_padding_token(model, tokenizer):
     """Without it base models, which have neither, could not be evaluated."""
     plain = train_tokenizer(PROMPTS)
     plain.chat_template = plain.pad_token = None
-    write = ar_writer(model, plain, max_new_tokens=3, batch_size=2)
+    write = ar_writer(model, plain, GenerationSettings(max_new_tokens=3), batch_size=2)
     ids = tokenizer.encode(PROMPTS[0])
     with torch.no_grad():
         first = int(model(torch.tensor([ids])).logits[0, -1].argmax())
-    assert write(PROMPTS)[0].text.startswith(tokenizer.decode([first]))
+    assert in_order(write(PROMPTS))[0].text.startswith(tokenizer.decode([first]))
     with pytest.raises(UsageError, match="empty"):
-        write(["x", ""])
+        list(write(["x", ""]))
+
+
+def test_ar_writer_samples_as_asked(model, tokenizer):
+    """Without it `--temperature` would change the student's answers and leave the teacher's greedy."""
+
+    def texts(**settings):
+        chosen = GenerationSettings(max_new_tokens=LIMIT, **settings)
+        return [answer.text for answer in in_order(ar_writer(model, tokenizer, chosen, batch_size=2)(PROMPTS))]
+
+    state = torch.random.get_rng_state()
+    hot = texts(temperature=3.0)
+    assert hot != texts()
+    assert hot == texts(temperature=3.0)
+    assert hot != texts(temperature=3.0, seed=1)
+    assert texts(temperature=3.0, top_k=1) == texts()
+    assert torch.equal(state, torch.random.get_rng_state())
 
 
 def test_diffusion_writer_reads_the_rollout(tokenizer):
@@ -245,20 +300,22 @@ def test_diffusion_writer_reads_the_rollout(tokenizer):
 
     def generate(prompts):
         asked.extend(prompts)
-        rows = [prompt + answer + rest for prompt, answer in zip(prompts, answers, strict=True)]
-        width = max(map(len, rows))
-        input_ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
-        prompt_length = torch.tensor([len(prompt) for prompt in prompts])
-        return Rollout(
-            input_ids=input_ids,
-            prompt_length=prompt_length,
-            length=prompt_length + torch.tensor([len(answer) for answer in answers]),
-            end=torch.tensor([len(row) for row in rows]),
-            commit_step=torch.zeros_like(input_ids, dtype=torch.int16),
-            stopped=torch.tensor([True, False]),
-            forwards=torch.tensor([2, 7]),
-        )
+        for index, (answer, forwards) in enumerate(zip(answers, [2, 7], strict=True)):
+            ids = prompts[index] + answer + rest
+            begin = torch.tensor([len(prompts[index])])
+            yield (
+                index,
+                Rollout(
+                    input_ids=torch.tensor([ids]),
+                    prompt_length=begin,
+                    length=begin + len(answer),
+                    end=torch.tensor([len(ids)]),
+                    commit_step=torch.zeros(1, len(ids), dtype=torch.int16),
+                    stopped=torch.tensor([index == 0]),
+                    forwards=torch.tensor([forwards]),
+                ),
+            )
 
-    got = diffusion_writer(generate, tokenizer)(PROMPTS[:2])
+    got = in_order(diffusion_writer(generate, tokenizer)(PROMPTS[:2]))
     assert got == [Answer("cat dog", len(answers[0]), 2), Answer("no", len(answers[1]), 7)]
     assert tokenizer.decode(asked[0]) == f"<|user|>{PROMPTS[0]}<|end|><|assistant|>"

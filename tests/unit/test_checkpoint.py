@@ -11,13 +11,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import opdlm
 from opdlm.checkpoints import save
-from opdlm.checkpoints.load import count_parameters, generation_settings, is_checkpoint, load_ar_model, load_checkpoint
+from opdlm.checkpoints.load import generation_settings, is_checkpoint, load_checkpoint
 from opdlm.checkpoints.save import save_checkpoint
+from opdlm.checkpoints.source import count_parameters
 from opdlm.config import GenerationSettings
 from opdlm.core.types import Geometry
 from opdlm.errors import (
     CheckpointError,
     ModelNotFoundError,
+    NonFiniteWeightsError,
     OpdlmError,
     OutputExistsError,
     StorageError,
@@ -75,13 +77,11 @@ def assert_same_weights(one: torch.nn.Module, other: torch.nn.Module) -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_a_checkpoint_is_also_a_plain_ar_model(folder: Path) -> None:
+def test_a_checkpoint_is_also_a_plain_model(folder: Path) -> None:
     """Else the weights could not be used, compared or converted again by tools that know nothing of opdlm."""
     plain = AutoModelForCausalLM.from_pretrained(folder)
     assert_same_weights(plain, tiny_model())
     assert AutoTokenizer.from_pretrained(folder).mask_token_id == MASK
-    model, _ = load_ar_model(folder)
-    assert type(model) is type(plain)
 
 
 def test_saving_leaves_the_live_model_as_it_was(tmp_path: Path) -> None:
@@ -131,6 +131,7 @@ def test_the_folder_is_described(folder: Path) -> None:
         "mask_token_id": MASK,
         "prediction": "shifted",
         "context": "causal",
+        "base_model": "someone/small",
         "opdlm_version": opdlm.__version__,
     }
     assert config["auto_map"] == {"AutoModelForCausalLM": "modeling_opdlm.BlockDiffusionForCausalLM"}
@@ -152,7 +153,7 @@ def test_an_earlier_checkpoint_is_replaced_only_by_a_complete_one(
     """Else a full disk would cost the last good checkpoint together with the new one."""
     first = saved(tmp_path / "model")
 
-    def full(*_: object) -> str:
+    def full(*_: object, **__: object) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -164,6 +165,16 @@ def test_an_earlier_checkpoint_is_replaced_only_by_a_complete_one(
     second = saved(tmp_path / "model", seed=2)
     assert_same_weights(load_checkpoint(tmp_path / "model")[0].model, second.model)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    """Else a model of NaN would take the place of the last good one."""
+    model = saved(tmp_path / "model")
+    with torch.no_grad():
+        next(model.model.parameters())[3, 0] = float("nan")
+    with pytest.raises(NonFiniteWeightsError, match="earlier checkpoint"):
+        save_checkpoint(model, tiny_tokenizer(mask=True), tmp_path / "model", generation=GENERATION, provenance={})
+    assert torch.isfinite(next(load_checkpoint(tmp_path / "model")[0].model.parameters())).all()
 
 
 def test_a_failed_rename_brings_the_earlier_checkpoint_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +214,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
 def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else Ctrl-C while saving would leave a hidden folder of the model's size."""
 
-    def interrupt(*_: object) -> str:
+    def interrupt(*_: object, **__: object) -> str:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(save, "model_card", interrupt)

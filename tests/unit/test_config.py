@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
 from opdlm.config import (
     ConvertSettings,
+    Decoding,
     DistillSettings,
     DynamicDecoding,
     EntropyDecoding,
@@ -17,8 +19,10 @@ from opdlm.config import (
     GenerationSettings,
     KlassDecoding,
     MixedKL,
+    OptimiserSettings,
     PrefixDecoding,
     SequentialDecoding,
+    Settings,
     StaticDecoding,
     as_text,
     settings_from,
@@ -126,6 +130,12 @@ def test_divergence_short_forms(text: str, expected: object) -> None:
         ({"method": "sft", "states": "all"}, "random masks"),
         ({"rows_per_update": 9, "prompts_per_rollout": 8}, "rows_per_update is larger"),
         ({"top_k": 0}, "top_k"),
+        ({"optimiser": {"learning_rate": 1e30}}, "optimiser.learning_rate: Input should be less than or equal to 1"),
+        (
+            {"optimiser": {"learning_rate": 0.5, "weight_decay": 3}},
+            "weight_decay 3 at this learning rate takes back",
+        ),
+        ({"optimiser": {"learning_rate": 1e-3, "l2_sp": 1e4}}, "lower either"),
         ({"prediction": "next"}, "prediction"),
     ],
 )
@@ -135,6 +145,23 @@ def test_mistakes_are_named_in_one_line(values: dict, message: str) -> None:
         settings_from(DistillSettings, values)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+CHOICES = get_args(get_args(Decoding)[0])
+FLOATS = [
+    (kind, name)
+    for kind in (DistillSettings, OptimiserSettings, GenerationSettings, MixedKL, GeneralisedJSD, *CHOICES)
+    for name, field in kind.model_fields.items()
+    if field.annotation is float
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), FLOATS, ids=lambda part: getattr(part, "__name__", part))
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), "nan"])
+def test_numbers_are_finite(kind: type[Settings], name: str, value: object) -> None:
+    """Else an infinite rate or decay would train, and leave a model of NaN."""
+    with pytest.raises(ConfigError, match=f"setting {name}: .*(finite|less than|greater than)"):
+        settings_from(kind, {name: value})
 
 
 def test_defaults_are_the_papers() -> None:
@@ -170,3 +197,9 @@ def test_settings_need_no_torch() -> None:
     """Else `--help` and every configuration error would wait seconds for torch."""
     code = "import sys, opdlm.config; assert 'torch' not in sys.modules, 'torch was imported'"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_divergence_that_takes_no_number() -> None:
+    """Else the message would speak of a setting of another divergence."""
+    with pytest.raises(ConfigError, match="forward_kl takes no number"):
+        settings_from(DistillSettings, {"divergence": "forward_kl:0.5"})

@@ -1,11 +1,13 @@
 """Prompts from files, and every way in which a file can be wrong."""
 
+import gzip
 import json
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
 
+from opdlm.data.files import HubPart
 from opdlm.data.prompts import check_lengths, load_prompts, load_responses
 from opdlm.errors import ContextLengthError, PromptsError
 
@@ -63,12 +65,22 @@ def test_the_answer_of_a_conversation_is_left_out(tmp_path: Path) -> None:
         ("bad.json", "[1,", "is not JSON"),
         ("object.json", '{"prompt": "a"}', "not a JSON list"),
         ("columns.jsonl", '{"foo": "a", "bar": "b"}', "--prompts-column: foo, bar"),
-        ("row.jsonl", '{"prompt": "a"}\n{"prompt": 3}', "row 1 of"),
-        ("blank.jsonl", '{"prompt": "a"}\n{"prompt": " "}', "row 1 of"),
-        ("missing.jsonl", '{"prompt": "a"}\n{"text": "b"}', "row 1 of"),
+        ("row.jsonl", '{"prompt": "a"}\n{"prompt": 3}', "line 2 is neither"),
+        ("blank.jsonl", '{"prompt": "a"}\n{"prompt": " "}', "line 2 is neither"),
+        ("missing.jsonl", '{"prompt": "a"}\n{"text": "b"}', "line 2 is neither"),
         ("chat.jsonl", '{"messages": [{"role": "user"}]}', "messages with role and content"),
-        ("answer.jsonl", '{"messages": [{"role": "assistant", "content": "a"}]}', "row 0 of"),
-        ("rows.csv", "a,b", "is not of a known kind; use one of .jsonl"),
+        ("answer.jsonl", '{"messages": [{"role": "assistant", "content": "a"}]}', "line 1 is neither"),
+        ("rows.xml", "<a>", "is not of a known kind; use one of .jsonl"),
+        ("rows.csv", "a,b", "holds no prompts"),
+        ("cells.csv", "prompt\na,b\n", "line 2 has more cells than the first line has names"),
+        ("twice.csv", "prompt,prompt\na,b\n", "names a column twice"),
+        ("quote.csv", 'prompt\n"a\n', "line 2: unexpected end of data"),
+        ("number.jsonl", '{"prompt": ' + "1" * 5000 + "}", "line 1 is JSON that cannot be read"),
+        ("deep.jsonl", "[" * 100_000, "line 1 is JSON that cannot be read"),
+        ("plain.jsonl.gz", '{"prompt": "a"}', "not a whole gzip file"),
+        ("message.jsonl", '{"role": "user", "content": "a"}', "one list a row"),
+        ("parts.jsonl", '{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', "line 1 is neither"),
+        ("role.jsonl", '{"conversations": [{"from": "alien", "value": "a"}]}', "line 1 is neither"),
     ],
 )
 def test_mistakes_are_named(name: str, content: str | None, message: str, tmp_path: Path) -> None:
@@ -76,6 +88,93 @@ def test_mistakes_are_named(name: str, content: str | None, message: str, tmp_pa
     source = str(tmp_path / name) if content is None else write(tmp_path, name, content)
     with pytest.raises(PromptsError, match=message):
         load_prompts(source)
+
+
+def test_tables(tmp_path: Path) -> None:
+    """Else people would have to convert their spreadsheets, or a cell with a comma or a line break become two."""
+    table = write(tmp_path, "a.csv", '\ufeffid,prompt\r\n1,"a, b\nc"\r\n2,"say ""hi"""\r\n')
+    assert load_prompts(table) == ["a, b\nc", 'say "hi"']
+    assert load_prompts(write(tmp_path, "a.tsv", "prompt\tanswer\na, b\tc\n")) == ["a, b"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt"])
+def test_compressed_files(name: str, tmp_path: Path) -> None:
+    """Else a data set would have to be unpacked, or be read as another kind."""
+    content = {"a.jsonl": '{"prompt": "é"}', "a.json": '["é"]', "a.csv": "prompt\né\n", "a.txt": "é\n"}[name]
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content.encode()))
+    assert load_prompts(str(tmp_path / f"{name}.gz")) == ["é"]
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content.encode())[:-9])
+    with pytest.raises(PromptsError, match="not a whole gzip file"):
+        load_prompts(str(tmp_path / f"{name}.gz"))
+
+
+def test_alpaca_rows_ask_about_their_input(tmp_path: Path) -> None:
+    """Else "Translate this sentence" would be asked without the sentence."""
+    rows = [
+        {"instruction": "Name a colour.", "input": "", "output": "red"},
+        {"instruction": "Translate.", "input": "Guten Tag", "output": "Good day"},
+    ]
+    said: list[str] = []
+    source = as_file(tmp_path, "json", rows)
+    assert load_prompts(source, on_found=said.append) == ["Name a colour.", "Translate.\n\nGuten Tag"]
+    assert said == [f"prompts: 2 from {source}, column instruction + input (not used: output)"]
+    assert load_prompts(source, column="instruction", limit=1, on_found=said.append) == ["Name a colour."]
+    assert said[1] == f"prompts: 1 from {source}, column instruction (not used: input, output)"
+    assert load_prompts(source, column="input, output") == ["red", "Guten Tag\n\nGood day"]
+    with pytest.raises(PromptsError, match="no column 'nope'"):
+        load_prompts(source, column="input,nope")
+
+
+def test_sharegpt_and_text_parts(tmp_path: Path) -> None:
+    """Else the two most common forms of chat data would be refused."""
+    turns = [("system", "be brief"), ("human", "hi"), ("gpt", "hello")]
+    shared = {"conversations": [{"from": role, "value": text} for role, text in turns]}
+    assert load_prompts(as_file(tmp_path, "jsonl", [shared])) == [MESSAGES]
+    parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    assert load_prompts(as_file(tmp_path, "jsonl", [{"messages": parts}])) == [[{"role": "user", "content": "ab"}]]
+
+
+def test_a_column_named_role_is_no_message(tmp_path: Path) -> None:
+    """Else a data set of personas would be refused."""
+    assert load_prompts(as_file(tmp_path, "jsonl", [{"role": "doctor", "prompt": "a"}])) == ["a"]
+
+
+def test_parts_of_a_hub_data_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Else only the train split of data sets with a single configuration could be used."""
+    asked: list[tuple] = []
+
+    def load_dataset(*names: object, **options: object) -> Dataset:
+        asked.append((*names, options))
+        if names[1] == "nope":
+            raise ValueError("BuilderConfig 'nope' not found.\nAvailable: ['main', 'socratic']")
+        return Dataset.from_list([{"question": "a?"}])
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    assert load_prompts("some/set") == ["a?"]
+    assert load_prompts("some/set", part=HubPart("main", "test", "v1")) == ["a?"]
+    assert asked == [
+        ("some/set", None, {"split": "train", "revision": None}),
+        ("some/set", "main", {"split": "test", "revision": "v1"}),
+    ]
+    with pytest.raises(PromptsError, match=r"Available: \['main', 'socratic'\].*--prompts-config"):
+        load_prompts("some/set", part=HubPart("nope"))
+    with pytest.raises(PromptsError, match="leave out --prompts-split"):
+        load_prompts(write(tmp_path, "a.txt", "a"), part=HubPart(split="test"))
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    """Else the message would say that an existing folder does not exist."""
+    (tmp_path / "data.jsonl").mkdir()
+    for folder in (tmp_path, tmp_path / "data.jsonl"):
+        with pytest.raises(PromptsError, match="is a folder; name a file in it"):
+            load_prompts(str(folder))
+
+
+@pytest.mark.parametrize("suffix", ["", ".jsonl"])
+def test_a_name_that_no_file_can_have(suffix: str) -> None:
+    """Else a text in place of a file's name would end in a traceback of the system."""
+    with pytest.raises(PromptsError, match="check the path"):
+        load_prompts("a" * 5000 + suffix)
 
 
 def test_more_mistakes_are_named(tmp_path: Path) -> None:
@@ -99,3 +198,5 @@ def test_prompts_that_do_not_fit_are_named() -> None:
     check_lengths([[1] * 500], 20, None, 4)
     with pytest.raises(ContextLengthError, match="prompt 1 has 13 tokens"):
         check_lengths([[1] * 5, [1] * 13], 20, 32, 4)
+    with pytest.raises(ContextLengthError, match="lower --block-size"):  # shorter responses cannot help
+        check_lengths([[1] * 5], 20, 32, 20)

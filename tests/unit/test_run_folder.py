@@ -2,20 +2,25 @@
 
 import errno
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from opdlm.config import ConvertSettings
-from opdlm.errors import CheckpointError, OutputExistsError, RecordError, StorageError
+from opdlm.errors import CheckpointError, OutputExistsError, RecordError, RunInUseError, StorageError
 from opdlm.records.metrics import Flops, StepMetrics, Totals
 from opdlm.records.run_folder import RunFolder
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
-    return RunFolder.create(tmp_path / "run", ConvertSettings(model="m", block_size=8))
+    with RunFolder.created(tmp_path / "run", ConvertSettings(model="m", block_size=8)) as made:
+        return made
 
 
 def save_model(folder: Path) -> None:
@@ -29,18 +34,18 @@ def save(run: RunFolder, rollouts: int, keep: int = 2) -> Path:
 
 def test_settings_come_back(run: RunFolder) -> None:
     """Else a resumed run would go on with other settings."""
-    assert RunFolder.open(run.path).settings() == ConvertSettings(model="m", block_size=8)
+    assert RunFolder.found(run.path).settings() == ConvertSettings(model="m", block_size=8)
 
 
 def test_a_used_folder_is_refused(run: RunFolder, tmp_path: Path) -> None:
     """Else a second run would overwrite the first; and resuming an empty folder would start a new one silently."""
-    with pytest.raises(OutputExistsError, match="--resume"):
-        RunFolder.create(run.path, ConvertSettings())
+    with pytest.raises(OutputExistsError, match="--resume"), RunFolder.created(run.path, ConvertSettings()):
+        pass
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OutputExistsError):
-        RunFolder.create(tmp_path / "file", ConvertSettings())
-    with pytest.raises(CheckpointError, match="no run to resume"):
-        RunFolder.open(tmp_path / "nothing")
+    with pytest.raises(OutputExistsError), RunFolder.created(tmp_path / "file", ConvertSettings()):
+        pass
+    with pytest.raises(CheckpointError, match="no run to resume"), RunFolder.opened(tmp_path / "nothing"):
+        pass
 
 
 def test_the_newest_checkpoints_are_kept(run: RunFolder) -> None:
@@ -95,8 +100,60 @@ def test_half_a_checkpoint_is_cleared_away(run: RunFolder) -> None:
     """Else what a killed run left would be taken for a checkpoint."""
     save(run, 1)
     save_model(run.checkpoints / "unfinished-rollout-000002")
-    again = RunFolder.open(run.path)
-    assert [p.name for p in again.checkpoints.iterdir()] == ["rollout-000001"]
+    save_model(run.checkpoints / ".unfinished-rollout-000002.partial")
+    with RunFolder.opened(run.path) as again:
+        assert [p.name for p in again.checkpoints.iterdir()] == ["rollout-000001"]
+
+
+def test_a_run_is_written_by_one_process(run: RunFolder) -> None:
+    """Else two that resume it would mix their weights and metrics, and one would clear away what the other writes."""
+    with RunFolder.opened(run.path):
+        save_model(run.checkpoints / "unfinished-rollout-000002")
+        with pytest.raises(RunInUseError, match=rf"process {os.getpid()} on .* since 20"), RunFolder.opened(run.path):
+            pass
+        assert (run.checkpoints / "unfinished-rollout-000002").is_dir()
+    with RunFolder.opened(run.path):
+        assert not (run.checkpoints / "unfinished-rollout-000002").exists()
+
+
+def test_of_two_that_make_a_run_one_does(tmp_path: Path) -> None:
+    """Else the second, which found the folder free as well, would remove what the first has written."""
+    with RunFolder.created(tmp_path / "run", ConvertSettings(model="m")) as first:
+        first.config.unlink()  # as if it were at the very start
+        first.rollouts.rmdir()
+        first.checkpoints.rmdir()
+        with pytest.raises(RunInUseError), RunFolder.created(tmp_path / "run", ConvertSettings(model="m")):
+            pass
+
+
+@pytest.fixture
+def holder(run: RunFolder) -> Iterator[subprocess.Popen]:
+    """Another process that holds the run."""
+    code = """
+import sys
+from pathlib import Path
+from opdlm.records.lock import held
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code, run.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_the_lock_ends_with_its_process(run: RunFolder, holder: subprocess.Popen) -> None:
+    """Else a machine that goes off would leave a run that nobody can resume."""
+    with pytest.raises(RunInUseError, match=f"process {holder.pid} "), RunFolder.opened(run.path):
+        pass
+    holder.kill()
+    holder.wait()
+    with RunFolder.opened(run.path):
+        pass
 
 
 @pytest.mark.parametrize("content", [b"", b"not a pickle", b"PK\x03\x04 truncated"])

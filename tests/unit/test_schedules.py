@@ -2,7 +2,7 @@
 
 import pytest
 
-from opdlm.core.schedules import learning_rate, response_length
+from opdlm.core.schedules import learning_rate, planned_updates, response_length
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,14 @@ def test_learning_rate_warms_up_and_decays() -> None:
     assert rates[5:] == sorted(rates[5:], reverse=True)
     assert learning_rate(200, 105, 1e-5, 1e-6, 5) == pytest.approx(1e-6)
     assert learning_rate(0, 1, 1e-5, 1e-6, 0) == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize("prompts", [1, 5, 6, 7])
+@pytest.mark.parametrize(("per_rollout", "rows"), [(3, 2), (6, 6), (8, 1)])
+def test_updates_are_counted_without_counting(prompts: int, per_rollout: int, rows: int) -> None:
+    """Else the schedule would end early or late; and a loop over a billion rollouts would never begin."""
+    sizes = [len(range(prompts)[start : start + per_rollout]) for start in range(0, prompts, per_rollout)]
+    for rollouts in range(1, 12):
+        updates = sum(-(-sizes[index % len(sizes)] // rows) for index in range(rollouts))
+        assert planned_updates(rollouts, prompts, per_rollout, rows) == updates
+    assert planned_updates(10**9, prompts, per_rollout, rows) >= 10**9

@@ -1,5 +1,7 @@
 """Mask, pad and stop ids, and prompts as ids."""
 
+from typing import Any
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, processors
@@ -137,12 +139,33 @@ def test_a_base_model_gets_the_text_with_its_beginning_and_no_end() -> None:
         (True, [], "empty"),
         (False, [{"role": "user", "content": "a"}], "no chat template"),
         (True, [{"text": "a"}], "'role' and 'content'"),
+        (True, [7], "'role' and 'content'"),
+        (True, [{7: 8}], "'role' and 'content'"),
+        (True, 7, "a prompt is int"),
+        (True, None, "a prompt is NoneType"),
+        (True, [{"role": "user", "content": 7}], "7 where text is due"),
+        (True, [{"role": "user", "content": None}], "None where text is due"),
+        (True, [{"role": 7, "content": "a"}], "7 where text is due"),
+        (True, [{"role": "user", "content": {"a": "b"}}], "type None"),
+        (True, [{"role": "user", "content": ["a", 7]}], "7 where text is due"),
+        (True, [{"role": "user", "content": [{"type": "image", "url": "a.png"}]}], "type 'image'"),
+        (True, [{"role": "user", "content": [{"type": "text", "text": 7}]}], "7 where text is due"),
+        (True, "a\ud800", "character 1 of the text is half"),
+        (False, "\udcff", "character 0 of the text is half"),
+        (True, [{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}], "half of a surrogate"),
     ],
 )
-def test_bad_prompts_are_refused(chat: bool, prompt: str | list, reason: str) -> None:
+def test_bad_prompts_are_refused(chat: bool, prompt: Any, reason: str) -> None:
     """Else they would fail deep in the sampler, or as a traceback of the template engine."""
     with pytest.raises(PromptsError, match=reason):
         encode_prompt(tiny_tokenizer(chat=chat), prompt)
+
+
+def test_the_parts_of_a_message_are_one_text() -> None:
+    """Else the parts that some data sets and programs make of a message would be read as Python, or refused."""
+    tokenizer = tiny_tokenizer(chat=True)
+    parts = [{"type": "text", "text": "a "}, {"text": "b"}, "c"]
+    assert encode_prompt(tokenizer, [{"role": "user", "content": parts}]) == encode_prompt(tokenizer, "a bc")
 
 
 def test_a_template_that_refuses_is_a_prompts_error() -> None:
@@ -151,3 +174,78 @@ def test_a_template_that_refuses_is_a_prompts_error() -> None:
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(PromptsError, match="roles must alternate"):
         encode_prompt(tokenizer, "a")
+
+
+@pytest.mark.parametrize(
+    "prompt", ["abcdefgh", [{"role": "system", "content": "x"}, {"role": "user", "content": "abcdefgh"}]]
+)
+def test_a_cut_prompt_keeps_the_chat_template(prompt: str | list) -> None:
+    """Else the template's end is cut off, and the model goes on with the user's text in place of an answer."""
+    tokenizer = tiny_tokenizer(chat=True)
+    front = "<s>" if isinstance(prompt, str) else "<s>s:x;"
+    for limit in range(len(tokenizer(front).input_ids) + 6, 40):
+        ids = encode_prompt(tokenizer, prompt, limit)
+        kept = "abcdefgh"[: limit - len(tokenizer(front).input_ids) - 5]
+        assert tokenizer.decode(ids) == f"{front}u:{kept};a:"
+        assert len(ids) <= limit
+
+
+def test_a_later_answer_stays_when_the_question_is_cut() -> None:
+    """Else a message behind the user's would lose its end, which is nobody's question."""
+    chat = [{"role": "user", "content": "abcd"}, {"role": "tool", "content": "xyz"}]
+    assert tiny_tokenizer(chat=True).decode(encode_prompt(tiny_tokenizer(chat=True), chat, 15)) == "<s>u:abc;t:xyz;a:"
+
+
+def test_a_plain_text_keeps_its_first_tokens() -> None:
+    """Else base models would get other beginnings than were asked for."""
+    tokenizer = tiny_tokenizer()
+    assert encode_prompt(tokenizer, "abcdef", 3) == encode_prompt(tokenizer, "abcdef")[:3]
+
+
+def test_a_limit_that_leaves_nothing_of_the_message_is_an_error() -> None:
+    """Else the model would be asked an empty question."""
+    for limit in (1, 6):
+        with pytest.raises(PromptsError, match="raise --prompt-tokens"):
+            encode_prompt(tiny_tokenizer(chat=True), "abc", limit)
+
+
+# --- what is wrong with a tokenizer or a template -----------------------------------------------------------------
+
+
+def test_a_tokenizer_of_another_model_is_refused() -> None:
+    """Else the identity check would find equal rows, and blame the attention mask."""
+    with pytest.raises(MaskTokenError, match=r"another model's; put the model's own"):
+        find_or_add_mask_token(tiny_model(vocab_size=50, pad_token_id=None), tiny_tokenizer())
+
+
+@pytest.mark.parametrize("value", [1.5, "</s>", [None], -1, True])
+def test_a_stop_token_that_is_no_id(value: object) -> None:
+    """Else a wrong generation config would be a traceback."""
+    model = tiny_model()
+    model.generation_config.eos_token_id = value
+    with pytest.raises(MaskTokenError, match="no token id"):
+        special_tokens(model, tiny_tokenizer(mask=True))
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{% for %}", "broken"),
+        ("{{ 1 / 0 }}", "refuses"),
+        ("{{ messages[0].content + 1 }}", "refuses"),
+        ("{{ nothing.at.all }}", "refuses"),
+    ],
+)
+def test_a_broken_chat_template(template: str, words: str) -> None:
+    """Else the template's own traceback would be the message."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(PromptsError, match=words):
+        encode_prompt(tokenizer, "hello")
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_half_a_character_is_no_text(chat: bool) -> None:
+    """Else the tokenizer's TypeError would be the message."""
+    with pytest.raises(PromptsError, match="half a character"):
+        encode_prompt(tiny_tokenizer(chat=chat), "a\ud800")

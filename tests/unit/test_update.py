@@ -5,7 +5,8 @@ import torch
 
 from opdlm.config import OptimiserSettings
 from opdlm.distill.update import Updater
-from opdlm.errors import NonFiniteLossError
+from opdlm.errors import NonFiniteLossError, NonFiniteWeightsError
+from opdlm.models.finite import all_finite
 from rollouts import fresh_student, random_prompts
 
 
@@ -21,6 +22,33 @@ def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
             updater.update(loss, [4, 5])
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert updater.done == 0
+
+
+@pytest.mark.parametrize("way", ["the optimiser", "L2-SP"])
+def test_weights_that_are_not_finite_stop_the_run(way: str) -> None:
+    """Else the run would end well, with a model of NaN: a finite loss and gradient can still make them."""
+    model = fresh_student()
+    parameters = list(model.parameters())
+    originals = [p.detach().clone() for p in parameters]
+    updater = Updater(parameters, OptimiserSettings(learning_rate=1e-3, l2_sp=1.0), 1, originals)
+    if way == "L2-SP":
+        originals[1][0] = float("inf")
+    else:
+        updater.optimiser.param_groups[0]["weight_decay"] = 1e45
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    with pytest.raises(NonFiniteWeightsError, match=r"after update 0; start again with a lower learning rate"):
+        updater.update(1.0, [0])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_weight_is_enough(bad: float, dtype: torch.dtype) -> None:
+    """Else a single NaN among millions would pass; and large weights, whose squares overflow, would not."""
+    weights = [torch.ones(7, 9, dtype=dtype), torch.full((5,), 1e38, dtype=dtype), torch.arange(3)]
+    assert all_finite(weights)
+    weights[0][3, 8] = bad
+    assert not all_finite(weights)
 
 
 def test_an_update_is_seen_at_once_in_mixed_precision() -> None:

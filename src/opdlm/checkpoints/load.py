@@ -1,46 +1,76 @@
 """Load an AR model, or a block-diffusion model from its folder (`save` says what that holds)."""
 
-import json
+from json import JSONDecodeError
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from opdlm.checkpoints import adapter_folder
+from opdlm.checkpoints.damage import blamed_on, reason_of
+from opdlm.checkpoints.gate_folder import Drafting, with_gate
+from opdlm.checkpoints.source import FIX_CONFIG, check_sizes, locate, read_config, read_json
 from opdlm.config import GenerationSettings
+from opdlm.config.distill import Context, Prediction
 from opdlm.core.types import Geometry
-from opdlm.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
-from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.errors import CheckpointError, MissingExtraError, ModelNotFoundError
+from opdlm.models.block_diffusion import NO_MASK, BlockDiffusionModel
+from opdlm.models.quiet import no_bars
+from opdlm.models.tokens import find_or_add_mask_token
 from opdlm.models.verdict import check_convertible
+from opdlm.records.record import Part
 
 ENTRY = "block_diffusion"
 """Key of our settings in config.json and in generation_config.json."""
 
 
+class Entry(Part):
+    """Our settings in config.json.
+
+    Attributes:
+        base_model: the AR model that it was made from, where that is known.
+        base_sha256: of an adapter that stands alone: hash of the weights that it belongs to.
+        drafting: of a lossless model: its gate.
+    """
+
+    block_size: int = Field(ge=1, le=1024)
+    mask_token_id: int = Field(ge=NO_MASK)
+    prediction: Prediction
+    context: Context
+    base_model: str | None = None
+    base_sha256: str | None = None
+    drafting: Drafting | None = None
+
+
 def load_ar_model(
     name_or_path: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """An autoregressive decoder and its tokenizer, from a local folder or by its hub name.
+    """An autoregressive decoder and its tokenizer, from a local folder or by its hub name; quantised weights as plain.
 
     Raises:
         ModelNotFoundError: no folder and no reachable hub model has this name.
         UnsupportedModelError: no mask adapts its architecture; found before any weight is read.
-        CheckpointError: weights or tokenizer are missing, truncated, or of another architecture.
+        CheckpointError: it was converted already, or weights, config or tokenizer are missing, damaged, or of another
+            architecture.
     """
-    config = load_config(name_or_path)
-    check_convertible(config)
-    tokenizer = _load_tokenizer(name_or_path)
-    return _load_weights(name_or_path, config, dtype).to(device), tokenizer  # type: ignore[arg-type]
+    place = locate(name_or_path)
+    return _load(place, _ar_config(place), dtype, device)
+
+
+def load_ar_config(name_or_path: str | Path) -> PreTrainedConfig:
+    """The config of a model that `load_ar_model` takes, as far as a config tells; errors as there."""
+    return _ar_config(locate(name_or_path))
 
 
 def load_checkpoint(
@@ -50,110 +80,180 @@ def load_checkpoint(
 
     An AR model that was never converted raises CheckpointError.
     """
-    config = load_config(name_or_path)
-    entry = getattr(config, ENTRY, None)
-    if entry is None:
+    place = locate(name_or_path)
+    config = read_config(place)
+    content = getattr(config, ENTRY, None)
+    if content is None:
         raise CheckpointError(f"{name_or_path} is not a block-diffusion model; convert it first with `opdlm convert`")
     try:
-        geometry = Geometry(int(entry["block_size"]), entry["prediction"], entry["context"])
-        mask_token_id = int(entry["mask_token_id"])
-    except (KeyError, TypeError, ValueError) as error:
+        entry = Entry.model_validate(content)
+    except ValidationError as error:
         raise CheckpointError(
-            f"the {ENTRY!r} entry in config.json of {name_or_path} is damaged ({error!r}); use another checkpoint"
+            f"the {ENTRY!r} entry in config.json of {name_or_path} is damaged ({_first(error)}); use another checkpoint"
         ) from error
-    model, tokenizer = load_ar_model(name_or_path, dtype=dtype, device=device)
-    return BlockDiffusionModel(model, geometry, mask_token_id), tokenizer
+    _check_decoder(config)
+    if entry.drafting is not None:
+        return _load_drafting(place, config, entry, entry.drafting, dtype, device)
+    geometry, mask = Geometry(entry.block_size, entry.prediction, entry.context), entry.mask_token_id
+    if entry.base_sha256 is not None:
+        model, tokenizer = _load_adapted(place, entry.base_sha256, mask, dtype)
+        return BlockDiffusionModel(model.to(device), geometry, mask), tokenizer  # type: ignore[arg-type]
+    model, tokenizer = _load(place, config, dtype, device)
+    return BlockDiffusionModel(model, geometry, mask), tokenizer
+
+
+def _ar_config(place: str | Path) -> PreTrainedConfig:
+    config = read_config(place)
+    if getattr(config, ENTRY, None) is not None:
+        raise CheckpointError(_already_converted(place, getattr(config, ENTRY)))
+    _check_decoder(config)
+    return config
+
+
+def _already_converted(place: str | Path, content: Any) -> str:
+    """What a converted model is, what it was made from, and what to do with it."""
+    base = content.get("base_model") if isinstance(content, dict) else None
+    size = content.get("block_size") if isinstance(content, dict) else None
+    runs = [parent for parent in Path(place).absolute().parents[:2] if (parent / "config.toml").is_file()]
+    resume = f"; to continue its run: opdlm convert --resume --output {runs[0]}" if runs else ""
+    return (
+        f"{place} is a converted model already (block diffusion, blocks of {size}, made from {base or 'an AR model'}); "
+        f"give {base or 'the AR model that it was made from'} instead; to write with it: opdlm generate {place}{resume}"
+    )
+
+
+def _check_decoder(config: PreTrainedConfig) -> None:
+    check_convertible(config)
+    check_sizes(config)
+
+
+def _load(
+    place: str | Path, config: PreTrainedConfig, dtype: torch.dtype, device: str | torch.device
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    tokenizer = _load_tokenizer(place)
+    _check_generation_config(place)
+    return _load_weights(place, config, dtype).to(device), tokenizer  # type: ignore[arg-type]
+
+
+def _load_drafting(
+    place: str | Path,
+    config: PreTrainedConfig,
+    entry: Entry,
+    about: Drafting,
+    dtype: torch.dtype,
+    device: str | torch.device,
+) -> tuple[BlockDiffusionModel, PreTrainedTokenizerBase]:
+    """The unchanged AR model, of the folder or of the base that it names, with its gate."""
+    if entry.base_sha256 is None:
+        model, tokenizer = _load(place, config, dtype, device)
+        return with_gate(model, place, about), tokenizer
+    name = str(about.base)
+    try:
+        model, _ = load_ar_model(name, dtype=dtype, device=device)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(
+            f"{place} is a gate alone, and its base {name} is not found; write where it is as {ENTRY}.drafting.base "
+            "into config.json"
+        ) from error
+    adapter_folder.check_base(model, name, entry.base_sha256)
+    model.generation_config = GenerationConfig.from_pretrained(place)
+    return with_gate(model, place, about), _load_tokenizer(place)
+
+
+def _load_adapted(
+    folder: str | Path, expected: str, mask_token_id: int, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """An adapter's base, if it is the right one, with the adapter folded in; in float32 until then."""
+    name = adapter_folder.base_of(folder)
+    try:
+        base, base_tokenizer = load_ar_model(name)
+    except ModelNotFoundError as error:
+        raise adapter_folder.missing_base(folder, name) from error
+    adapter_folder.check_base(base, name, expected)
+    if find_or_add_mask_token(base, base_tokenizer) != mask_token_id:
+        raise CheckpointError(f"the tokenizer of {name} has changed since the adapter in {folder} was made; restore it")
+    model = adapter_folder.apply_adapter(base, folder)
+    for parameter in model.parameters():  # not the buffers: rotary frequencies stay float32, as transformers has them
+        parameter.data = parameter.data.to(dtype)
+    model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model.eval(), _load_tokenizer(folder)
 
 
 def is_checkpoint(path: str | Path) -> bool:
     """Whether the local folder holds a block-diffusion model (it says nothing about its weights)."""
-    try:
-        return ENTRY in json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
+    config = Path(path) / "config.json"
+    return config.is_file() and read_json(config).get(ENTRY) is not None
 
 
 def generation_settings(model: PreTrainedModel) -> GenerationSettings:
     """The decoding defaults that the checkpoint was saved with; ours where it says nothing."""
-    entry = getattr(model.generation_config, ENTRY, None) or {}
+    entry = getattr(model.generation_config, ENTRY, None)
     try:
-        return GenerationSettings.model_validate(entry)
+        return GenerationSettings.model_validate({} if entry is None else entry)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise CheckpointError(
-            f"generation_config.json: {ENTRY}.{'.'.join(map(str, first['loc']))}: {first['msg']}; correct or remove it"
-        ) from error
+        raise CheckpointError(f"generation_config.json: {ENTRY}.{_first(error)}; correct or remove it") from error
 
 
-def load_config(name_or_path: str | Path) -> PreTrainedConfig:
-    """The model's config, without its weights; raises ModelNotFoundError or UnsupportedModelError."""
-    folder = Path(name_or_path)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ModelNotFoundError(f"the folder {name_or_path} has no config.json; give the folder that holds the model")
-    try:
-        return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-    except OSError as error:
-        raise _not_found(name_or_path, error) from error
-    except ValueError as error:
-        reason = " ".join(str(error).split()).split(". ")[0]
-        raise UnsupportedModelError(
-            f"transformers cannot read the config of {name_or_path} ({reason}); choose a model that it supports itself"
-        ) from error
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
-def count_parameters(config: PreTrainedConfig) -> int:
-    """Parameters of a model with this config, tied ones once; no memory is taken for them."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+def _load_tokenizer(place: str | Path) -> PreTrainedTokenizerBase:
+    with blamed_on(f"the tokenizer of {place}", "correct its files (tokenizer.json, tokenizer_config.json)"):
+        try:
+            return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"no tokenizer can be loaded for {place} ({reason_of(error)}); put its files (tokenizer.json, "
+                "tokenizer_config.json) beside the weights"
+            ) from error
 
 
-def _not_found(name: str | Path, error: OSError) -> Exception:
-    """What to say when transformers found no config."""
-    if Path(name).is_dir():
-        return CheckpointError(f"config.json of {name} is not valid JSON; download or write the model again")
-    cause = error.__cause__
-    if isinstance(cause, GatedRepoError):
-        return ModelNotFoundError(f"access to {name} is restricted; accept its terms and log in with `hf auth login`")
-    if isinstance(cause, LocalEntryNotFoundError):
-        return ModelNotFoundError(
-            f"no local folder is named {name}, and the model hub cannot be reached; check the spelling, or download "
-            "the model first"
-        )
-    return ModelNotFoundError(f"no local folder and no hub model is named {name}; check the spelling")
+def _check_generation_config(place: str | Path) -> None:
+    """Read on its own, so that an error names it."""
+    path = Path(place) / "generation_config.json"
+    if path.is_file():
+        content = read_json(path)
+        with blamed_on(str(path), "correct or remove it"):
+            GenerationConfig.from_dict(content)
 
 
-def _load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"no tokenizer can be loaded for {name_or_path}; put its files (tokenizer.json, tokenizer_config.json) "
-            "beside the weights"
-        ) from error
-
-
-def _load_weights(name_or_path: str | Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def _load_weights(place: str | Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """transformers fills what a checkpoint lacks with random numbers; here that is an error."""
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name_or_path, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True
-        )
-    except (SafetensorError, EOFError) as error:
-        raise CheckpointError(
-            f"the weights of {name_or_path} are truncated or damaged ({error}); download or write them again"
-        ) from error
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"the weights of {name_or_path} cannot be read ({reason}); add the files") from error
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"the weights of {name_or_path} do not fit its config.json; use the config that they were saved with"
-        ) from error
+    weights, fix = f"the weights of {place}", "download or write them again"
+    with blamed_on(f"config.json of {place}", FIX_CONFIG), no_bars():
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                place, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True
+            )
+        except (SafetensorError, EOFError, UnpicklingError, JSONDecodeError) as error:
+            raise CheckpointError(f"{weights} are truncated or damaged ({reason_of(error)}); {fix}") from error
+        except ImportError as error:
+            raise MissingExtraError(
+                f"{weights} need a package that is not there ({reason_of(error)}); install it, or give the model as it "
+                "was before it was quantised"
+            ) from error
+        except OSError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(f"{weights} cannot be read ({reason}); add the files") from error
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{weights} do not fit its config.json ({reason_of(error)}); use the config that they were saved with"
+            ) from error
     model, info = loaded
+    if getattr(model, "hf_quantizer", None) is not None:
+        model = _dequantised(model, place, dtype)
     missing = sorted(info["missing_keys"])
     if missing:
         raise CheckpointError(
-            f"{name_or_path} lacks {len(missing)} weights, among them {missing[0]}; use the complete checkpoint, with "
+            f"{place} lacks {len(missing)} weights, among them {missing[0]}; use the complete checkpoint, with "
             "the config that it was saved with"
         )
     return model.eval()
+
+
+def _dequantised(model: PreTrainedModel, place: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Plain weights with the values of the quantised ones: a student is trained from them."""
+    with blamed_on(f"the quantised weights of {place}", "give the model as it was before it was quantised"):
+        return model.dequantize(dtype=dtype)  # type: ignore[return-value]

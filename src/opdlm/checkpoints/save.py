@@ -3,7 +3,7 @@
 It holds the AR model's weights under their own names, its config.json with two entries more ("block_diffusion":
 geometry and mask id; "auto_map": the class in modeling_opdlm.py), the tokenizer with its mask token, the decoding
 defaults under "block_diffusion" in generation_config.json, a model card, and modeling_opdlm.py, with which plain
-transformers decodes it where opdlm is not installed.
+transformers decodes it where opdlm is not installed. An adapter alone is `adapter_folder`'s.
 """
 
 import errno
@@ -18,12 +18,17 @@ from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import opdlm
+from opdlm.checkpoints.adapter_folder import BASE_HASH, Base, save_adapter
 from opdlm.checkpoints.bundle import model_file
+from opdlm.checkpoints.gate_folder import save_gate
 from opdlm.checkpoints.load import ENTRY, is_checkpoint
 from opdlm.checkpoints.model_card import model_card
 from opdlm.config import GenerationSettings
-from opdlm.errors import OutputExistsError, StorageError
-from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.errors import NonFiniteWeightsError, OutputExistsError, StorageError
+from opdlm.models.block_diffusion import NO_MASK, BlockDiffusionModel
+from opdlm.models.drafting import DraftingModel
+from opdlm.models.finite import all_finite
+from opdlm.models.quiet import no_bars
 from opdlm.models.tokens import SpecialTokens, special_tokens
 
 MODEL_FILE = "modeling_opdlm.py"
@@ -37,6 +42,7 @@ def save_checkpoint(
     *,
     generation: GenerationSettings,
     provenance: dict[str, Any],
+    base: Base | None = None,
 ) -> None:
     """Writes the model as a Hugging Face folder, complete or not at all.
 
@@ -44,38 +50,78 @@ def save_checkpoint(
 
     Args:
         generation: the decoding defaults of the checkpoint.
+        base: saves the model's adapter alone, to be loaded on this base; default: all weights.
         provenance: what the model card tells: "base_model" and any measured numbers, name -> value.
 
     Raises:
         OutputExistsError: `folder` holds something that is not a checkpoint.
         StorageError: the disk is full or the folder cannot be written.
+        NonFiniteWeightsError: a weight is infinite or NaN.
     """
-    if any("lora_" in name for name, _ in model.model.named_parameters()):
+    if base is None and any("lora_" in name for name, _ in model.model.named_parameters()):
         raise ValueError("merge the adapter before saving: a checkpoint holds plain weights")
     folder = Path(folder)
     if folder.exists() and not is_checkpoint(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputExistsError(f"{folder} exists and is not a checkpoint; choose another folder")
+    if not all_finite(model.parameters()):
+        raise NonFiniteWeightsError(f"weights are not finite, so {folder} was not written; use an earlier checkpoint")
     with _replaced(folder) as draft:
-        _save_model(model.model, draft)
+        if isinstance(model, DraftingModel):
+            own = _save_drafting(model, draft, base, provenance)
+        elif base is None:
+            _save_model(model.model, draft)
+            (draft / MODEL_FILE).write_text(model_file(), encoding="utf-8")
+            own = {ENTRY: _entry(model, provenance), "auto_map": _AUTO_MAP}
+        else:
+            _save_config(model.model, draft)
+            save_adapter(model.model, base.name, draft)
+            own = {ENTRY: _entry(model, provenance) | {BASE_HASH: base.sha256}}
         tokenizer.save_pretrained(draft)
-        _add_entries(draft / "config.json", {ENTRY: _entry(model), "auto_map": _AUTO_MAP})
-        defaults = {ENTRY: generation.model_dump(mode="json"), **_stop_entries(special_tokens(model.model, tokenizer))}
+        tokens = special_tokens(model.model, tokenizer, needs_mask=model.mask_token_id != NO_MASK)
+        _add_entries(draft / "config.json", own)
+        defaults = {ENTRY: generation.model_dump(mode="json"), **_stop_entries(tokens)}
         _add_entries(draft / "generation_config.json", defaults)
-        (draft / MODEL_FILE).write_text(model_file(), encoding="utf-8")
-        (draft / "README.md").write_text(model_card(model, generation, provenance), encoding="utf-8")
+        card = model_card(model, generation, provenance, adapter=base is not None)
+        (draft / "README.md").write_text(card, encoding="utf-8")
+
+
+def _save_drafting(model: DraftingModel, draft: Path, base: Base | None, provenance: dict[str, Any]) -> dict[str, Any]:
+    """The unchanged model with its gate beside it, or the gate alone; returns our entries of config.json."""
+    gate = model.gate
+    save_gate(gate, draft)
+    about = {"form": gate.form, "window": gate.window, "rank": gate.rank}
+    entry = _entry(model, provenance)
+    if base is not None:
+        _save_config(model.model, draft)
+        return {ENTRY: entry | {"drafting": about | {"base": base.name}, BASE_HASH: base.sha256}}
+    _save_model(model.model, draft)
+    (draft / MODEL_FILE).write_text(model_file(), encoding="utf-8")
+    return {ENTRY: entry | {"drafting": about}, "auto_map": _AUTO_MAP}
+
+
+def _save_config(model: PreTrainedModel, draft: Path) -> None:
+    """config.json and generation_config.json."""
+    model.config.save_pretrained(draft)
+    config = json.loads((draft / "config.json").read_text(encoding="utf-8"))
+    _add_entries(draft / "config.json", {"architectures": config.get("architectures") or [type(model).__name__]})
+    _add_entries(draft / "generation_config.json", _generation(model))
+
+
+def _generation(model: PreTrainedModel) -> dict[str, Any]:
+    content = json.loads(model.generation_config.to_json_string(use_diff=True))
+    # transformers ignores unknown entries of a generation config that it marked as derived from the model config.
+    return content | {"_from_model_config": False}
 
 
 def _save_model(model: PreTrainedModel, draft: Path) -> None:
     """Weights, config.json and generation_config.json."""
-    original = model.generation_config
-    content = json.loads(original.to_json_string(use_diff=True))
-    # transformers ignores unknown entries of a generation config that it marked as derived from the model config.
-    content["_from_model_config"] = False
+    original, content = model.generation_config, _generation(model)
     # Some published generation configs contradict themselves (a temperature, but no sampling), and transformers 5.10
     # refuses to write them. They stay as they are, so save_pretrained gets a blank one to write instead.
     model.generation_config = GenerationConfig()
     try:
-        model.save_pretrained(draft)
+        with no_bars():
+            model.save_pretrained(draft)
     finally:
         model.generation_config = original
     _add_entries(draft / "generation_config.json", content)
@@ -87,13 +133,14 @@ def _stop_entries(tokens: SpecialTokens) -> dict[str, Any]:
     return {"pad_token_id": tokens.pad_token_id, "eos_token_id": stops} if stops else {}
 
 
-def _entry(model: BlockDiffusionModel) -> dict[str, Any]:
+def _entry(model: BlockDiffusionModel, provenance: dict[str, Any]) -> dict[str, Any]:
     geometry = model.geometry
     return {
         "block_size": geometry.block_size,
         "mask_token_id": model.mask_token_id,
         "prediction": geometry.prediction,
         "context": geometry.context,
+        "base_model": provenance.get("base_model"),
         "opdlm_version": opdlm.__version__,
     }
 

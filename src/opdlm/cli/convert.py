@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from opdlm.cli.options import Parser, add_settings, flag, given
+from opdlm.cli.signals import Ending
 from opdlm.cli.terminal import duration, make_console, quiet_libraries
 from opdlm.cli.views import ConversionView
-from opdlm.config import ConvertSettings
+from opdlm.config import CHANGEABLE, ConvertSettings, refused
 from opdlm.errors import UsageError
 from opdlm.recipes import settings_of_all
 
@@ -21,6 +22,7 @@ flags replace them one by one.
 """
 _EXAMPLES = (
     "opdlm convert Qwen/Qwen3-0.6B --prompts prompts.jsonl --output run --response-length.end 512",
+    "opdlm convert Qwen/Qwen3-0.6B --lossless --prompts prompts.jsonl --output run",
     "opdlm convert --resume --output run",
 )
 
@@ -30,7 +32,17 @@ def parser() -> Parser:
     made = Parser("convert", _DESCRIPTION, _EXAMPLES, "MODEL --prompts FILE --output DIR [settings]")
     made.add_argument("model", nargs="?", default=SUPPRESS, help="folder or hub name of the autoregressive model")
     made.add_argument(
-        "--resume", nargs="?", const="", metavar="DIR", help="continue the run in DIR (or --output), with its settings"
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="continue the run in DIR (or --output), with its settings; flags may change these: "
+        + ", ".join(map(flag, CHANGEABLE)),
+    )
+    made.add_argument(
+        "--lossless",
+        action="store_true",
+        help="an adapter that drafts and unchanged weights that check: exactly the original's text, in fewer forwards",
     )
     made.add_argument("--profile", action="store_true", help="print at the end where the seconds went")
     aliases = {"lora_rank": "--lora"}
@@ -39,12 +51,17 @@ def parser() -> Parser:
 
 
 def run(arguments: Namespace) -> int:
-    """Convert or resume; 130 after Ctrl-C."""
-    from opdlm.cli.main import INTERRUPTED
+    """Convert or resume; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
+    with Ending() as ending:
+        return _run(arguments, ending)
 
+
+def _run(arguments: Namespace, ending: Ending) -> int:
     resuming = arguments.resume is not None
     settings = given(arguments, ConvertSettings)
-    output = _output_of_resumed(arguments.resume, settings) if resuming else settings.get("output", "")
+    if arguments.lossless:
+        settings = {"recipe": "lossless", **settings}
+    output, changes = _resumed(arguments.resume, settings) if resuming else (settings.get("output", ""), {})
     quiet_libraries()
     from opdlm.distill import api
     from opdlm.recipes import load_recipe
@@ -53,17 +70,17 @@ def run(arguments: Namespace) -> int:
     try:
         with view:
             if resuming:
-                model = api.resume(output, on_start=view.start, on_step=view.step)
+                model = api.resume(output, on_start=view.start, on_step=view.step, on_note=view.note, **changes)
             else:
                 recipe = load_recipe(settings["recipe"]) if "recipe" in settings else {}
                 _check_complete({**recipe, **settings})  # before the model is looked at, to choose a recipe
                 chosen = api.resolve(**settings)
                 if "recipe" not in settings:
                     view.note(f"recipe {chosen.recipe}, by the size of the model; --recipe names another")
-                model = api.run(chosen, on_start=view.start, on_step=view.step)
+                model = api.run(chosen, on_start=view.start, on_step=view.step, on_note=view.note)
     except KeyboardInterrupt:
         print(how_to_continue(Path(output), f"opdlm convert --resume --output {output}"))
-        return INTERRUPTED
+        return ending.exit_code
     _summary(view, model, arguments.profile)
     return 0
 
@@ -87,29 +104,36 @@ def how_to_continue(output: Path, command: str) -> str:
     return f"stopped; {where}. To {what}: {command}"
 
 
-def _output_of_resumed(folder: str, settings: dict) -> str:
-    """The folder of the run; other settings than its own would make it another run."""
-    others = [name for name in settings if name not in ("output", "model")]
-    if others:
-        raise UsageError(f"--resume continues with the run's own settings; leave out {flag(others[0])}")
+def _resumed(folder: str, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The folder of the run, and what is to change of its settings; most changes would make it another run."""
+    changes = {name: value for name, value in settings.items() if name not in ("output", "model")}
+    if (name := refused(changes)) is not None:
+        raise UsageError(
+            f"--resume continues with the run's own settings; leave out {flag(name)} (it may change "
+            f"{', '.join(map(flag, CHANGEABLE))})"
+        )
     output = settings.get("output") or folder or settings.get("model", "")
     if not output:
         raise UsageError("no run given; name its folder: opdlm convert --resume --output DIR")
-    return output
+    return output, changes
 
 
 def _summary(view: ConversionView, model: Path, profile: bool) -> None:
     from opdlm.records.run_folder import RunFolder
 
-    settings = RunFolder(model.parent).settings()
+    run = RunFolder(model.parent)
     if view.last:
         total = view.last.total
         view.note(
             f"trained on {total.tokens_trained:,} response tokens in {duration(total.seconds)}; "
             f"now {view.last.tokens_per_forward:.2f} tokens per forward in rollouts"
         )
+    if (worth := run.kept_worth()) is not None:
+        view.worth(worth)
     if profile:
         view.note("\n".join(view.profile()))
+    if name := run.settings().push_to_hub:
+        view.note(f"uploaded to https://huggingface.co/{name}")
     view.note(f"the model is {model}. Next:")
     view.note(f'  opdlm generate {model} "..." --watch')
-    view.note(f"  opdlm eval {model} --against {settings.model} --problems FILE.jsonl")
+    view.note(f"  opdlm eval {model} --against {run.settings().model} --problems FILE.jsonl")

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opdlm.cli.convert import how_to_continue
-from opdlm.cli.evaluate import progress
 from opdlm.cli.options import Parser
+from opdlm.cli.outputs import check_writable
+from opdlm.cli.progress import answering
+from opdlm.cli.signals import Ending
 from opdlm.cli.tables import comparison_table
 from opdlm.cli.terminal import duration, make_console, quiet_libraries
 from opdlm.cli.views import ConversionView
 from opdlm.config import ConvertSettings, as_text
 from opdlm.errors import ConfigError
+from opdlm.records.evaluation import empty_hints
 from opdlm.tiny import QUESTIONS
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
     from opdlm.distill.loop import Trainer
     from opdlm.evals.problem import Problem
+    from opdlm.records.evaluation import Comparison
     from opdlm.records.metrics import StepMetrics
     from opdlm.records.trajectory import Trajectory
 
@@ -32,13 +36,14 @@ compare teacher and student on questions that neither saw, and write OUTPUT/repo
 """
 _EXAMPLES = ("opdlm demo", "opdlm demo --quick --output quick-demo")
 _SAMPLES_SHOWN = 8
+_FOLDER = "opdlm-demo"
 _QUICK = 10  # a quick demo does a tenth
 
 
 def parser() -> Parser:
     """The command's flags."""
     made = Parser("demo", _DESCRIPTION, _EXAMPLES, "[options]")
-    made.add_argument("--output", default="opdlm-demo", metavar="DIR", help="new folder (default: opdlm-demo)")
+    made.add_argument("--output", metavar="DIR", help="new folder (default: opdlm-demo, or opdlm-demo-2 and so on)")
     made.add_argument("--quick", action="store_true", help="a tenth of the training and of the questions")
     made.add_argument("--recipe", default="demo", help="name of a recipe, or a .toml file (default: demo)")
     made.add_argument("--model", help="another autoregressive model, made with the same tokenizer and chat template")
@@ -49,18 +54,25 @@ def parser() -> Parser:
 
 
 def run(arguments: Namespace) -> int:
-    """Convert, compare, report; 130 after Ctrl-C."""
-    from opdlm.cli.main import INTERRUPTED
-
+    """Convert, compare, report; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
+    if arguments.picture is not None:
+        check_writable(Path(arguments.picture))
     quiet_libraries()
-    output = Path(arguments.output)
-    try:
-        _story(arguments, output)
-    except KeyboardInterrupt:
-        quick = " --quick" if arguments.quick else ""
-        print(how_to_continue(output, f"opdlm demo{quick} --resume --output {output}"))
-        return INTERRUPTED
+    output = Path(arguments.output or (_FOLDER if arguments.resume else _free_folder()))
+    with Ending() as ending:
+        try:
+            _story(arguments, output)
+        except KeyboardInterrupt:
+            quick = " --quick" if arguments.quick else ""
+            print(how_to_continue(output, f"opdlm demo{quick} --resume --output {output}"))
+            return ending.exit_code
     return 0
+
+
+def _free_folder() -> str:
+    """The usual folder, or one beside it: an earlier demo stays as it is."""
+    names = itertools.chain([_FOLDER], (f"{_FOLDER}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if not Path(name).exists())
 
 
 def _story(arguments: Namespace, output: Path) -> None:
@@ -74,6 +86,8 @@ def _story(arguments: Namespace, output: Path) -> None:
     settings = _settings(arguments, output)
     problems = evaluation_set(max(2, arguments.per_family // (_QUICK if arguments.quick else 1)))
     view = ConversionView(make_console(record=arguments.picture is not None))
+    if arguments.output is None and output.name != _FOLDER:
+        view.note(f"{_FOLDER} is there already; this demo goes to {output}")
     view.note(f"teacher: {arguments.model or 'the small model that ships with opdlm'}\n")
     sampler = _Sampler(problems[0], view, settings)
     with view:
@@ -81,12 +95,12 @@ def _story(arguments: Namespace, output: Path) -> None:
     folder = RunFolder(output)
     folder.keep_sample(sampler.finished(model))
     view.note("\nteacher and student answer the same new questions ...")
-    with progress(make_console(stderr=True)) as show:
+    with answering(make_console(stderr=True)) as show:
         comparison = opdlm.evaluate(
             model,
             settings.model,
             problems,
-            usual_decodings(settings.usual_decoding.kind),
+            tuple(dict.fromkeys((*usual_decodings(settings.usual_decoding.kind), sampler.decoding))),
             max_new_tokens=settings.response_length.end,
             batch_size=settings.rollout_batch,
             device=settings.device,
@@ -97,15 +111,33 @@ def _story(arguments: Namespace, output: Path) -> None:
     report = write_report(output)
     title = f"{len(problems)} new questions, batches of {settings.rollout_batch}"
     view.console.print(comparison_table(comparison, title))
+    for line in _verdict(comparison, sampler.decoding):
+        view.note(line)
     view.note(
         f"{total.tokens_rolled_out:,} tokens written in rollouts, {total.tokens_trained:,} trained on, "
         f"{duration(total.seconds)} of training, {duration(seconds)} in all"
     )
+    if (worth := folder.kept_worth()) is not None:
+        view.worth(worth)
     if arguments.quick:
-        view.note("this was a tenth of the training: too little for a fast student; leave --quick out to see one")
+        view.note("this was a tenth of the training: too little for a good student; leave --quick out to see one")
     view.note(f'the report is {report}, the model {model}. Next:\n  opdlm generate {model} "{QUESTIONS[0]}" --watch')
     if arguments.picture is not None:
         view.console.save_svg(arguments.picture, title="opdlm demo")
+
+
+def _verdict(comparison: "Comparison", decoding: str) -> list[str]:
+    """The student as it decodes by default, against its teacher: better or worse, faster or slower."""
+    teacher = comparison.teacher
+    student = next(one for one in comparison.students if one.decoding == decoding)
+    better = "as good as" if student.accuracy >= teacher.accuracy else "worse than"
+    faster = "faster" if student.tokens_per_second > teacher.tokens_per_second else "slower"
+    line = (
+        f"the student, {decoding}, is {better} its teacher ({student.accuracy:.1%} right against "
+        f"{teacher.accuracy:.1%}) and {faster} here ({student.tokens_per_second:,.0f} tokens/s against "
+        f"{teacher.tokens_per_second:,.0f})"
+    )
+    return [line, *(f"note: {hint}" for hint in empty_hints([teacher, *comparison.students]))]
 
 
 def _settings(arguments: Namespace, output: Path) -> ConvertSettings:
@@ -115,7 +147,7 @@ def _settings(arguments: Namespace, output: Path) -> ConvertSettings:
     from opdlm.tiny.weights import ar_model_path
 
     if arguments.resume:
-        return RunFolder.open(output).settings()
+        return RunFolder.found(output).settings()
     model = arguments.model or str(ar_model_path())
     settings = resolve(recipe=arguments.recipe, model=model, output=str(output))
     if settings.rollouts is None:

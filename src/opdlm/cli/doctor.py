@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from opdlm.cli.options import Parser
-from opdlm.cli.terminal import duration, make_console, quiet_libraries, size
+from opdlm.cli.terminal import duration, make_console, print_json, quiet_libraries, size
 from opdlm.config import DistillSettings, settings_from
 from opdlm.errors import OpdlmError, UsageError
 
@@ -70,7 +70,7 @@ def run(arguments: Namespace) -> int:
             print(json.dumps({"model": arguments.model, "convertible": False, "reason": str(error)}))
         raise
     if arguments.json:
-        print(json.dumps(found, ensure_ascii=False))
+        print_json(found)
     return 0
 
 
@@ -90,6 +90,8 @@ def _lines(part: dict[str, Any], found: dict[str, Any]) -> Iterator[tuple[str, s
         yield "architecture", part["architecture"]
         yield "vocabulary, context", f"{part['vocabulary']:,} tokens, {part['context'] or 'no limit'}"
         yield "mask token", f"{mask['token']}, id {mask['id']}: {mask['plan']}"
+        yield "end token", _ends(part["end_tokens"])
+        yield "chat template", "yes" if part["chat_template"] else "none: give prompts as plain text, not as messages"
     if "identity_difference" in part:
         yield "identity check", f"passed, largest difference of a logit {part['identity_difference']:.2g}"
         yield "mask honoured", "yes: with a bidirectional mask the model looks ahead, with a causal one it does not"
@@ -103,6 +105,12 @@ def _lines(part: dict[str, Any], found: dict[str, Any]) -> Iterator[tuple[str, s
         yield "time", _time(part["speed"], found["training_fits"])
 
 
+def _ends(tokens: list[str]) -> str:
+    if tokens:
+        return ", ".join(tokens)
+    return "none: only the longest response ends a text; set eos_token in tokenizer_config.json"
+
+
 def _memory_lines(part: dict[str, Any]) -> Iterator[tuple[str, str]]:
     memory = part["memory"]
     shape = "{rows} rows of {prompt} + {response} tokens".format_map(memory["shape"])
@@ -111,6 +119,8 @@ def _memory_lines(part: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "full training", f"{size(memory['training_bytes'])}, {activations} of them activations of {shape}"
     yield f"LoRA, rank {memory['lora_rank']}", size(memory["lora_bytes"])
     token = size(memory["cache_bytes_per_token"])
+    if memory["lora_bytes"] >= memory["training_bytes"]:
+        yield "", "LoRA saves nothing here: a checkpoint holds a merged copy of the weights, and small models have few"
     yield "decoding", f"{size(memory['decoding_bytes'])} and {token} for each token of text"
     yield "disk", f"{size(memory['disk_bytes'])} for the run ({size(memory['lora_disk_bytes'])} with LoRA)"
     yield "device", f"{part['device']}, {free} free"

@@ -1,41 +1,45 @@
 """`opdlm generate`: text from a converted model."""
 
-import json
 import sys
 import time
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from opdlm.cli.batch import check_output, write_file
+from opdlm.cli.chat import Chat
 from opdlm.cli.options import Parser, add_settings, given
-from opdlm.cli.terminal import make_console, quiet_libraries
+from opdlm.cli.terminal import make_console, print_json, quiet_libraries
 from opdlm.config import GenerationSettings, settings_from
-from opdlm.errors import UsageError
+from opdlm.errors import PromptsError, UsageError
 from opdlm.tiny import QUESTIONS
 
 if TYPE_CHECKING:
-    from opdlm.sampling.api import GenerationOutput
+    from opdlm.sampling.api import DiffusionLM, GenerationOutput
 
 _DESCRIPTION = """
 Answer PROMPT with a converted model. A prompt is one user message where the model has a chat template, plain text
-otherwise; "-" reads it from the standard input. MODEL is the folder of a run, of a model, or a hub name. Without it the
+otherwise; "-" reads it from the standard input. Without PROMPT, a terminal is asked for one after another, as a chat;
+anything else is read as the prompt. MODEL is the folder of a run, of a model, or a hub name. Without it the
 model that ships with the package answers: it has 1.3 million parameters and knows short sums in words, sorting and
 counting words or numbers, small Python functions and some invented facts, as in the first three examples, and nothing
 else. What you do not set is as the model was saved. With --infill a text is
-completed in its gaps, and nothing is written behind it.
+completed in its gaps, and nothing is written behind it. With --prompts every row of a file is answered into another
+file.
 """
 _EXAMPLES = (
     f'opdlm generate "{QUESTIONS[0]}" --watch',
     f'opdlm generate "{QUESTIONS[1]}" --decoding dynamic:0.8 --json',
     f'opdlm generate "{QUESTIONS[2]}"',
     'opdlm generate run "What is the capital of France?" --max-new-tokens 64',
+    "opdlm generate run --prompts prompts.jsonl --output responses.jsonl",
     'opdlm generate run --infill "The capital of France is [[MASK:2]], on the Seine."',
 )
 
 
 def parser() -> Parser:
-    """The command's flags: those of GenerationSettings, and what to show."""
-    made = Parser("generate", _DESCRIPTION, _EXAMPLES, "[MODEL] PROMPT [settings]")
+    """The command's flags: those of GenerationSettings, what to answer, and what to show."""
+    made = Parser("generate", _DESCRIPTION, _EXAMPLES, "[MODEL] [PROMPT] [settings]")
     made.add_argument("model", nargs="?", help="folder or hub name of a converted model; left out: the package's own")
     made.add_argument("prompt", nargs="?", help='the text to answer, or "-" to read it from the standard input')
     made.add_argument("--infill", metavar="TEXT", help="fill the gaps of TEXT: [[MASK:12]] stands for twelve tokens")
@@ -44,54 +48,112 @@ def parser() -> Parser:
     show.add_argument("--json", action="store_true", help="print one line of JSON: text, tokens, forwards, seconds")
     made.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (default)")
     made.add_argument("--compile", action="store_true", help="torch.compile: half a minute is lost first, then faster")
+    file = made.add_argument_group("a file of prompts")
+    file.add_argument("--prompts", metavar="FILE", help="answer every row of this file (as for `opdlm convert`)")
+    file.add_argument("--output", metavar="FILE", help="a .jsonl file for its rows, each with its response")
+    file.add_argument("--prompts-column", metavar="TEXT", help="the column with the prompts")
+    file.add_argument("--prompt-limit", metavar="N", type=int, help="only the first N rows")
+    file.add_argument("--batch-size", metavar="N", type=int, default=32, help="rows written at once (32)")
+    file.add_argument("--resume", action="store_true", help="go on where an earlier call with this output ended")
     add_settings(made, GenerationSettings)
     return made
 
 
 def run(arguments: Namespace) -> int:
-    """Writes one response, or the filled text, to the standard output."""
+    """Writes one response, the filled text, a file of responses, or asks for one prompt after another."""
     settings = given(arguments, GenerationSettings)
     settings_from(GenerationSettings, settings)
-    name, prompt = _model_and_prompt(arguments)
+    name, prompt = _what_to_answer(arguments)
     quiet_libraries()
-    from opdlm.cli.watch import DraftView
-    from opdlm.models.tokens import encode_gaps, encode_prompt
     from opdlm.sampling.api import load
     from opdlm.tiny.weights import student_path
 
     model = load(name or student_path(), device=arguments.device, compile=arguments.compile)
-    mask = model.tokens.mask_token_id
-    view = DraftView(make_console(), model.tokenizer, mask) if arguments.watch else None
+    if arguments.prompts is not None:
+        write_file(model, name or "", arguments, settings)
+    elif prompt is None:
+        Chat(model, settings, arguments.watch).run()
+    else:
+        _write_one(model, prompt, arguments, settings)
+    return 0
+
+
+def _write_one(model: "DiffusionLM", prompt: str, arguments: Namespace, settings: dict[str, Any]) -> None:
+    from opdlm.cli.watch import DraftView
+    from opdlm.models.tokens import encode_prompt
+
+    gaps = None if arguments.infill is None else model.gaps(prompt)
+    view = DraftView(make_console(), model.tokenizer, model.tokens.mask_token_id, gaps) if arguments.watch else None
     began = time.perf_counter()
     try:
-        if arguments.infill is not None:
-            output = model.fill([encode_gaps(model.tokenizer, prompt, mask)], view, **settings)
+        if gaps is not None:
+            output = model.fill([gaps.ids], view, **settings)
         else:
             output = model.generate([encode_prompt(model.tokenizer, prompt)], streamer=view, **settings)
     finally:
         if view is not None:
             view.end()  # gives the cursor back, also after an error
     seconds = time.perf_counter() - began
+    if arguments.infill is None and not model.decode(output)[0].strip():
+        print(
+            "note: the response is empty, the model stopped at once: try --hold-end, or train it longer",
+            file=sys.stderr,
+        )
     if view is not None:
-        return 0
-    filled = model.tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
-    text = model.decode(output)[0] if arguments.infill is None else filled[0]
-    print(json.dumps(_numbers(output, text, seconds), ensure_ascii=False) if arguments.json else text)
-    return 0
+        return
+    text = model.decode(output)[0] if gaps is None else gaps.filled(output.sequences[0].tolist())
+    if arguments.json:
+        print_json(_numbers(output, text, seconds))
+    else:
+        print(text)
 
 
-def _model_and_prompt(arguments: Namespace) -> tuple[str | None, str]:
-    """A single word is the prompt: the package's own model answers it. With --infill it is the model."""
+def _what_to_answer(arguments: Namespace) -> tuple[str | None, str | None]:
+    """The model, None for the package's own, and the text; None where there is no single one."""
     name, prompt = arguments.model, arguments.prompt
+    if arguments.prompts is not None:
+        _check_file_flags(arguments)
+        return name, None
+    if arguments.output is not None or arguments.resume:
+        raise UsageError("--output and --resume go with a file of prompts; name it with --prompts")
     if arguments.infill is not None:
         if prompt is not None:
             raise UsageError("--infill takes the place of the prompt; give one of the two")
         return name, arguments.infill
-    if prompt is None:
+    if prompt is None and (name is None or Path(name).is_dir()):
+        return name, _from_nobody(name, arguments)
+    if prompt is None:  # a single word is the prompt: the package's own model answers it
         name, prompt = None, name
-    if prompt is None or (name is None and Path(prompt).is_dir()):
-        raise UsageError(f'no prompt given; write one behind the model: opdlm generate {prompt or "MODEL"} "..."')
-    return name, sys.stdin.read().strip() if prompt == "-" else prompt
+    return name, _standard_input() if prompt == "-" else prompt
+
+
+def _check_file_flags(arguments: Namespace) -> None:
+    """Before a model is loaded."""
+    others = [flag for flag in ("prompt", "infill", "watch", "json") if getattr(arguments, flag)]
+    if others:
+        raise UsageError(f"--prompts answers the rows of a file; leave out {others[0]}")
+    if arguments.output is None:
+        raise UsageError("--prompts needs a file for the responses; name it with --output")
+    if min(arguments.batch_size, arguments.prompt_limit or 1) < 1 or arguments.prompt_limit == 0:
+        raise UsageError("--batch-size and --prompt-limit must be at least 1; give larger ones")
+    check_output(arguments.output, arguments.resume)
+
+
+def _from_nobody(name: str | None, arguments: Namespace) -> str | None:
+    """Where no prompt is given: None on a terminal, which is asked for one after another; else the standard input."""
+    if sys.stdin.isatty() and not arguments.json:
+        return None
+    text = "" if sys.stdin.isatty() else _standard_input()
+    if not text:
+        raise UsageError(f'no prompt given; write one behind the model: opdlm generate {name or "MODEL"} "..."')
+    return text
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.read().strip()
+    except UnicodeDecodeError as error:
+        raise PromptsError(f"the standard input is not {error.encoding} text; convert it") from error
 
 
 def _numbers(output: "GenerationOutput", text: str, seconds: float) -> dict[str, object]:

@@ -4,6 +4,7 @@ Every command is a module with `parser()` and `run(arguments)`. Neither torch no
 """
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -11,6 +12,7 @@ from importlib import import_module
 
 import opdlm
 from opdlm.cli import processor
+from opdlm.cli.terminal import take_any_character
 from opdlm.errors import OpdlmError, StorageError, UsageError
 
 COMMANDS = {
@@ -18,27 +20,51 @@ COMMANDS = {
     "doctor": ("opdlm.cli.doctor", "before any training: is a model convertible, what does it cost, what to type"),
     "convert": ("opdlm.cli.convert", "turn an autoregressive model into a block-diffusion one"),
     "generate": ("opdlm.cli.generate", "write text with a converted model, and watch it being denoised"),
+    "push": ("opdlm.cli.push", "upload a converted model to the Hugging Face Hub"),
     "eval": ("opdlm.cli.evaluate", "accuracy retained and speed, against the autoregressive model"),
 }
 INTERRUPTED = 130
+CLOSED_PIPE = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code: 0, the error's own (2 for a mistake in the input), or 130 after Ctrl-C."""
+    """The exit code: 0, the error's own (2 for a mistake in the input), 130 after Ctrl-C, 141 after a closed pipe."""
     words = list(sys.argv[1:] if argv is None else argv)
+    take_any_character()
     try:
-        return _dispatch(words)
+        return _flushed(words)
     except OpdlmError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        print("error: the disk is full; free some space and try again", file=sys.stderr)
+        print(f"error: {_of_the_system(error)}", file=sys.stderr)
         return StorageError.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _flushed(words: list[str]) -> int:
+    """A closed pipe shows here, not in the interpreter's last act."""
+    try:
+        code = _dispatch(words)
+    except SystemExit:  # argparse has printed its help
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return code
+
+
+def _of_the_system(error: OSError) -> str:
+    """One line for a file that cannot be read or written."""
+    if error.errno == errno.ENOSPC:
+        return "the disk is full; free some space and try again"
+    reason = " ".join((error.strerror or str(error)).split())
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{reason}; check that the path is right and that you may use it"
 
 
 def _dispatch(words: list[str]) -> int:

@@ -1,9 +1,14 @@
-"""Results as tables for the terminal."""
+"""Results as tables, in the form that fits the output."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from opdlm.records.evaluation import Comparison, Evaluation, Score, retained
 
@@ -13,20 +18,69 @@ if TYPE_CHECKING:
 _TAGS_OF_THEIR_OWN = {"seen", "unseen"}
 
 
-def comparison_table(comparison: Comparison, title: str) -> Table:
+@dataclass(frozen=True)
+class ResultTable:
+    """A line for each of `rows` (its name and its cells), a column for each of `headings`; title lines above.
+
+    A terminal that is too narrow for it gets a column for each row instead, in as many parts as it takes. Where there
+    is no terminal it is a table of plain text, whole at any width.
+    """
+
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        yield Text(self.title)
+        whole = self._whole(box.HEAVY_HEAD if console.is_terminal else box.MARKDOWN)
+        if _fits(whole, console, options):
+            yield whole
+            return
+        first = 0
+        while first < len(self.rows):
+            after = first + 1
+            while after < len(self.rows) and _fits(self._turned(first, after + 1), console, options):
+                after += 1
+            yield self._turned(first, after)
+            first = after
+
+    def _whole(self, frame: box.Box) -> Table:
+        made = Table(box=frame)
+        made.add_column("", no_wrap=True)
+        for heading in self.headings:
+            made.add_column(heading, justify="right", no_wrap=True)
+        for name, cells in self.rows:
+            made.add_row(name, *cells)
+        return made
+
+    def _turned(self, first: int, after: int) -> Table:
+        """A column for each of these rows."""
+        shown = self.rows[first:after]
+        made = Table(box=box.SIMPLE, pad_edge=False)
+        made.add_column("", no_wrap=True)
+        for name, _ in shown:
+            made.add_column(name.replace(", ", ",\n"), justify="right", vertical="bottom")
+        for index, heading in enumerate(self.headings):
+            made.add_row(heading, *(cells[index] for _, cells in shown))
+        return made
+
+
+def _fits(table: Table, console: Console, options: ConsoleOptions) -> bool:
+    unlimited = options.update(width=10_000)
+    return Measurement.get(console, unlimited, table).maximum <= options.max_width
+
+
+def comparison_table(comparison: Comparison, title: str) -> ResultTable:
     """Accuracy by family, accuracy retained and speed: a row for the teacher and one for each decoding."""
-    made = Table(title=title, title_justify="left")
-    made.add_column("")
     shown = [row for row in comparison.teacher.rows if row.tag is None or row.tag in _TAGS_OF_THEIR_OWN]
     headings = (row.label.replace("/", " ") for row in shown)
-    for heading in (*headings, "mean", "retained", "tokens/forward", "tokens/s"):
-        made.add_column(heading, justify="right")
-    made.add_row("teacher", *_cells(comparison.teacher, shown), "", *_speeds(comparison.teacher))
+    rows = [("teacher", (*_cells(comparison.teacher, shown), "", *_speeds(comparison.teacher)))]
     for student in comparison.students:
         share = retained(student, comparison.teacher)["overall"]
         kept = "-" if share is None else f"{share:.1%}"
-        made.add_row(f"student, {student.decoding}", *_cells(student, shown), kept, *_speeds(student))
-    return made
+        rows.append((f"student, {student.decoding}", (*_cells(student, shown), kept, *_speeds(student))))
+    names = f"teacher {comparison.against}, student {comparison.model}\n" if comparison.model else ""
+    return ResultTable(names + title, (*headings, "mean", "retained", "tokens/forward", "tokens/s"), tuple(rows))
 
 
 def _cells(evaluation: Evaluation, shown: Sequence[Score]) -> list[str]:
@@ -38,14 +92,10 @@ def _speeds(evaluation: Evaluation) -> tuple[str, str]:
     return f"{evaluation.tokens_per_forward:.2f}", f"{evaluation.tokens_per_second:,.0f}"
 
 
-def likelihood_table(rows: "Sequence[Likelihood]", title: str) -> Table:
+def likelihood_table(rows: "Sequence[Likelihood]", title: str) -> ResultTable:
     """A row for each writer and decoding."""
-    made = Table(title=title, title_justify="left")
-    made.add_column("written by")
-    for column in ("decoding", "bits per byte", "tokens / forward", "tokens"):
-        made.add_column(column, justify="right")
+    made = []
     for row in rows:
-        decoding = "autoregressive" if row.writer == "original" else row.decoding
-        numbers = (f"{row.bits_per_byte:.3f}", f"{row.tokens_per_forward:.2f}", f"{row.tokens:,}")
-        made.add_row(row.writer, decoding, *numbers)
-    return made
+        name = "original" if row.writer == "original" else f"{row.writer}, {row.decoding}"
+        made.append((name, (f"{row.bits_per_byte:.3f}", f"{row.tokens_per_forward:.2f}", f"{row.tokens:,}")))
+    return ResultTable(title, ("bits per byte", "tokens/forward", "tokens"), tuple(made))

@@ -1,17 +1,40 @@
 """What all commands share: the console, quiet libraries, numbers for people."""
 
+import json
 import os
 import sys
+from io import TextIOWrapper
 
 from rich.console import Console
 
-_PLAIN_WIDTH = 140  # lines of a log file
+_UNLIMITED = 10_000  # what is no terminal has no edge
+_PICTURE_WIDTH = 140
+
+
+class _Console(Console):
+    """rich ends the program by itself where its reader is gone; `opdlm.cli.main` decides that here."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def take_any_character() -> None:
+    """Where the terminal's encoding lacks a character, its escape is shown in its place."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def print_json(record: object) -> None:
+    """One line; escaped where the terminal's encoding is not UTF-8, which JSON otherwise is."""
+    print(json.dumps(record, ensure_ascii=getattr(sys.stdout, "encoding", "").lower() not in ("utf-8", "utf8")))
 
 
 def make_console(stderr: bool = False, record: bool = False) -> Console:
-    """rich's console; wide where the output is no terminal, so that tables fit. `record`: for a picture."""
+    """rich's console; without an edge where the output is no terminal, so that nothing is cut. `record`: a picture."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else _PLAIN_WIDTH, record=record)
+    elsewhere = _PICTURE_WIDTH if record else _UNLIMITED
+    return _Console(stderr=stderr, highlight=False, width=None if stream.isatty() else elsewhere, record=record)
 
 
 def quiet_libraries() -> None:

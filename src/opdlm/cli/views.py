@@ -12,6 +12,19 @@ from opdlm.cli.terminal import duration
 if TYPE_CHECKING:
     from opdlm.distill.loop import Trainer
     from opdlm.records.metrics import StepMetrics
+    from opdlm.records.worth import Validation, Worth
+
+
+_WIDE = 120  # columns from which there is room for a bar
+
+
+def _fitting(parts: list[tuple[int, str]], room: int) -> str:
+    """As many of the first `parts` as fit into `room` columns, in the order of the line."""
+    for count in range(len(parts), 0, -1):
+        text = "  ".join(text for _, text in sorted(parts[:count]))
+        if len(text) <= room:
+            return text
+    return ""
 
 
 class ConversionView:
@@ -19,25 +32,19 @@ class ConversionView:
 
     Attributes:
         seconds: by part, over all rollouts seen.
-        last: the newest metrics; None before the first.
+        last: the newest metrics; None before the first. validation: the newest one.
     """
 
     def __init__(self, console: Console, every_s: float = 5.0) -> None:
         self.console, self.every_s = console, every_s
         self.seconds: dict[str, float] = {}
         self.last: StepMetrics | None = None
+        self.validation: Validation | None = None
         self._rollouts_seen = 0
         self._printed_at = float("-inf")
-        self._live = Progress(
-            SpinnerColumn(),
-            TextColumn("rollout"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        bar = [BarColumn(bar_width=20)] if console.width >= _WIDE else []
+        columns = [SpinnerColumn(), TextColumn("rollout"), MofNCompleteColumn(), *bar, TextColumn("{task.description}")]
+        self._live = Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)
         self._task = self._live.add_task("writing the first responses", total=None)
 
     def __enter__(self) -> Self:
@@ -66,25 +73,40 @@ class ConversionView:
 
     def step(self, metrics: "StepMetrics") -> None:
         """One rollout is done."""
-        self.last = metrics
+        self.last, self.validation = metrics, metrics.validation or self.validation
         self._rollouts_seen += 1
         for part, value in metrics.seconds.items():
             self.seconds[part] = self.seconds.get(part, 0.0) + value
-        text = self._text(metrics)
-        self._live.update(self._task, completed=metrics.rollout, description=text)
+        parts = self._parts(metrics)
+        text = "  ".join(text for _, text in sorted(parts))
+        # The counter, the time and what stands between the columns are never cut off.
+        room = self.console.width - 2 * len(str(metrics.rollouts)) - (42 if self.console.width >= _WIDE else 21)
+        self._live.update(self._task, completed=metrics.rollout, description=_fitting(parts, room))
         now, done = time.monotonic(), metrics.rollout == metrics.rollouts
         if not self.console.is_terminal and (done or now - self._printed_at >= self.every_s):
             self._printed_at = now
             self.note(f"rollout {metrics.rollout}/{metrics.rollouts}  {text}")
 
-    def _text(self, metrics: "StepMetrics") -> str:
+    def _parts(self, metrics: "StepMetrics") -> list[tuple[int, str]]:
+        """(place in the line, text), the most important first."""
         speed = metrics.tokens_trained / max(1e-9, sum(metrics.seconds.values()))
         left = (metrics.rollouts - metrics.rollout) * sum(self.seconds.values()) / self._rollouts_seen
-        ending = f"  {duration(left)} left" if metrics.rollout < metrics.rollouts else ""
-        return (
-            f"loss {metrics.loss:.3f}  {metrics.total.tokens_trained:,} tokens  "
-            f"{metrics.tokens_per_forward:.2f} tokens/forward  {speed:,.0f} tokens/s{ending}"
-        )
+        agreement = [] if self.validation is None else [(1, f"agreement {self.validation.agreement:.0%}")]
+        return [
+            (0, f"loss {metrics.loss:.3f}"),
+            *agreement,
+            *([(5, f"{duration(left)} left")] if metrics.rollout < metrics.rollouts else []),
+            (3, f"{metrics.tokens_per_forward:.2f} tokens/forward"),
+            (4, f"{speed:,.0f} tokens/s"),
+            (2, f"{metrics.total.tokens_trained:,} tokens"),
+        ]
+
+    def worth(self, worth: "Worth") -> None:
+        """What the run came to, and what is wrong with it."""
+        for name, value in worth.facts().items():
+            self.note(f"{name}: {value}")
+        for hint in worth.hints():
+            self.note(f"note: {hint}")
 
     def profile(self) -> list[str]:
         """Seconds by part, with shares, the longest first; `rest` is what the loop spent in no part."""

@@ -21,8 +21,10 @@ from opdlm.config.decoding import (
 from opdlm.config.distill import ConvertSettings, DistillSettings, LengthRamp, OptimiserSettings
 from opdlm.config.divergence import ForwardKL, GeneralisedJSD, MixedKL, ReverseKL, TotalVariation
 from opdlm.config.generation import GenerationSettings
+from opdlm.config.resuming import CHANGEABLE, changed, refused
 
 __all__ = [
+    "CHANGEABLE",
     "ConvertSettings",
     "Decoding",
     "DistillSettings",
@@ -45,5 +47,7 @@ __all__ = [
     "TypicalDecoding",
     "VerifiedDecoding",
     "as_text",
+    "changed",
+    "refused",
     "settings_from",
 ]

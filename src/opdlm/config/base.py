@@ -13,9 +13,9 @@ _RENAMED = {"tokens_per_round": "tokens_per_step", "pull_to_original": "l2_sp"}
 
 
 class Settings(BaseModel):
-    """Base of all settings: immutable, and a key that does not exist is an error."""
+    """Base of all settings: immutable; a key that does not exist is an error, and so is a number that is not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

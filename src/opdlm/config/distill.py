@@ -1,8 +1,8 @@
 """One conversion: geometry, method, loss, update, and where its files are."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from opdlm.config.base import Settings
 from opdlm.config.decoding import LOSSLESS, Decoding, DecodingField, DynamicDecoding
@@ -14,6 +14,14 @@ Anchors = Literal["visited", "random", "all"]
 WindowForm = Literal["mask", "noise"]
 Prediction = Literal["same", "shifted"]
 Context = Literal["block", "causal"]
+
+
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+
+
+def _names_from_text(value: Any) -> Any:
+    """`a,b` as the short form of ("a", "b")."""
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
 class LengthRamp(Settings):
@@ -36,8 +44,8 @@ class LengthRamp(Settings):
 class OptimiserSettings(Settings):
     """AdamW with warm-up and cosine decay."""
 
-    learning_rate: float = Field(default=1e-5, gt=0, description="peak learning rate")
-    final_learning_rate: float = Field(default=1e-6, ge=0, description="learning rate at the last update")
+    learning_rate: float = Field(default=1e-5, gt=0, le=1, description="peak learning rate")
+    final_learning_rate: float = Field(default=1e-6, ge=0, le=1, description="learning rate at the last update")
     warmup_updates: int = Field(default=5, ge=0, description="updates of linear warm-up")
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
@@ -46,6 +54,16 @@ class OptimiserSettings(Settings):
         default=0.0, ge=0, description="decoupled decay towards the AR model's weights, in place of zero (L2-SP)"
     )
     clip_norm: float = Field(default=1.0, gt=0, description="largest gradient norm")
+
+    @model_validator(mode="after")
+    def _decay_shrinks(self) -> "OptimiserSettings":
+        for name, decay in (("weight_decay", self.weight_decay), ("l2_sp", self.l2_sp)):
+            if (share := decay * max(self.learning_rate, self.final_learning_rate)) > 1:
+                raise ValueError(
+                    f"{name} {decay:g} at this learning rate takes back {share:g} of a distance in one update; "
+                    "lower either, so that their product is at most 1"
+                )
+        return self
 
 
 class DistillSettings(Settings):
@@ -65,7 +83,7 @@ class DistillSettings(Settings):
     states: StateSelection = Field(default="one_per_block", description="which visited states are trained on")
     prompts_per_rollout: int = Field(default=128, ge=1, description="prompts answered with the same weights")
     rollouts: int | None = Field(
-        default=None, ge=1, description="number of rollouts; not set: one epoch over the prompts"
+        default=None, ge=1, le=10**9, description="number of rollouts; not set: one epoch over the prompts"
     )
     warm_start_rollouts: int = Field(
         default=0, ge=0, description="first rollouts written by the teacher, with random masks"
@@ -109,12 +127,18 @@ class DistillSettings(Settings):
     lora_rank: int | None = Field(
         default=None, ge=1, description="train an adapter of this rank instead of all weights"
     )
+    adapter_only: bool = Field(
+        default=False, description="with lora_rank: save the adapter alone, a few MB, with the name of its base"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on a GPU")
     seed: int = Field(default=0, ge=0, lt=2**31, description="decides the order of prompts and every random choice")
 
     # keeping
     save_every_rollouts: int = Field(default=10, ge=1, description="rollouts between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="checkpoints kept on disk")
+    eval_every: int | None = Field(
+        default=None, ge=1, description="rollouts between validations: agreement with the teacher, tokens a forward"
+    )
     decoding: DecodingField | None = Field(
         default=None, description="how the converted model decodes by default; none: as the rollouts"
     )
@@ -130,6 +154,8 @@ class DistillSettings(Settings):
             raise ValueError("method lossless needs lora_rank and decodings that verify; --lossless sets all of it")
         if self.method != "opd" and self.states not in ("random_mask", "one_per_block"):
             raise ValueError(f"method {self.method!r} trains on random masks; set states to random_mask")
+        if self.adapter_only and self.lora_rank is None:
+            raise ValueError("adapter_only needs an adapter; set lora_rank too, such as 16")
         if self.lora_rank is not None and self.optimiser.l2_sp:
             raise ValueError("an adapter has no original weights; use optimiser.weight_decay, not l2_sp")
         if self.rows_per_update > self.prompts_per_rollout:
@@ -141,16 +167,36 @@ class ConvertSettings(DistillSettings):
     """`opdlm convert`: a conversion with its places."""
 
     model: str = Field(default="", description="folder or hub name of the autoregressive model")
-    prompts: str = Field(default="", description=".jsonl, .json, .parquet or .txt file, or a hub data set")
-    prompts_column: str | None = Field(default=None, description="column of strings or chat messages; default: found")
+    prompts: str = Field(
+        default="", description=".jsonl, .json, .csv, .tsv, .txt (each also .gz) or .parquet file, or a hub data set"
+    )
+    prompts_column: str | None = Field(
+        default=None, description="column of strings or chat messages, or several of strings: A,B; default: found"
+    )
+    prompts_config: str | None = Field(default=None, description="of a hub data set: its configuration")
+    prompts_split: str | None = Field(default=None, description="of a hub data set: its split; default: train")
+    prompts_revision: str | None = Field(default=None, description="of a hub data set: branch, tag or commit")
     responses_column: str | None = Field(default=None, description="with method sft: column of given responses")
     prompt_limit: int | None = Field(default=None, ge=1, description="use only the first prompts")
-    prompt_tokens: int | None = Field(default=None, ge=1, description="keep only the first tokens of each prompt")
+    prompt_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="most tokens of a prompt: the last user message loses its end, the chat template stays",
+    )
+    eval_prompts: str = Field(default="", description="prompts of the validations, a file or data set as prompts")
+    eval_count: int | None = Field(
+        default=None, ge=1, description="only the first eval_prompts; with none: the last prompts, kept from training"
+    )
     output: str = Field(default="", description="folder of the run; must be new or empty")
     recipe: str | None = Field(
         default=None,
         description="gives the defaults: small, standard, standard-large (by the size of the model), paper-small, "
         "paper-large, or a .toml file",
+    )
+    push_to_hub: str = Field(default="", description="USER/NAME: upload the model to the hub at the end")
+    hub_private: bool = Field(default=False, description="with push_to_hub: make the repository private, if it is new")
+    tracker: Annotated[tuple[Tracker, ...], BeforeValidator(_names_from_text)] = Field(
+        default=(), description="tensorboard, wandb or trackio, several divided by commas"
     )
     device: str = Field(default="auto", description="cpu, cuda, mps, or auto")
     threads: int | None = Field(
@@ -158,7 +204,23 @@ class ConvertSettings(DistillSettings):
     )
 
     @model_validator(mode="after")
+    def _parts_are_of_a_data_set(self) -> "ConvertSettings":
+        for name in ("prompts_config", "prompts_split", "prompts_revision"):
+            if getattr(self, name) is not None and not self.prompts:
+                raise ValueError(f"{name} is for a data set of the hub; name it with prompts, or leave {name} out")
+        return self
+
+    @model_validator(mode="after")
     def _responses_are_used(self) -> "ConvertSettings":
         if self.responses_column is not None and (self.method != "sft" or not self.prompts):
             raise ValueError("responses_column is for method sft with a prompts file; leave it out, or set both")
+        return self
+
+    @model_validator(mode="after")
+    def _validates_on_something(self) -> "ConvertSettings":
+        if self.eval_every is not None and not (self.eval_prompts or self.eval_count):
+            raise ValueError(
+                "eval_every needs prompts that are not trained on; name a file with eval_prompts, or keep some with "
+                "eval_count, such as 16"
+            )
         return self

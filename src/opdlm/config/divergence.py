@@ -39,6 +39,9 @@ class TotalVariation(Settings):
     kind: Literal["tv"] = "tv"
 
 
+_NUMBERS = {"jsd": "beta", "mixed_kl": "reverse_weight"}
+
+
 def _divergence_from_text(value: Any) -> Any:
     """`forward_kl`, `reverse_kl`, `jsd:0.3`, `mixed_kl:0.5` as short forms."""
     if not isinstance(value, str):
@@ -46,7 +49,9 @@ def _divergence_from_text(value: Any) -> Any:
     kind, _, argument = value.partition(":")
     if not argument:
         return {"kind": kind}
-    return {"kind": kind, ("beta" if kind == "jsd" else "reverse_weight"): argument}
+    if kind in ("forward_kl", "reverse_kl"):
+        raise ValueError(f"{kind} takes no number; write {kind}, or one of jsd:BETA and mixed_kl:W")
+    return {"kind": kind, _NUMBERS.get(kind, "number"): argument}
 
 
 Divergence = Annotated[

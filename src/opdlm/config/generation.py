@@ -2,12 +2,12 @@
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, FiniteFloat
+from pydantic import BeforeValidator, Field
 
 from opdlm.config.base import Settings
 from opdlm.config.decoding import DecodingField, DynamicDecoding
 
-_Bias = Annotated[FiniteFloat, Field(ge=-1e30, le=1e30)]  # what float32 can add to a logit
+_Bias = Annotated[float, Field(ge=-1e30, le=1e30)]  # what float32 can add to a logit
 
 
 def _bias_from_text(value: Any) -> Any:
@@ -30,7 +30,7 @@ class GenerationSettings(Settings):
         description="static[:N], sequential[:N], dynamic[:THRESHOLD], prefix[:THRESHOLD], factor[:F], entropy[:NATS] "
         "or klass[:THRESHOLD]",
     )
-    max_new_tokens: int = Field(default=256, ge=1, description="most tokens written after the prompt")
+    max_new_tokens: int = Field(default=256, ge=1, le=2**20, description="most tokens written after the prompt")
     temperature: float = Field(default=0.0, ge=0, description="0 takes the most probable token")
     top_k: int = Field(default=0, ge=0, lt=2**31, description="sample among the k most probable tokens; 0 is off")
     top_p: float = Field(
@@ -42,9 +42,9 @@ class GenerationSettings(Settings):
     repetition_penalty: float = Field(
         default=1.0, gt=0, description="above 1: tokens that the text already has become less likely"
     )
-    logit_bias: Annotated[
-        dict[int, Annotated[FiniteFloat, Field(ge=-1e30, le=1e30)]], BeforeValidator(_bias_from_text)
-    ] = Field(default={}, description="added to the logits of tokens, several divided by commas")
+    logit_bias: Annotated[dict[int, _Bias], BeforeValidator(_bias_from_text)] = Field(
+        default={}, description="added to the logits of tokens, several divided by commas"
+    )
     stop_strings: Annotated[tuple[str, ...], BeforeValidator(_strings_from_text)] = Field(
         default=(), description="the text ends with the token that completes this string"
     )

@@ -22,3 +22,11 @@ def learning_rate(update: int, updates: int, peak: float, final: float, warmup: 
         return peak * (update + 1) / warmup
     progress = min(1.0, (update - warmup) / max(1, updates - 1 - warmup))
     return final + (peak - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def planned_updates(rollouts: int, prompts: int, prompts_per_rollout: int, rows_per_update: int) -> int:
+    """Updates of that many rollouts; the last rollout of each epoch takes the prompts that are left."""
+    full, left = divmod(prompts, prompts_per_rollout)
+    of_full, of_last = -(-prompts_per_rollout // rows_per_update), -(-left // rows_per_update)
+    epochs, further = divmod(rollouts, full + (left > 0))
+    return epochs * (full * of_full + of_last) + further * of_full

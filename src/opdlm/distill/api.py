@@ -9,24 +9,27 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from opdlm.checkpoints.load import count_parameters, load_ar_model, load_config
+from opdlm.checkpoints.adapter_folder import Base
+from opdlm.checkpoints.hub import push
+from opdlm.checkpoints.load import load_ar_config, load_checkpoint
 from opdlm.checkpoints.save import save_checkpoint
-from opdlm.config import ConvertSettings, GenerationSettings, LengthRamp, settings_from
-from opdlm.core.schedules import response_length
-from opdlm.core.types import Geometry
-from opdlm.data.prompts import Prompt, as_prompt, check_lengths, load_prompts, load_responses
-from opdlm.distill import adapter
+from opdlm.checkpoints.source import count_parameters
+from opdlm.config import ConvertSettings, GenerationSettings, LengthRamp, changed, settings_from
+from opdlm.data.prompts import Prompt
 from opdlm.distill.loop import Evaluate, OnStep, Trainer
 from opdlm.distill.pair import Pair
+from opdlm.distill.prepare import OnNote, Prepared, longest_response, prepare
 from opdlm.distill.teacher import Teacher
-from opdlm.errors import PromptsError, UsageError
+from opdlm.distill.trackers import Trackers, tracking
+from opdlm.distill.validation import MOST_PROMPTS, MOST_TOKENS, Validator
+from opdlm.errors import ConfigError, UsageError
+from opdlm.models import adapter
 from opdlm.models.block_diffusion import BlockDiffusionModel
-from opdlm.models.devices import pick_device
-from opdlm.models.identity import identity_check
-from opdlm.models.tokens import SpecialTokens, encode_prompt, find_or_add_mask_token, special_tokens
-from opdlm.models.verdict import check_convertible
+from opdlm.models.drafting import DraftingModel
 from opdlm.recipes import load_recipe, recipe_for
+from opdlm.records.history import Resumption
 from opdlm.records.run_folder import RunFolder
+from opdlm.records.worth import Worth
 
 OnStart = Callable[[Trainer, float], None]
 
@@ -67,11 +70,35 @@ def resume(
     *,
     on_start: OnStart = lambda trainer, difference: None,
     on_step: OnStep = lambda metrics: None,
+    on_note: OnNote = lambda text: None,
     evaluate: Evaluate | None = None,
+    **changes: Any,
 ) -> Path:
-    """Continue a run from its newest checkpoint with the settings in its config.toml; ends as if never interrupted."""
-    folder = RunFolder.open(Path(output))
-    return run(folder.settings(), resuming=folder, on_start=on_start, on_step=on_step, evaluate=evaluate)
+    """Continue a run from its newest checkpoint with the settings in its config.toml; ends as if never interrupted.
+
+    Args:
+        output: folder of the run.
+        on_start, on_step, evaluate: as for `convert`.
+        changes: settings from now on, such as `rollouts=200` or `optimiser={"learning_rate": 1e-6}`; those of
+            `opdlm.config.CHANGEABLE`. The learning rate follows the schedule of the new number of rollouts. config.toml
+            gets them, and history.jsonl says what was changed when.
+
+    Raises:
+        RunInUseError: another process writes this run.
+        ConfigError: a setting that may not change, or fewer rollouts than are done.
+        OpdlmError: as for `convert`.
+    """
+    with RunFolder.opened(Path(output)) as folder:
+        checkpoint = folder.latest()
+        settings, altered = changed(folder.settings(), changes)
+        begun = folder.rollouts_begun(checkpoint)
+        if settings.rollouts is not None and settings.rollouts < begun:
+            raise ConfigError(f"setting rollouts: {begun} are done or under way already; give at least as many")
+        prepared = prepare(settings, on_note=on_note)
+        folder.check_fingerprint(prepared.fingerprint, settings.prompts)
+        if altered:
+            folder.change(prepared.settings, Resumption(rollouts_begun=begun, changed=altered))
+        return _train(prepared, folder, checkpoint, on_start=on_start, on_step=on_step, evaluate=evaluate)
 
 
 def resolve(**settings: Any) -> ConvertSettings:
@@ -99,9 +126,7 @@ def resolve(**settings: Any) -> ConvertSettings:
 
 def _recipe_by_size(model: str, adapter_only: bool) -> str:
     """Adapters never get `small`: its L2-SP needs original weights, which an adapter lacks."""
-    config = load_config(model)
-    check_convertible(config)
-    recipe = recipe_for(count_parameters(config))
+    recipe = recipe_for(count_parameters(load_ar_config(model)))
     return "standard" if adapter_only and recipe == "small" else recipe
 
 
@@ -109,65 +134,78 @@ def run(
     settings: ConvertSettings,
     prompts: Sequence[Prompt] | None = None,
     *,
-    resuming: RunFolder | None = None,
     on_start: OnStart = lambda trainer, difference: None,
     on_step: OnStep = lambda metrics: None,
+    on_note: OnNote = lambda text: None,
     evaluate: Evaluate | None = None,
 ) -> Path:
-    """One conversion, from checks to the saved model."""
+    """One conversion, from checks to the saved model. `prompts`: in place of those that the settings name."""
     for name in ("model", "output"):
         if not getattr(settings, name):
             raise UsageError(f"no {name} given; name it with --{name}")
-    if resuming is None:
-        RunFolder.check_free(Path(settings.output))
-    check_convertible(load_config(settings.model))
-    if prompts is None:
-        texts = load_prompts(settings.prompts, settings.prompts_column, settings.prompt_limit)
-    else:
-        texts = [as_prompt(text, i, "the list of prompts") for i, text in enumerate(prompts[: settings.prompt_limit])]
-    if not texts:
-        raise PromptsError("there are no prompts; name a file or a data set with --prompts")
+    RunFolder.check_free(Path(settings.output))
+    prepared = prepare(settings, prompts, on_note)
+    with RunFolder.created(Path(settings.output), prepared.settings, prompts) as folder:
+        folder.keep_fingerprint(prepared.fingerprint)
+        return _train(prepared, folder, None, on_start=on_start, on_step=on_step, evaluate=evaluate)
 
-    settings = _with_threads(settings)
-    device = pick_device(settings.device)
-    ar_model, tokenizer = load_ar_model(settings.model, device=device)
-    mask_token_id = find_or_add_mask_token(ar_model, tokenizer)
-    tokens = special_tokens(ar_model, tokenizer)
-    ids = [encode_prompt(tokenizer, text)[: settings.prompt_tokens] for text in texts]
-    student = BlockDiffusionModel(
-        ar_model, Geometry(settings.block_size, settings.prediction, settings.context), mask_token_id
-    )
-    ramp = settings.response_length
-    longest = response_length(ramp.rollouts, ramp.start, ramp.end, ramp.rollouts, ramp.shape, settings.block_size)
-    check_lengths(ids, longest, student.max_length, settings.block_size)
-    difference = identity_check(student)
 
-    responses = _given_responses(settings, tokenizer, tokens)
-    checkpoint = resuming.latest() if resuming else None
-    student, teacher = _student_and_teacher(student, settings, checkpoint)
-    folder = resuming or RunFolder.create(Path(settings.output), settings, prompts)
+def _train(
+    prepared: Prepared,
+    folder: RunFolder,
+    checkpoint: Path | None,
+    *,
+    on_start: OnStart,
+    on_step: OnStep,
+    evaluate: Evaluate | None,
+) -> Path:
+    """Trains in `folder`, from its `checkpoint` on if there is one; returns the folder of the model."""
+    settings = prepared.settings
+    student, teacher = _student_and_teacher(prepared.model, settings, checkpoint)
+    save_model = partial(_save, student, prepared.tokenizer, settings, prepared.base, folder)
     trainer = Trainer(
-        pair=Pair.of(student, teacher, tokens),
-        prompts=ids,
-        responses=responses,
+        pair=Pair.of(student, teacher, prepared.tokens),
+        prompts=prepared.ids,
+        responses=prepared.responses,
         settings=settings,
         run=folder,
         checkpoint=checkpoint,
-        save_model=partial(_save, student, tokenizer, settings, folder),
+        save_model=save_model,
         on_step=on_step,
         evaluate=evaluate,
+        validate=_validator(prepared.ids, prepared.eval_ids, settings),
     )
-    on_start(trainer, difference)
-    trainer.train()
-    _save(student, tokenizer, settings, folder, folder.model)
+    on_start(trainer, prepared.difference)
+    with tracking(settings, folder) as trackers:
+        trainer.on_step = trackers.then(trainer.on_step)
+        _weigh(trainer, folder, trackers, held_out=bool(prepared.eval_ids))
+    save_model(folder.model)
+    if settings.push_to_hub:
+        push(folder.model, settings.push_to_hub, settings.hub_private)
     return folder.model
 
 
-def _with_threads(settings: ConvertSettings) -> ConvertSettings:
-    """The number of threads becomes part of the run: sums of another number end in other last bits, after a resume."""
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    return settings.model_copy(update={"threads": torch.get_num_threads()})
+def _validator(ids: Sequence[list[int]], eval_ids: Sequence[list[int]], settings: ConvertSettings) -> Validator:
+    """On the held-out prompts, else on some of the training's: what the run came to is worth knowing without any."""
+    generation = GenerationSettings(
+        decoding=settings.usual_decoding, max_new_tokens=min(longest_response(settings), MOST_TOKENS)
+    )
+    return Validator(eval_ids or ids[:MOST_PROMPTS], generation, settings.rollout_batch)
+
+
+def _weigh(trainer: Trainer, folder: RunFolder, trackers: Trackers, held_out: bool) -> None:
+    """Trains, and keeps what it was worth."""
+    assert trainer.validate is not None
+    worth = folder.kept_worth()
+    if worth is None:
+        with trainer.precision():
+            # A run of an earlier version that is continued: its student is no longer as it was before.
+            before = trainer.validate(trainer.pair) if trainer.checkpoint is None else None
+        worth = Worth(held_out=held_out, before=before)
+        folder.keep_worth(worth)
+    trackers.begin(folder.settings(), worth.before)
+    last = trainer.train()
+    folder.keep_worth(worth.model_copy(update={"updates": last.updates, "after": last.validation}))
 
 
 def _student_and_teacher(
@@ -175,6 +213,10 @@ def _student_and_teacher(
 ) -> tuple[BlockDiffusionModel, Teacher]:
     """The student, with the checkpoint's weights if there is one, and the frozen original."""
     ar_model = model.model
+    if isinstance(model, DraftingModel):
+        if checkpoint is not None:
+            model.gate.load_state_dict(RunFolder.load_state(checkpoint)["gate"])
+        return model, Teacher(model)
     if settings.lora_rank is not None:
         torch.manual_seed(settings.seed)
         adapter.add_adapter(ar_model, settings.lora_rank)
@@ -185,37 +227,30 @@ def _student_and_teacher(
         original = copy.deepcopy(ar_model).requires_grad_(False)
         teacher = Teacher(BlockDiffusionModel(original, model.geometry, model.mask_token_id))
         if checkpoint is not None:
-            ar_model.load_state_dict(load_ar_model(checkpoint, device=model.device)[0].state_dict())
+            ar_model.load_state_dict(load_checkpoint(checkpoint, device=model.device)[0].model.state_dict())
     if settings.gradient_checkpointing:
         model.checkpoint_activations()
     return model, teacher
-
-
-def _given_responses(
-    settings: ConvertSettings, tokenizer: PreTrainedTokenizerBase, tokens: SpecialTokens
-) -> list[list[int]] | None:
-    if settings.responses_column is None:
-        return None
-    texts = load_responses(settings.prompts, settings.responses_column, settings.prompt_limit)
-    end = list(tokens.stop_token_ids[:1])
-    return [[*tokenizer.encode(text, add_special_tokens=False), *end] for text in texts]
 
 
 def _save(
     student: BlockDiffusionModel,
     tokenizer: PreTrainedTokenizerBase,
     settings: ConvertSettings,
+    base: Base | None,
     folder: RunFolder,
     target: Path,
 ) -> None:
-    """The student as a Hugging Face folder; an adapter is merged into plain weights."""
+    """The student as a Hugging Face folder; an adapter is merged into plain weights, or with its `base` alone in it."""
     model = student
-    if settings.lora_rank is not None:
+    if settings.lora_rank is not None and base is None and not isinstance(model, DraftingModel):
         model = BlockDiffusionModel(adapter.merged(student.model), student.geometry, student.mask_token_id)
     local = Path(settings.model)  # a path means nothing on another machine: the card gives the folder's name
-    base = local.name if local.exists() else settings.model
-    provenance: dict[str, Any] = {"base_model": base, "method": settings.method}
+    name = local.name if local.exists() else settings.model
+    provenance: dict[str, Any] = {"base_model": name, "method": settings.method}
     if folder.metrics.exists() and (logged := folder.logged()):
         provenance["response tokens trained"] = logged[-1].total.tokens_trained
+    if (worth := folder.kept_worth()) is not None and worth.after is not None:
+        provenance |= worth.facts()
     generation = GenerationSettings(decoding=settings.usual_decoding)
-    save_checkpoint(model, tokenizer, target, generation=generation, provenance=provenance)
+    save_checkpoint(model, tokenizer, target, generation=generation, provenance=provenance, base=base)

@@ -3,7 +3,7 @@
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
@@ -13,20 +13,42 @@ import torch
 from transformers import PreTrainedModel
 
 from opdlm.config import DistillSettings
-from opdlm.distill.adapter import adapter_state
+from opdlm.core.schedules import planned_updates
 from opdlm.distill.methods import Method, method_of
 from opdlm.distill.pair import Pair
-from opdlm.distill.step import Batch, StepCounts, training_step
+from opdlm.distill.step import Batch, Begun, StepCounts, training_step
 from opdlm.distill.update import Updater
+from opdlm.models.adapter import adapter_state
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.devices import peak_process_bytes
+from opdlm.models.drafting import DraftingModel
 from opdlm.parallel.ranks import OneProcess, Ranks
 from opdlm.records.metrics import Flops, StepMetrics, Totals
 from opdlm.records.run_folder import RunFolder
 from opdlm.records.trajectory import trajectories
+from opdlm.records.worth import Validation
 
 OnStep = Callable[[StepMetrics], None]
 Evaluate = Callable[[BlockDiffusionModel], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a run is. Replaced as a whole, so that it is true whenever an interruption comes.
+
+    Attributes:
+        metrics: of the last finished rollout; None before the first. begun: of the rollout under way.
+        saved: what `Trainer._reached` was at the newest checkpoint.
+    """
+
+    metrics: StepMetrics | None = None
+    begun: Begun = field(default_factory=Begun)
+    saved: tuple[int, bool] = (0, False)
+
+    @property
+    def rollouts(self) -> int:
+        """Those that are finished."""
+        return 0 if self.metrics is None else self.metrics.rollout
 
 
 @dataclass
@@ -40,6 +62,7 @@ class Trainer:
         run: where to keep it; None keeps nothing. checkpoint: of the run, to go on from; the student has its weights.
         save_model: writes the student as a checkpoint folder.
         on_step: called with the metrics of each rollout. evaluate: called after every checkpoint; its result is logged.
+        validate: called every `eval_every` rollouts and after the last one.
         ranks: the processes that share the work.
     """
 
@@ -53,28 +76,45 @@ class Trainer:
     save_model: Callable[[Path], None] = lambda path: None
     on_step: OnStep = lambda metrics: None
     evaluate: Evaluate | None = None
+    validate: Callable[[Pair], Validation] | None = None
     ranks: Ranks = field(default_factory=OneProcess)
+    _at: _Place = field(init=False, default_factory=_Place)
 
     def train(self) -> StepMetrics:
-        """Run all rollouts, from the checkpoint on if there is one. Returns the last metrics."""
-        settings, method = self.settings, self.method or method_of(self.settings)
+        """Run all rollouts, from the checkpoint on if there is one. Returns the last metrics.
+
+        A KeyboardInterrupt first leaves a checkpoint of what is done: the finished rollouts, and of the one under way
+        its text and its updates.
+        """
         updater = self._updater()
-        first, metrics = self._restore(updater)
-        for index in range(first, self.rollouts):
-            began = perf_counter()
-            with self.precision():
-                plan = method(self.pair, index)
-                counts = training_step(self.batch(index), plan, self.pair, updater, settings, self.ranks)
-            metrics = self._metrics(index, counts, updater, metrics)
-            if index + 1 == self.rollouts or (index + 1) % settings.save_every_rollouts == 0:
-                metrics = self._at_checkpoint(counts, updater, metrics)
-            known = sum(metrics.seconds.values())
-            metrics = metrics.spent(rest=perf_counter() - began - known)
-            if self.run is not None and self.ranks.saves:
-                self.run.log(metrics)
-            self.on_step(metrics)
-        assert metrics is not None, "a run has at least one rollout"
-        return metrics
+        self._restore(updater)
+        try:
+            for index in range(self._at.rollouts, self.rollouts):
+                self._rollout(index, updater)
+        except KeyboardInterrupt:
+            if self._reached(updater) != self._at.saved:
+                self._save(updater)
+            raise
+        assert self._at.metrics is not None, "a run has at least one rollout"
+        return self._at.metrics
+
+    def _rollout(self, index: int, updater: Updater) -> None:
+        """One rollout with its updates, its metrics, and a checkpoint where one is due."""
+        begun, settings = self._at.begun, self.settings
+        began = perf_counter() - sum(begun.counts.seconds.values())
+        with self.precision():
+            plan = (self.method or method_of(settings))(self.pair, index)
+            counts = training_step(self.batch(index), plan, self.pair, updater, settings, self.ranks, begun)
+        metrics = self._validated(self._metrics(index, counts, updater, self._at.metrics))
+        self._at = _Place(metrics, saved=self._at.saved)
+        if index + 1 == self.rollouts or (index + 1) % settings.save_every_rollouts == 0:
+            metrics = self._at_checkpoint(counts, updater, metrics)
+        known = sum(metrics.seconds.values())
+        metrics = metrics.spent(rest=perf_counter() - began - known)
+        self._at = replace(self._at, metrics=metrics)
+        if self.run is not None and self.ranks.saves:
+            self.run.log(metrics)
+        self.on_step(metrics)
 
     def batch(self, index: int) -> Batch:
         """The prompts of rollout `index`, with their seeds and given responses."""
@@ -98,8 +138,8 @@ class Trainer:
     @property
     def planned_updates(self) -> int:
         """Updates of the whole run, for the learning-rate schedule."""
-        sizes = (len(self.prompts_of(index)) for index in range(self.rollouts))
-        return sum(-(-size // self.settings.rows_per_update) for size in sizes)
+        settings = self.settings
+        return planned_updates(self.rollouts, len(self.prompts), settings.prompts_per_rollout, settings.rows_per_update)
 
     def prompts_of(self, index: int) -> list[int]:
         """Which prompts rollout `index` answers: epoch after epoch, each in its own order."""
@@ -114,14 +154,26 @@ class Trainer:
         student = list(self.pair.student.parameters())
         updater = Updater(student, self.settings.optimiser, self.planned_updates, originals)
         if (run := self.run) is not None:
-            updater.where_is_safe = lambda: str(run.latest() or "none yet")
+            updater.way_out = run.way_out
         return updater
+
+    def _validated(self, metrics: StepMetrics) -> StepMetrics:
+        """The metrics with a validation, where one is due; before the checkpoint, so that a resumed run has it too."""
+        every, last = self.settings.eval_every, metrics.rollout == self.rollouts
+        if self.validate is None or not (last or (every is not None and metrics.rollout % every == 0)):
+            return metrics
+        began = perf_counter()
+        with self.precision():
+            found = self.validate(self.pair)
+        return metrics.model_copy(update={"validation": found}).spent(validation=perf_counter() - began)
 
     def _at_checkpoint(self, counts: StepCounts, updater: Updater, metrics: StepMetrics) -> StepMetrics:
         """Saves, then evaluates; the metrics with what that took."""
         began = perf_counter()
         if self.run is not None and self.ranks.saves:
-            self._save(self.run, counts, updater, metrics)
+            self._save(updater)
+            if counts.sample is not None:
+                self.run.keep_rollout(metrics.rollout, trajectories(counts.sample, self.settings.block_size))
             metrics = metrics.spent(saving=perf_counter() - began)
         if self.run is not None and self.evaluate is not None:
             began = perf_counter()
@@ -130,14 +182,25 @@ class Trainer:
             metrics = metrics.model_copy(update={"evaluation": result}).spent(evaluation=perf_counter() - began)
         return metrics
 
-    def _save(self, run: RunFolder, counts: StepCounts, updater: Updater, metrics: StepMetrics) -> None:
-        """A checkpoint with these metrics, and some of the rollout's rows."""
-        state = {"updater": updater.state(), "rollouts": metrics.rollout, "line": metrics.to_json()}
-        if self.settings.lora_rank is not None:
+    def _reached(self, updater: Updater) -> tuple[int, bool]:
+        """What changes with each update, and when a text is written: a checkpoint is due where it is another."""
+        return updater.done, self._at.begun.rollout is not None
+
+    def _save(self, updater: Updater) -> None:
+        """A checkpoint of where the run is."""
+        if self.run is None or not self.ranks.saves:
+            return
+        at, reached = self._at, self._reached(updater)
+        line = None if at.metrics is None else at.metrics.to_json()
+        state = {"updater": updater.state(), "rollouts": at.rollouts, "line": line, "begun": at.begun.state()}
+        student = self.pair.student
+        if isinstance(student, DraftingModel):
+            state["gate"] = {name: value.clone() for name, value in student.gate.state_dict().items()}
+        elif self.settings.lora_rank is not None:
             state["adapter"] = adapter_state(self.pair.student.model)
-        run.save_state(metrics.rollout, state, self.save_model, self.settings.keep_checkpoints)
-        if counts.sample is not None:
-            run.keep_rollout(metrics.rollout, trajectories(counts.sample, self.settings.block_size))
+        keep, updates = self.settings.keep_checkpoints, None if at.begun.rollout is None else at.begun.updates
+        self.run.save_state(at.rollouts, state, self.save_model, keep, updates_begun=updates)
+        self._at = replace(at, saved=reached)
 
     def _metrics(self, index: int, counts: StepCounts, updater: Updater, before: StepMetrics | None) -> StepMetrics:
         """The metrics of one rollout, over all ranks; totals run on from `before`."""
@@ -155,7 +218,8 @@ class Trainer:
         flops = Flops(
             rollout=2 * parameters * by_rollout,
             teacher=2 * parameters * by_teacher,
-            student=6 * parameters * by_student,
+            # Frozen weights have no gradients of their own: a backward pass through them costs as much as a forward.
+            student=(4 if isinstance(self.pair.student, DraftingModel) else 6) * parameters * by_student,
         )
         total = before.total if before is not None else Totals()
         peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_process_bytes()
@@ -181,19 +245,19 @@ class Trainer:
             ),
         ).spent(**counts.seconds)
 
-    def _restore(self, updater: Updater) -> tuple[int, StepMetrics | None]:
-        """Continue after the checkpoint, whose weights the student already has: next rollout, last metrics."""
+    def _restore(self, updater: Updater) -> None:
+        """Continue after the checkpoint, whose weights the student already has."""
         if self.run is None:
-            return 0, None
-        done, metrics = 0, None
+            return
         if self.checkpoint is not None:
             state = self.run.load_state(self.checkpoint)
-            metrics = StepMetrics.from_json(state["line"], str(self.checkpoint))
+            line, begun = state["line"], Begun.of(state.get("begun"), self.pair.student.device)
+            metrics = None if line is None else StepMetrics.from_json(line, str(self.checkpoint))
             updater.restore(state["updater"])
-            done = state["rollouts"]
+            self._at = _Place(metrics, begun)
+            self._at = replace(self._at, saved=self._reached(updater))
         if self.ranks.saves:
-            self.run.forget_after(done, metrics)
-        return done, metrics
+            self.run.forget_after(self._at.rollouts, self._at.metrics)
 
 
 @lru_cache(maxsize=1)

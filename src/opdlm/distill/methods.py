@@ -113,12 +113,12 @@ def _distilled(settings: DistillSettings, pair: Pair, write: Callable[[Batch], W
 def _states(pair: Pair, choice: StateChoice) -> Callable[[Rollout, torch.Tensor], StateBatch]:
     """The chosen states of a text's blocks."""
     student = pair.student
-    mask = student.mask_token_id
-    assert mask is not None
 
     def select(text: Rollout, seed: torch.Tensor) -> StateBatch:
         capacity = student.packing_capacity
-        return select_states(text, student.geometry, choice, seed, mask_token_id=mask, capacity=capacity)
+        return select_states(
+            text, student.geometry, choice, seed, mask_token_id=student.mask_token_id, capacity=capacity
+        )
 
     return select
 

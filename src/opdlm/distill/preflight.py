@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from opdlm.checkpoints.load import count_parameters, load_ar_model, load_config
+from opdlm.checkpoints.load import load_ar_config, load_ar_model
+from opdlm.checkpoints.source import count_parameters
 from opdlm.config import DistillSettings, settings_from
 from opdlm.core.types import Geometry
 from opdlm.data.prompts import check_lengths
@@ -17,8 +18,7 @@ from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.devices import free_bytes, pick_device
 from opdlm.models.identity import identity_check
 from opdlm.models.parts import input_embedding
-from opdlm.models.tokens import SpecialTokens, find_or_add_mask_token, special_tokens
-from opdlm.models.verdict import check_convertible
+from opdlm.models.tokens import SpecialTokens, encode_prompt, find_or_add_mask_token, special_tokens
 from opdlm.recipes import load_recipe, recipe_for
 
 Findings = dict[str, Any]
@@ -49,9 +49,7 @@ class Question:
 def examine(question: Question) -> Iterator[Findings]:
     """The findings, a part at a time, the quick ones first. Raises the error that a conversion would raise."""
     device = pick_device(question.device)
-    config = load_config(question.model)
-    check_convertible(config)
-    parameters = count_parameters(config)
+    parameters = count_parameters(load_ar_config(question.model))
     recipe = recipe_for(parameters)
     settings = settings_from(DistillSettings, {**load_recipe(recipe), **question.changes})
     yield {"model": question.model, "convertible": True, "parameters": parameters, "recipe": recipe}
@@ -63,10 +61,18 @@ def examine(question: Question) -> Iterator[Findings]:
     context = model.max_length
     shape = _shape(question, settings, context)
     check_lengths([[0] * min(shape.prompt_tokens, 16)], settings.block_size, context, settings.block_size)
-    yield {"architecture": type(ar_model).__name__, "vocabulary": vocabulary, "context": context, "mask_token": mask}
+    tokens = special_tokens(ar_model, tokenizer)
+    yield {
+        "architecture": type(ar_model).__name__,
+        "vocabulary": vocabulary,
+        "context": context,
+        "mask_token": mask,
+        "end_tokens": tokenizer.convert_ids_to_tokens(list(tokens.stop_token_ids)),
+        "chat_template": bool(tokenizer.chat_template),
+    }
+    encode_prompt(tokenizer, "Hello")  # a broken chat template is an error here, as in a conversion
     yield {"identity_difference": identity_check(model), "mask_honoured": True}  # part of the identity check
 
-    tokens = special_tokens(ar_model, tokenizer)
     memory = footprint.estimate(model, tokens, settings, question.lora_rank, shape)
     free = free_bytes(device)
     fits = free is None or memory["training_bytes"] <= free

@@ -4,8 +4,9 @@ prompts -> rollout -> states -> teacher's targets -> divergence -> update
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
+from typing import Any, Self
 
 import torch
 
@@ -15,6 +16,7 @@ from opdlm.distill.losses import per_row_mean
 from opdlm.distill.pair import Pair
 from opdlm.distill.rollout import Written
 from opdlm.distill.update import Updater
+from opdlm.parallel.interrupts import held
 from opdlm.parallel.ranks import Ranks
 
 SAMPLES = 4  # rows of a rollout that are kept to be looked at
@@ -69,6 +71,11 @@ class StepCounts:
     seconds: dict[str, float] = field(default_factory=dict)
     sample: Rollout | None = None
 
+    def copy(self) -> "StepCounts":
+        """The same numbers, to be counted on."""
+        losses, norms = [*self.losses], [*self.gradient_norms]
+        return replace(self, losses=losses, gradient_norms=norms, seconds=dict(self.seconds))
+
     def add(self, text: Rollout, states: StateBatch, targets: TeacherTargets | None) -> None:
         """Count one micro-batch."""
         self.tokens_trained += int((text.length - text.prompt_length).sum())
@@ -79,17 +86,60 @@ class StepCounts:
         self.student_query_tokens += states.input_ids.numel()
 
 
+@dataclass
+class Begun:
+    """A training step that has begun: with it and the weights, an interrupted step goes on where it was.
+
+    Attributes:
+        rollout: the text; None while it is written.
+        counts: up to the last update that is done. Always those of the weights, whenever an interruption comes.
+    """
+
+    rollout: Rollout | None = None
+    counts: StepCounts = field(default_factory=StepCounts)
+
+    @property
+    def updates(self) -> int:
+        """Those that are done."""
+        return len(self.counts.losses)
+
+    def state(self) -> dict[str, Any] | None:
+        """For a checkpoint; None where there is nothing to keep."""
+        return None if self.rollout is None else {"rollout": vars(self.rollout), "counts": asdict(self.counts)}
+
+    @classmethod
+    def of(cls, state: dict[str, Any] | None, device: torch.device) -> Self:
+        """What `state` kept."""
+        if state is None:
+            return cls()
+        return cls(Rollout(**state["rollout"]).to(device), StepCounts(**state["counts"]))
+
+
 def training_step(
-    batch: Batch, plan: Plan, pair: Pair, updater: Updater, settings: DistillSettings, ranks: Ranks
+    batch: Batch,
+    plan: Plan,
+    pair: Pair,
+    updater: Updater,
+    settings: DistillSettings,
+    ranks: Ranks,
+    begun: Begun | None = None,
 ) -> StepCounts:
-    """Write responses to the prompts, then update the student once for every `rows_per_update` of them."""
-    counts, clock, student = StepCounts(), _Clock(), pair.student
-    written = plan.write(batch)
-    rollout, counts.rollout_query_tokens = written.rollout, written.query_tokens
-    clock.lap("rollout")
+    """Write responses to the prompts, then update the student once for every `rows_per_update` of them.
+
+    `begun`: of this step, to go on from and to be kept up to date.
+    """
+    begun = begun or Begun()
+    clock, student = _Clock(begun.counts.seconds), pair.student
+    if begun.rollout is None:
+        written = plan.write(batch)
+        clock.lap("rollout")
+        begun.counts = StepCounts(rollout_query_tokens=written.query_tokens, seconds=clock.seconds)
+        begun.rollout = written.rollout
+    rollout = begun.rollout
     all_seeds = torch.tensor(batch.seeds, device=rollout.input_ids.device)
 
-    for rows in torch.arange(len(batch.prompts)).split(settings.rows_per_update):
+    for rows in torch.arange(len(batch.prompts)).split(settings.rows_per_update)[begun.updates :]:
+        counts = begun.counts.copy()
         # Micro-batches of similar length hold little padding; while the longest is computed there is no gradient yet.
         rows = rows[rollout.length[rows].cpu().argsort(descending=True, stable=True)]
         texts = [rollout.rows(part) for part in rows.split(settings.rows_per_micro_batch or len(rows))]
@@ -110,14 +160,18 @@ def training_step(
             counts.add(text, one, targets)
             clock.lap("student")
         (loss,) = ranks.sum(loss)
-        counts.gradient_norms.append(updater.update(loss, rows.tolist()))
-        counts.losses.append(loss)
-        clock.lap("optimiser")
+        with held():  # weights and counts move on together
+            counts.gradient_norms.append(updater.update(loss, rows.tolist()))
+            counts.losses.append(loss)
+            clock.lap("optimiser")
+            counts.seconds = dict(clock.seconds)
+            begun.counts = counts
 
-    counts.tokens_rolled_out = counts.tokens_trained if counts.rollout_query_tokens else 0
-    counts.seconds = clock.seconds
-    counts.sample = rollout.rows(torch.arange(min(len(batch.prompts), SAMPLES)))
-    return counts
+    return replace(
+        begun.counts,
+        tokens_rolled_out=begun.counts.tokens_trained if begun.counts.rollout_query_tokens else 0,
+        sample=rollout.rows(torch.arange(min(len(batch.prompts), SAMPLES))),
+    )
 
 
 def _weighted(states: StateBatch, settings: DistillSettings) -> StateBatch:
@@ -128,10 +182,10 @@ def _weighted(states: StateBatch, settings: DistillSettings) -> StateBatch:
 
 
 class _Clock:
-    """Wall seconds by part."""
+    """Wall seconds by part, on top of those `before`."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    def __init__(self, before: dict[str, float]) -> None:
+        self.seconds = dict(before)
         self._last = perf_counter()
 
     def lap(self, part: str) -> None:

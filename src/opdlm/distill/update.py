@@ -1,4 +1,4 @@
-"""The optimiser with its schedule: one update, refused if the loss is not finite."""
+"""The optimiser with its schedule: one update, refused if the loss or what it makes of the weights is not finite."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,7 +7,8 @@ import torch
 
 from opdlm.config import OptimiserSettings
 from opdlm.core.schedules import learning_rate
-from opdlm.errors import NonFiniteLossError
+from opdlm.errors import NonFiniteLossError, NonFiniteWeightsError
+from opdlm.models.finite import all_finite
 
 
 class Updater:
@@ -30,7 +31,7 @@ class Updater:
         self.parameters = [p for p in parameters if p.requires_grad]
         self.settings, self.planned, self.done = settings, updates, 0
         self.rate_used = 0.0  # of the last update
-        self.where_is_safe: Callable[[], str] = lambda: "no checkpoint yet"
+        self.way_out: Callable[[], str] = lambda: "start again with a lower learning rate"
         self.optimiser = torch.optim.AdamW(
             self.parameters,
             lr=settings.learning_rate,
@@ -49,13 +50,14 @@ class Updater:
 
         Raises:
             NonFiniteLossError: the loss or the gradient is not finite; the weights are as they were before.
+            NonFiniteWeightsError: a weight is not finite after the update.
         """
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.optimiser.zero_grad()
             raise NonFiniteLossError(
                 f"loss {loss} with gradient norm {norm} at update {self.done}, rows {list(rows)} of the rollout; "
-                f"last good checkpoint: {self.where_is_safe()}. Resume from it with a lower learning rate."
+                f"{self.way_out()}"
             )
         self.rate_used = self.rate
         for group in self.optimiser.param_groups:
@@ -65,6 +67,8 @@ class Updater:
             with torch.no_grad():
                 for parameter, original in zip(self.parameters, self.originals, strict=True):
                     parameter.lerp_(original, self.rate_used * self.settings.l2_sp)
+        if not all_finite(self.parameters):
+            raise NonFiniteWeightsError(f"weights are not finite after update {self.done}; {self.way_out()}")
         torch.clear_autocast_cache()  # else autocast would go on with its bfloat16 copies of the weights as they were
         self.optimiser.zero_grad()
         self.done += 1
@@ -72,9 +76,9 @@ class Updater:
 
     def state(self) -> dict:
         """What a resumed run needs to go on bit by bit."""
-        return {"optimiser": self.optimiser.state_dict(), "done": self.done}
+        return {"optimiser": self.optimiser.state_dict(), "done": self.done, "rate_used": self.rate_used}
 
     def restore(self, state: dict) -> None:
         """Continue from `state`."""
         self.optimiser.load_state_dict(state["optimiser"])
-        self.done = state["done"]
+        self.done, self.rate_used = state["done"], state.get("rate_used", 0.0)  # earlier versions kept no rate

@@ -1,13 +1,17 @@
 """Has a model answer a set of problems, takes the time and grades the answers."""
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
+from opdlm.data.prompts import Prompt
 from opdlm.errors import UsageError
-from opdlm.evals.graders import check_gradable, grade
+from opdlm.evals.graders import check_gradable, confinement_for, grade
 from opdlm.evals.problem import Problem
+from opdlm.evals.sandbox_confinement import Confinement
 from opdlm.evals.writers import Answer, Writer
-from opdlm.records.evaluation import Evaluation, Score
+from opdlm.records.evaluation import Evaluation, GradedAnswer, Score
 
 
 def answered(
@@ -16,10 +20,11 @@ def answered(
     problems: Sequence[Problem],
     *,
     decoding: str = "",
-    prompts_per_call: int | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_answer: Callable[[GradedAnswer], None] = lambda answer: None,
+    allow_unconfined_code: bool = False,
 ) -> Evaluation:
-    """Has `writer` answer `problems` and grades the answers.
+    """Has `writer` answer `problems` and grades each answer as it comes.
 
     One call with the first prompt goes before, uncounted, so that nobody pays for the first use of kernels and caches.
 
@@ -28,42 +33,90 @@ def answered(
         writer: writes the responses.
         problems: at least one.
         decoding: how the writer decodes, for the record.
-        prompts_per_call: prompts given to the writer at once, all if not set. Smaller calls make `on_progress` finer,
-            and slow down writers that keep their batch full.
-        on_progress: called after each call of the writer with (responses written, problems).
+        on_progress: called with (responses written, problems), first with none written.
+        on_answer: called with each answer once it is graded: at once, or where programs are run, when all are written.
+        allow_unconfined_code: run programs with the user's own rights where the system cannot confine them.
 
     Raises:
-        UsageError: no problems, `prompts_per_call` below 1, or a problem that cannot be graded.
+        UsageError: no problems, or a problem that cannot be graded.
+        UnconfinedCodeError: grading runs programs, and this system cannot confine them.
     """
     if not problems:
         raise UsageError("there are no problems to evaluate; give at least one")
-    step = len(problems) if prompts_per_call is None else prompts_per_call
     for problem in problems:
         check_gradable(problem, f"the problem {problem.prompt!r}")
-    if step < 1:
-        raise UsageError(f"prompts_per_call={step} must be at least 1; give a larger one")
+    within = confinement_for(problems, allow_unconfined_code=allow_unconfined_code)
     prompts = [problem.prompt for problem in problems]
-    writer(prompts[:1])
-    written: list[Answer] = []
-    seconds = 0.0
-    for first in range(0, len(prompts), step):
-        chunk = prompts[first : first + step]
+    on_progress(0, len(prompts))
+    list(writer(prompts[:1]))
+    answers: dict[int, Answer] = {}
+    correct: dict[int, bool] = {}
+
+    def settle(index: int, verdict: bool) -> None:
+        correct[index] = verdict
+        on_answer(_graded(name, decoding, index, problems[index], answers[index], verdict))
+
+    watch = _Stopwatch()
+    for index, answer in watch.timed(writer, prompts):
+        answers[index] = answer
+        if within is None:
+            settle(index, grade(problems[index], answer.text))
+        on_progress(len(answers), len(prompts))
+    assert len(answers) == len(prompts), "the writer left prompts unanswered"
+    if within is not None:
+        for index, verdict in _verdicts(problems, answers, within):
+            settle(index, verdict)
+    rows = _scores([(problem, answers[index], correct[index]) for index, problem in enumerate(problems)])
+    return Evaluation(name=name, rows=rows, seconds=watch.seconds, decoding=decoding)
+
+
+def _verdicts(
+    problems: Sequence[Problem], answers: Mapping[int, Answer], within: Confinement
+) -> Iterator[tuple[int, bool]]:
+    """Programs run in processes of their own, as many at once as there are cores; not while answers are timed."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from enumerate(
+            pool.map(lambda index: grade(problems[index], answers[index].text, within), range(len(problems)))
+        )
+
+
+class _Stopwatch:
+    """Counts the time in which answers are written, not that in which they are graded and shown."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, writer: Writer, prompts: list[Prompt]) -> Iterator[tuple[int, Answer]]:
+        """The writer's answers."""
         began = time.perf_counter()
-        responses = writer(chunk)
-        seconds += time.perf_counter() - began
-        assert len(responses) == len(chunk), "the writer left prompts unanswered"
-        written += responses
-        if on_progress is not None:
-            on_progress(len(written), len(prompts))
-    correct = [grade(problem, response.text) for problem, response in zip(problems, written, strict=True)]
-    return Evaluation(name=name, rows=_scores(problems, written, correct), seconds=seconds, decoding=decoding)
+        for found in writer(prompts):
+            self.seconds += time.perf_counter() - began
+            yield found
+            began = time.perf_counter()
+        self.seconds += time.perf_counter() - began
 
 
-def _scores(problems: Sequence[Problem], written: list[Answer], correct: list[bool]) -> tuple[Score, ...]:
+def _graded(name: str, decoding: str, index: int, problem: Problem, answer: Answer, correct: bool) -> GradedAnswer:
+    return GradedAnswer(
+        name=name,
+        decoding=decoding,
+        number=index,
+        family=problem.family,
+        tag=problem.tag,
+        prompt=problem.prompt,
+        response=answer.text,
+        expected=problem.answer,
+        calls=problem.calls,
+        correct=correct,
+        tokens=answer.tokens,
+        forwards=answer.forwards,
+    )
+
+
+def _scores(results: Sequence[tuple[Problem, Answer, bool]]) -> tuple[Score, ...]:
     """One score a family, then one for each of its tags."""
-    results = list(zip(problems, written, correct, strict=True))
     rows = []
-    for family in dict.fromkeys(problem.family for problem in problems):
+    for family in dict.fromkeys(problem.family for problem, _, _ in results):
         inside = [result for result in results if result[0].family == family]
         rows.append(_score(family, None, inside))
         for tag in dict.fromkeys(problem.tag for problem, _, _ in inside if problem.tag):
@@ -81,4 +134,5 @@ def _score(family: str, tag: str | None, results: Sequence[tuple[Problem, Answer
         tokens=sum(response.tokens for _, response, _ in results),
         forwards=sum(response.forwards for _, response, _ in results),
         seconds=sum(seconds) if len(seconds) == len(results) else None,
+        empty=sum(not response.text.strip() for _, response, _ in results),
     )

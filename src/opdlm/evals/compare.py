@@ -1,8 +1,9 @@
 """Teacher and student on the same problems: `opdlm.evaluate`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -10,21 +11,24 @@ from opdlm.checkpoints.load import load_ar_model
 from opdlm.config import GenerationSettings, settings_from
 from opdlm.errors import CheckpointError, UsageError
 from opdlm.evals.answers import answered
+from opdlm.evals.graders import confinement_for
+from opdlm.evals.original import original_of
 from opdlm.evals.problem import Problem
 from opdlm.evals.problem_files import load_problems
-from opdlm.evals.writers import ar_writer, diffusion_writer
+from opdlm.evals.writers import SAMPLING, ar_writer, diffusion_writer
 from opdlm.models.devices import pick_device
 from opdlm.models.tokens import encode_prompt
-from opdlm.records.evaluation import Comparison
+from opdlm.records.evaluation import Comparison, GradedAnswer
 from opdlm.sampling.api import DiffusionLM, check_context, load
 
 OnProgress = Callable[[str, int, int], None]
 """Called with (who answers, responses written, problems)."""
+OnAnswer = Callable[[GradedAnswer], None]
 
 
 def evaluate(
     model: str | Path,
-    against: str | Path,
+    against: str | Path | None,
     problems: str | Path | Sequence[Problem],
     decodings: Sequence[str] = (),
     *,
@@ -32,28 +36,37 @@ def evaluate(
     batch_size: int = 32,
     device: str = "auto",
     on_progress: OnProgress = lambda name, done, total: None,
+    on_answer: OnAnswer = lambda answer: None,
+    allow_unconfined_code: bool = False,
+    **sampling: Any,
 ) -> Comparison:
-    """Have a converted model and its original answer the same problems, greedily.
+    """Have a converted model and its original answer the same problems, greedily unless `temperature` is given.
 
     Args:
-        model: folder or hub name of the converted model. against: of the AR model that it was made from.
+        model: folder or hub name of the converted model. against: of the AR model that it was made from; None: as the
+            model's run or card says (`original_of`).
         problems: a file (`load_problems`), or a list.
         decodings: how the converted model decodes, such as "prefix:0.95"; one evaluation each. None: four, from one
             token a step to many, in its usual order.
         max_new_tokens: longest answer. batch_size: rows decoded at once. device: "cpu", "cuda", "mps" or "auto".
-        on_progress: called after each part of the answers.
+        on_progress: called at the start and with each answer. on_answer: called with each answer and its verdict.
+        sampling: the fields of GenerationSettings in SAMPLING, for both models.
+        allow_unconfined_code: run programs with your own rights where the system cannot confine them (docs/sandbox.md).
 
     Raises:
         CheckpointError: one is not made from the other.
         ContextLengthError: a problem and its answer do not fit into the context.
         ConfigError: a decoding that does not exist.
         PromptsError: the file is missing, empty, or holds something that is no problem.
+        UnconfinedCodeError: grading runs programs, and this system cannot confine them.
     """
-    for decoding in decodings:
-        greedy(decoding, max_new_tokens)  # a wrong one is an error before any model is loaded
+    _check_sampling(sampling)
+    check_decodings(decodings, max_new_tokens=max_new_tokens, **sampling)
     asked = load_problems(str(problems)) if isinstance(problems, str | Path) else list(problems)
     if not asked:
         raise UsageError("there are no problems to evaluate; give at least one")
+    confinement_for(asked, allow_unconfined_code=allow_unconfined_code)  # an error before any model is loaded
+    against = original_of(model) if against is None else against
     student, ar_model = load_pair(model, against, device)
     chosen = decodings or usual_decodings(student.defaults.decoding.kind)
     made = compare(
@@ -64,8 +77,23 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         on_progress=on_progress,
+        on_answer=lambda one: on_answer(one.model_copy(update={"model": str(model if one.decoding else against)})),
+        allow_unconfined_code=allow_unconfined_code,
+        **sampling,
     )
     return made.model_copy(update={"model": str(model), "against": str(against)})
+
+
+def check_decodings(decodings: Sequence[str], **settings: Any) -> None:
+    """Raises ConfigError for a decoding or setting that does not exist: before any model is loaded."""
+    for decoding in decodings or ("static",):
+        settings_from(GenerationSettings, {**settings, "decoding": decoding})
+
+
+def _check_sampling(sampling: Mapping[str, Any]) -> None:
+    unknown = next((name for name in sampling if name not in SAMPLING), None)
+    if unknown is not None:
+        raise UsageError(f"the AR model cannot be given {unknown!r}; use one of {', '.join(SAMPLING)}")
 
 
 def load_pair(student_name: str | Path, ar_name: str | Path, device: str) -> tuple[DiffusionLM, PreTrainedModel]:
@@ -89,20 +117,23 @@ def compare(
     max_new_tokens: int,
     batch_size: int,
     on_progress: OnProgress = lambda name, done, total: None,
+    on_answer: OnAnswer = lambda answer: None,
+    allow_unconfined_code: bool = False,
+    **sampling: Any,
 ) -> Comparison:
     """As `evaluate`, with models that are loaded already."""
-    settings = {text: greedy(text, max_new_tokens) for text in decodings}
+    _check_sampling(sampling)
+    common = {**sampling, "max_new_tokens": max_new_tokens}
+    settings = {text: settings_from(GenerationSettings, {**common, "decoding": text}) for text in decodings}
     prompts = [encode_prompt(student.tokenizer, problem.prompt) for problem in problems]
     check_context(prompts, max_new_tokens, student.model.max_length, student.model.geometry.block_size)
-    # A few calls, each larger than a batch: progress is seen, and batches stay full.
-    per_call = max(4 * batch_size, -(-len(problems) // 4))
-    run = partial(answered, problems=problems, prompts_per_call=per_call)
+    run = partial(answered, problems=problems, on_answer=on_answer, allow_unconfined_code=allow_unconfined_code)
 
-    writer = ar_writer(ar_model, student.tokenizer, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    writer = ar_writer(ar_model, student.tokenizer, settings_from(GenerationSettings, common), batch_size=batch_size)
     teacher = run("teacher", writer, on_progress=partial(on_progress, "teacher"))
     students = []
     for text, chosen in settings.items():
-        writer = diffusion_writer(partial(student.written, settings=chosen, batch_size=batch_size), student.tokenizer)
+        writer = diffusion_writer(partial(student.finished, settings=chosen, batch_size=batch_size), student.tokenizer)
         students.append(run(f"student, {text}", writer, decoding=text, on_progress=partial(on_progress, text)))
     return Comparison(teacher=teacher, students=tuple(students), batch_size=batch_size)
 

@@ -2,13 +2,17 @@
 
 import re
 import textwrap
-from collections.abc import Callable
+from ast import literal_eval
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
 from opdlm.errors import UsageError
+from opdlm.evals.interpreter import NotInterpretedError, call_function
 from opdlm.evals.problem import Problem
-from opdlm.evals.sandbox import run_python
+from opdlm.evals.sandbox import run_calls, run_tests
+from opdlm.evals.sandbox_confinement import Confinement
+from opdlm.evals.sandbox_search import confinement
 
 # Wall-clock seconds for one response's code. Far more than a right one needs, so that a busy machine fails none.
 CODE_TIMEOUT_S = 5.0
@@ -43,7 +47,7 @@ def extract_code(text: str) -> str:
     return textwrap.dedent(fenced[1]) if fenced else text
 
 
-def _maths(problem: Problem, response: str) -> bool:
+def _maths(problem: Problem, response: str, within: Confinement | None) -> bool:
     return extract_number(response) == extract_number(f"#### {problem.answer}")
 
 
@@ -53,23 +57,40 @@ def _maths_fault(problem: Problem) -> str | None:
     return None
 
 
-def _recall(problem: Problem, response: str) -> bool:
+def _recall(problem: Problem, response: str, within: Confinement | None) -> bool:
     first_sentence = _SENTENCE_END.split(response.strip(), maxsplit=1)[0]
     # Not \b: an answer that begins or ends with a sign has no word boundary there.
     word = rf"(?<!\w){re.escape(problem.answer)}(?!\w)"
     return re.search(word, first_sentence, re.IGNORECASE) is not None
 
 
-def _edit(problem: Problem, response: str) -> bool:
+def _edit(problem: Problem, response: str, within: Confinement | None) -> bool:
     return response.strip().partition("\n")[0].strip() == problem.answer
 
 
-def _code(problem: Problem, response: str) -> bool:
-    return run_python(extract_code(response), problem.calls, timeout_s=CODE_TIMEOUT_S).all_passed
+def _code(problem: Problem, response: str, within: Confinement | None) -> bool:
+    source, prelude = extract_code(response), problem.prelude
+    if problem.interpreted:
+        return all(_interpreted(source, call, expected) for call, expected in problem.calls)
+    if problem.calls:
+        ran = run_calls(source, problem.calls, prelude=prelude, within=within, timeout_s=CODE_TIMEOUT_S)
+    else:
+        tests, entry = problem.tests, problem.answer
+        ran = run_tests(source, tests, entry, prelude=prelude, within=within, timeout_s=CODE_TIMEOUT_S)
+    return ran.all_passed
+
+
+def _interpreted(source: str, call: str, expected: str) -> bool:
+    try:
+        return bool(call_function(source, call) == literal_eval(expected))
+    except NotInterpretedError:
+        return False
 
 
 def _code_fault(problem: Problem) -> str | None:
-    return None if problem.calls else "needs calls: pairs of a call and the repr of its result"
+    if bool(problem.calls) == bool(problem.tests):
+        return "needs calls (pairs of a call and the repr of its result) or tests (Python with asserts), and not both"
+    return "has tests, and cannot be interpreted" if problem.tests and problem.interpreted else None
 
 
 def _no_fault(problem: Problem) -> str | None:
@@ -81,11 +102,11 @@ class Grader:
     """How one family is graded.
 
     Attributes:
-        grade: problem and response -> whether it is right.
+        grade: problem, response and where a program runs -> whether it is right.
         fault: what makes a problem of this family impossible to grade, as the rest of a sentence; None if nothing does.
     """
 
-    grade: Callable[[Problem, str], bool]
+    grade: Callable[[Problem, str, Confinement | None], bool]
     fault: Callable[[Problem], str | None] = _no_fault
 
 
@@ -96,7 +117,7 @@ GRADERS: dict[str, Grader] = {
     "recall": Grader(_recall),
     # the first line that is not blank equals the answer, spaces at its ends aside
     "edit": Grader(_edit),
-    # every call of the function returns the expected value, in the sandbox
+    # every call of the function returns the expected value, or the tests pass, in the sandbox or the interpreter
     "code": Grader(_code, _code_fault),
 }
 
@@ -110,7 +131,26 @@ def check_gradable(problem: Problem, where: str = "a problem") -> None:
         raise UsageError(f"{where} ({problem.family}) {fault}; correct it")
 
 
-def grade(problem: Problem, response: str) -> bool:
-    """Whether the response is right, by the rules of GRADERS. Raises UsageError for what `check_gradable` refuses."""
+def confinement_for(problems: Sequence[Problem], *, allow_unconfined_code: bool = False) -> Confinement | None:
+    """Where the programs that answer `problems` will run; None if grading them runs none.
+
+    Raises:
+        UnconfinedCodeError: this system cannot confine them, and nobody allowed to do without.
+    """
+    if not any(problem.family == "code" and not problem.interpreted for problem in problems):
+        return None
+    return confinement(allow_unconfined=allow_unconfined_code)
+
+
+def grade(problem: Problem, response: str, within: Confinement | None = None) -> bool:
+    """Whether the response is right, by the rules of GRADERS.
+
+    Args:
+        within: how a program is kept apart; the strongest way of this system if not given.
+
+    Raises:
+        UsageError: for what `check_gradable` refuses.
+        UnconfinedCodeError: a program would run, `within` is not given, and this system cannot confine it.
+    """
     check_gradable(problem)
-    return GRADERS[problem.family].grade(problem, response)
+    return GRADERS[problem.family].grade(problem, response, within)

@@ -1,9 +1,10 @@
 """How likely the original finds what the converted model writes, in bits per byte."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -11,7 +12,8 @@ from opdlm.config import GenerationSettings, settings_from
 from opdlm.core.types import Geometry
 from opdlm.data.prompts import Prompt
 from opdlm.evals.bits import bits_per_byte
-from opdlm.evals.compare import load_pair, usual_decodings
+from opdlm.evals.compare import check_decodings, load_pair, usual_decodings
+from opdlm.evals.original import original_of
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.tokens import encode_prompt, find_or_add_mask_token
 from opdlm.sampling.api import DiffusionLM, check_context
@@ -34,31 +36,34 @@ class Likelihood:
 
 def evaluate_likelihood(
     model: str | Path,
-    against: str | Path,
+    against: str | Path | None,
     texts: Sequence[Prompt],
     decodings: Sequence[str] = (),
     *,
     prompt_tokens: int | None = None,
     max_new_tokens: int = 256,
-    temperature: float = 1.0,
     batch_size: int = 32,
     device: str = "auto",
+    **sampling: Any,
 ) -> list[Likelihood]:
     """Have a converted model and its original continue the same texts; errors as in `compare.evaluate`.
 
     Args:
-        prompt_tokens: only the first tokens of each text are given; default: all.
+        prompt_tokens: most tokens of a prompt, which is cut as `encode_prompt` says; default: all.
+        sampling: fields of GenerationSettings; `temperature` is 1 if not given.
     """
+    settings = {"temperature": 1.0, **sampling, "max_new_tokens": max_new_tokens}
+    check_decodings(decodings, **settings)
+    against = original_of(model) if against is None else against
     student, ar_model = load_pair(model, against, device)
-    prompts = [encode_prompt(student.tokenizer, text)[:prompt_tokens] for text in texts]
+    prompts = [encode_prompt(student.tokenizer, text, prompt_tokens) for text in texts]
     check_context(prompts, max_new_tokens, student.model.max_length, student.model.geometry.block_size)
     return likelihoods(
         student,
         ar_model,
         prompts,
         decodings or usual_decodings(student.defaults.decoding.kind),
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
+        settings,
         batch_size=batch_size,
     )
 
@@ -68,15 +73,14 @@ def likelihoods(
     ar_model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     decodings: Sequence[str],
+    settings: Mapping[str, Any],
     *,
-    max_new_tokens: int,
-    temperature: float,
     batch_size: int,
 ) -> list[Likelihood]:
     """The original itself, the student before training (the original's weights in the student's geometry), the student.
 
     The student before training shows what the conversion taught. The original shows what can be reached: at
-    temperature 1 its bits per byte are its own entropy.
+    temperature 1 its bits per byte are its own entropy. `settings`: of GenerationSettings, without the decoding.
     """
     untrained = copy.deepcopy(ar_model)
     mask_token_id = find_or_add_mask_token(untrained, copy.deepcopy(student.tokenizer))
@@ -85,7 +89,7 @@ def likelihoods(
     writers = [("original", original, (_ONE_BY_ONE,))]
     writers += [("student before", before, decodings), ("student", student.model, decodings)]
     return [
-        _likelihood(name, model, student, ar_model, prompts, decoding, max_new_tokens, temperature, batch_size)
+        _likelihood(name, model, student, ar_model, prompts, {**settings, "decoding": decoding}, batch_size)
         for name, model, chosen in writers
         for decoding in chosen
     ]
@@ -97,14 +101,11 @@ def _likelihood(
     student: DiffusionLM,
     ar_model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
-    decoding: str,
-    max_new_tokens: int,
-    temperature: float,
+    settings: Mapping[str, Any],
     batch_size: int,
 ) -> Likelihood:
-    given = {"decoding": decoding, "max_new_tokens": max_new_tokens, "temperature": temperature}
-    settings = settings_from(GenerationSettings, given)
-    rollout = Engine(model, student.tokens, batch_size).write(continuations(prompts, settings))
+    requests = continuations(prompts, settings_from(GenerationSettings, settings))
+    rollout = Engine(model, student.tokens, batch_size).write(requests)
     ends = zip(rollout.prompt_length.tolist(), rollout.length.tolist(), rollout.stopped.tolist(), strict=True)
     # The stop token has no byte, so it is not scored.
     sequences = [
@@ -114,4 +115,4 @@ def _likelihood(
     texts = student.tokenizer.batch_decode([ids[begin:] for ids, begin in sequences], skip_special_tokens=True)
     tokens = int((rollout.length - rollout.prompt_length).sum())
     bits = bits_per_byte(ar_model, sequences, texts)
-    return Likelihood(name, decoding, bits, tokens / int(rollout.forwards.sum()), tokens)
+    return Likelihood(name, settings["decoding"], bits, tokens / int(rollout.forwards.sum()), tokens)

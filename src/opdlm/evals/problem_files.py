@@ -3,6 +3,7 @@
 from typing import Any
 
 from opdlm.data.files import load_rows
+from opdlm.data.prompts import as_prompt
 from opdlm.errors import PromptsError, UsageError
 from opdlm.evals.graders import check_gradable
 from opdlm.evals.problem import Problem
@@ -11,7 +12,10 @@ _NEEDED = ("prompt", "answer", "family")
 
 
 def load_problems(source: str) -> list[Problem]:
-    """Problems of a file: records with "prompt", "answer" and "family", for code also "calls"; "tag" where wanted.
+    """Problems of a file: records with "prompt", "answer" and "family", for code also "calls" or "tests"; "prelude"
+    and "tag" where wanted.
+
+    A prompt is text or a list of chat messages, an answer text or a number. What is not needed may be null.
 
     Raises:
         PromptsError: missing, empty, or a record that is no problem.
@@ -26,22 +30,42 @@ def _problem(fields: Any, where: str) -> Problem:
     missing = [name for name in _NEEDED if name not in fields] if isinstance(fields, dict) else _NEEDED
     if missing:
         raise PromptsError(f"{where} needs prompt, answer and family, missing: {', '.join(missing)}; add them")
-    calls = fields.get("calls", [])
-    if not _are_pairs(calls):
+    calls = fields.get("calls")
+    if calls is not None and not _are_pairs(calls):
         raise PromptsError(f"{where} needs calls: a list of [call, repr of its result] pairs; correct it")
     problem = Problem(
-        family=str(fields["family"]),
-        prompt=str(fields["prompt"]),
-        response=str(fields.get("response", "")),
-        answer=str(fields["answer"]),
-        calls=tuple((call, expected) for call, expected in calls),
-        tag=str(fields.get("tag", "")),
+        family=_text(fields, "family", where),
+        prompt=as_prompt(fields["prompt"], f"the prompt of {where}"),
+        response=_text(fields, "response", where),
+        answer=_text(fields, "answer", where),
+        calls=tuple((call, expected) for call, expected in calls or ()),
+        tag=_text(fields, "tag", where),
+        tests=_program(fields, "tests", where),
+        prelude=_program(fields, "prelude", where),
     )
     try:
         check_gradable(problem, where)
     except UsageError as error:
         raise PromptsError(str(error)) from error
     return problem
+
+
+def _text(fields: dict[str, Any], name: str, where: str) -> str:
+    """Text, or a number as text; "" where the record has none and needs none."""
+    value = fields.get(name)
+    if value is None and name not in _NEEDED:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        shown = "null" if value is None else f"a {type(value).__name__}"
+        raise PromptsError(f"{where} has {shown} as {name}; it must be text or a number, correct it")
+    return str(value)
+
+
+def _program(fields: dict[str, Any], name: str, where: str) -> str:
+    value = fields.get(name) or ""
+    if not isinstance(value, str):
+        raise PromptsError(f"{where} needs {name}: one text of Python; correct it")
+    return value
 
 
 def _are_pairs(calls: Any) -> bool:

@@ -1,51 +1,38 @@
-"""Runs code that a model wrote, in a child process with few rights, and says which calls gave the expected value.
+"""Runs code that a model wrote apart from us, and says which of its calls gave the expected value.
 
-What it protects from: the accidents of generated code. Endless loops (limits on processor and wall-clock time, the
-whole process group is killed), memory bombs (a limit on address space), floods of output (dropped), writes to files
-(a size limit of zero, an empty folder of its own), child processes, imports and `open` (not among the builtins),
-secrets in the environment (it is empty), and code that prints what a grader may want to read (results leave by a
-channel of their own, and the expected values never enter the child).
-
-What it does not protect from: a determined attacker. Restricted builtins can be escaped, and a child that escapes
-reads the user's files and reaches the network. The limit on processes does not bind root. The limits are those of
-Linux; macOS enforces some of them, other systems none. Run models that you do not trust inside a container.
+The child that runs the code learns the code and the inputs, never an expected value: those stay in this process
+(`run_calls`), or in a second child that runs the tests and in which no code of the model runs (`run_tests`). What the
+first child says is data, read as plain builtin values, so a program passes only by knowing the answer. How far the
+children are from the user's files, network and processes is the business of `sandbox_search.py`; docs/sandbox.md
+has the whole account, and what does not hold.
 """
 
 import ast
-import json
-import math
-import os
-import signal
-import subprocess
-import sys
-import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from opdlm.errors import UsageError
-from opdlm.evals import sandbox_child
+from opdlm.evals.sandbox_confinement import Confinement
+from opdlm.evals.sandbox_process import Child, ChildEndedError, program_request
+from opdlm.evals.sandbox_search import confinement
+from opdlm.evals.sandboxed.values import decode
 
-Kind = Literal["ok", "syntax", "exception", "timeout", "memory", "killed"]
+Kind = Literal["ok", "syntax", "exception", "memory", "timeout", "killed", "junk"]
 
-_CHILD = Path(sandbox_child.__file__)
-_KINDS: dict[int, Kind] = {
-    sandbox_child.OK: "ok",
-    sandbox_child.SYNTAX: "syntax",
-    sandbox_child.EXCEPTION: "exception",
-    sandbox_child.MEMORY: "memory",
-}
+_ERRORS: dict[Any, Kind] = {"syntax": "syntax", "memory": "memory"}
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxResult:
     """How the code ended, and what its calls returned.
 
-    kind: "ok" when the source and every call ran to the end, whatever they returned; else what stopped them.
+    kind: "ok" when the source and every call ran to the end, whatever they returned; else what stopped them. "junk":
+        it wrote what is no answer.
     reprs: `repr()` of each call's result, in order, up to the call that stopped.
     passed: one flag per call: it returned the expected value. Calls not reached are False.
-    detail: one line on the error, "" where there is none.
+    detail: one line on the error, "" where there is none. The code may have chosen it.
     """
 
     kind: Kind
@@ -59,76 +46,123 @@ class SandboxResult:
         return self.kind == "ok" and all(self.passed)
 
 
-def run_python(
-    source: str, calls: Sequence[tuple[str, str]], *, timeout_s: float = 2.0, memory_mib: int = 256
+def run_calls(
+    source: str,
+    calls: Sequence[tuple[str, str]],
+    *,
+    prelude: str = "",
+    within: Confinement | None = None,
+    timeout_s: float = 2.0,
+    memory_mib: int = 256,
 ) -> SandboxResult:
     """Executes `source` in a child process, then evaluates each call in its namespace.
 
     Args:
-        source: the generated code; it has safe builtins only, no `import`, no `open`.
+        source: the generated code, any Python; it finds the standard library and nothing else.
         calls: pairs of an expression and the literal that it should equal, such as `("f([3, 1])", "[1, 3]")`.
             Equal as Python has it (`1 == 1.0`). An expected text that is no literal is compared with the repr.
+        prelude: code to run before it, such as imports.
+        within: how the child is kept apart; the strongest way of this system if not given.
         timeout_s: wall-clock seconds for everything, the start of the child included.
         memory_mib: address space of the child, the interpreter's own 30 MiB or so included.
 
     Raises:
         UsageError: a limit is not positive.
+        UnconfinedCodeError: `within` is not given, and this system has no confinement.
     """
+    _check(timeout_s, memory_mib)
+    request = program_request(source, prelude=prelude, timeout_s=timeout_s, memory_mib=memory_mib)
+    reprs: list[str] = []
+    passed: list[bool] = []
+    kind, detail = "ok", ""
+    with Child(within or confinement(), request, time.monotonic() + timeout_s) as child:
+        try:
+            said = child.line()
+            for expression, expected in calls:
+                if "error" in said:
+                    break
+                said = child.ask({"eval": expression})
+                if "error" not in said:
+                    text = str(said.get("repr"))
+                    passed.append(_equal(said.get("value"), text, expected))
+                    reprs.append(text)
+            if "error" in said:
+                kind, detail = _error(said)
+        except ChildEndedError as ended:
+            kind = ended.kind
+    passed += [False] * (len(calls) - len(passed))
+    return SandboxResult(kind, tuple(reprs), tuple(passed), detail)
+
+
+def run_tests(
+    source: str,
+    tests: str,
+    entry: str,
+    *,
+    prelude: str = "",
+    within: Confinement | None = None,
+    timeout_s: float = 2.0,
+    memory_mib: int = 256,
+) -> SandboxResult:
+    """Executes `source` in one child process and `tests` in another, which calls the first through this process.
+
+    Args:
+        source, prelude, within, timeout_s, memory_mib: as for `run_calls`; the prelude also runs before the tests.
+        tests: Python that raises where the program is wrong, such as asserts; a function `check` in it is called with
+            the program's function. Names that only the program defines stand for the program's. Their arguments and
+            results cross as plain values: what a call does to its arguments is not seen.
+        entry: the name of the program's function.
+
+    Returns:
+        One flag in `passed`: the tests ran to their end.
+
+    Raises:
+        UsageError: a limit is not positive.
+        UnconfinedCodeError: `within` is not given, and this system has no confinement.
+    """
+    _check(timeout_s, memory_mib)
+    within = within or confinement()
+    asked = program_request(source, prelude=prelude, timeout_s=timeout_s, memory_mib=memory_mib)
+    asking = {**asked, "role": "tests", "source": tests, "entry": entry}
+    deadline = time.monotonic() + timeout_s
+    with Child(within, asked, deadline) as program, Child(within, asking, deadline) as testing:
+        try:
+            said = program.line()
+            if "error" in said:
+                return SandboxResult(*_failed(said))
+            said = testing.line()
+            while "call" in said:
+                said = testing.ask(program.ask(said))
+        except ChildEndedError as ended:
+            return SandboxResult(ended.kind, (), (False,))
+    return SandboxResult("ok", (), (True,)) if said.get("passed") is True else SandboxResult(*_failed(said))
+
+
+def _check(timeout_s: float, memory_mib: int) -> None:
     if timeout_s <= 0 or memory_mib <= 0:
         raise UsageError(f"timeout_s={timeout_s} and memory_mib={memory_mib} must be positive; give larger ones")
-    payload = {
-        "source": source,
-        "expressions": [expression for expression, _ in calls],
-        "cpu_s": math.ceil(timeout_s) + 1,  # one second more: where both can stop the code, the wall clock does
-        "memory_mib": memory_mib,
-    }
-    output, exit_code = _run_child(json.dumps(payload).encode(), timeout_s)
-    kind = "timeout" if exit_code is None else _KINDS.get(exit_code, "killed")
-    lines = [json.loads(line) for line in output.splitlines(keepends=True) if line.endswith(b"\n")]
-    detail = lines.pop() if kind in ("syntax", "exception") and lines else ""
-    passed = [_equal(got, expected) for got, (_, expected) in zip(lines, calls, strict=False)]
-    passed += [False] * (len(calls) - len(passed))
-    return SandboxResult(kind, tuple(lines), tuple(passed), detail)
 
 
-def _run_child(payload: bytes, timeout_s: float) -> tuple[bytes, int | None]:
-    """What the child wrote and its exit code, None when the time ran out."""
-    command = [sys.executable, "-I", "-S", "-B", str(_CHILD)]
-    with (
-        tempfile.TemporaryDirectory(prefix="opdlm-") as folder,
-        subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=folder,
-            env={},
-            start_new_session=True,
-        ) as child,
-    ):
-        try:
-            output, _ = child.communicate(payload, timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            _kill(child)
-            return child.communicate()[0], None
-        except BaseException:  # Ctrl-C: leave no child behind
-            _kill(child)
-            raise
-    return output, child.returncode
+def _error(said: dict[str, Any]) -> tuple[Kind, str]:
+    return _ERRORS.get(str(said["error"]), "exception"), str(said.get("detail"))[:1000]
 
 
-def _kill(child: subprocess.Popen[bytes]) -> None:
-    if os.name == "posix":
-        os.killpg(child.pid, signal.SIGKILL)  # not reaped yet, so the number is still the child's
-    else:
-        child.kill()
+def _failed(said: dict[str, Any]) -> tuple[Kind, tuple[str, ...], tuple[bool, ...], str]:
+    kind, detail = _error(said) if "error" in said else ("junk", "")
+    return kind, (), (False,), detail
 
 
-def _equal(got: str, expected: str) -> bool:
-    """Compares here and not in the child, where a class of the code's own could claim to equal anything."""
-    if got == expected:
-        return True
+class _Unknown:
+    """Stands for an object of the program, and equals nothing."""
+
+
+def _equal(plain: Any, text: str, expected: str) -> bool:
+    """Compares fresh builtin values here: no method of the program's own can claim to equal anything."""
     try:
-        return bool(ast.literal_eval(got) == ast.literal_eval(expected))
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # not literals
+        wanted = ast.literal_eval(expected)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # no literal
+        return text == expected
+    try:
+        return bool(decode(plain, lambda number: _Unknown()) == wanted)
+    except ValueError:
         return False

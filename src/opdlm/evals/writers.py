@@ -1,13 +1,15 @@
 """Who answers: an AR model by transformers' `generate`, a block-diffusion model by the engine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from opdlm.config import GenerationSettings
 from opdlm.core.types import Rollout
+from opdlm.data.prompts import Prompt
 from opdlm.models.tokens import encode_prompt
 
 
@@ -29,84 +31,94 @@ class Answer:
 
 
 class Writer(Protocol):
-    """Writes a response to each prompt (a user's message, plain text), in the order of the prompts."""
+    """Writes a response to each prompt: (index of the prompt, response), as they are finished."""
 
-    def __call__(self, prompts: list[str]) -> list[Answer]: ...
+    def __call__(self, prompts: list[Prompt]) -> Iterable[tuple[int, Answer]]: ...
+
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+"""The fields of GenerationSettings that both writers know; of the others `ar_writer` takes `max_new_tokens` alone."""
 
 
 def ar_writer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_new_tokens: int, batch_size: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: GenerationSettings, *, batch_size: int
 ) -> Writer:
-    """Greedy answers of an autoregressive model, by the cached `generate` of transformers.
+    """Answers of an autoregressive model, by the cached `generate` of transformers; greedy at temperature 0.
 
     Prompts are sorted by length, so that batches of `batch_size` rows need little padding (on the left). A row's
     tokens count up to and including the first stop token, and each took one forward: the first comes from the prompt's
-    own pass. Rows that are done wait for the longest of their batch, and that time counts.
+    own pass. Rows that are done wait for the longest of their batch, and that time counts. Where it samples, one seed
+    decides all draws, so that a response also depends on the batch.
     """
     stop_ids = _stop_ids(model, tokenizer)
     # Padding is masked out, so any token will do.
     pad_id = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else min(stop_ids, default=0)
-    # Neutral values, not None: what is None here would be filled in from the model's own generation settings.
-    greedy = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
+    config = _generation_config(settings, stop_ids, pad_id)
+
+    def write(prompts: list[Prompt]) -> Iterator[tuple[int, Answer]]:
+        encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+        order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
+        for first in range(0, len(order), batch_size):
+            batch = order[first : first + batch_size]
+            responses = _generate(model, [encoded[i] for i in batch], pad_id, config, settings.seed + first)
+            for index, ids in zip(batch, responses, strict=True):
+                ids = _up_to_stop(ids, stop_ids)
+                yield index, Answer(_decode(tokenizer, ids), len(ids), len(ids))
+
+    return write
+
+
+def diffusion_writer(
+    generate: Callable[[list[list[int]]], Iterable[tuple[int, Rollout]]], tokenizer: PreTrainedTokenizerBase
+) -> Writer:
+    """Answers of a block-diffusion model.
+
+    Args:
+        generate: writes a response to each prompt (token ids): (index of the prompt, rollout of one row), as they are
+            finished. The pass over the prompt is not among a row's forwards, as `Rollout` has it.
+        tokenizer: encodes the prompts, by its chat template where it has one, and decodes the responses.
+    """
+
+    def write(prompts: list[Prompt]) -> Iterator[tuple[int, Answer]]:
+        for index, row in generate([encode_prompt(tokenizer, prompt) for prompt in prompts]):
+            begin, end = int(row.prompt_length[0]), int(row.length[0])
+            text = _decode(tokenizer, row.input_ids[0, begin:end].tolist())
+            yield index, Answer(text, end - begin, int(row.forwards[0]))
+
+    return write
+
+
+def _generation_config(settings: GenerationSettings, stop_ids: set[int], pad_id: int) -> GenerationConfig:
+    """Neutral values, not None: what is None here would be filled in from the model's own generation settings."""
+    sampled = settings.temperature > 0
+    return GenerationConfig(
+        max_new_tokens=settings.max_new_tokens,
+        do_sample=sampled,
         num_beams=1,
-        temperature=1.0,
-        top_k=50,
-        top_p=1.0,
-        repetition_penalty=1.0,
+        temperature=settings.temperature if sampled else 1.0,
+        top_k=settings.top_k if sampled else 50,
+        top_p=settings.top_p if sampled else 1.0,
+        min_p=settings.min_p if sampled and settings.min_p else None,
+        repetition_penalty=settings.repetition_penalty,
         use_cache=True,
         eos_token_id=sorted(stop_ids) or None,
         pad_token_id=pad_id,
     )
 
-    def write(prompts: list[str]) -> list[Answer]:
-        encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-        order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
-        written: dict[int, Answer] = {}
-        for first in range(0, len(order), batch_size):
-            batch = order[first : first + batch_size]
-            responses = _generate(model, [encoded[index] for index in batch], pad_id, greedy)
-            for index, ids in zip(batch, responses, strict=True):
-                ids = _up_to_stop(ids, stop_ids)
-                written[index] = Answer(_decode(tokenizer, ids), len(ids), len(ids))
-        return [written[index] for index in range(len(prompts))]
-
-    return write
-
-
-def diffusion_writer(generate: Callable[[list[list[int]]], Rollout], tokenizer: PreTrainedTokenizerBase) -> Writer:
-    """Answers of a block-diffusion model.
-
-    Args:
-        generate: writes a response to each prompt (token ids), row i of the rollout for prompt i. The pass over the
-            prompt is not among a row's forwards, as `Rollout` has it.
-        tokenizer: encodes the prompts, by its chat template where it has one, and decodes the responses.
-    """
-
-    def write(prompts: list[str]) -> list[Answer]:
-        rollout = generate([encode_prompt(tokenizer, prompt) for prompt in prompts]).to("cpu")
-        begins, ends = rollout.prompt_length.tolist(), rollout.length.tolist()
-        return [
-            Answer(_decode(tokenizer, ids[begin:end]), end - begin, forwards)
-            for ids, begin, end, forwards in zip(
-                rollout.input_ids.tolist(), begins, ends, rollout.forwards.tolist(), strict=True
-            )
-        ]
-
-    return write
-
 
 def _generate(
-    model: PreTrainedModel, prompts: list[list[int]], pad_id: int, config: GenerationConfig
+    model: PreTrainedModel, prompts: list[list[int]], pad_id: int, config: GenerationConfig, seed: int
 ) -> list[list[int]]:
     """What the model writes behind each prompt, with whatever stands behind the stop token."""
     width = max(len(ids) for ids in prompts)
     input_ids = torch.tensor([[pad_id] * (width - len(ids)) + ids for ids in prompts])
     attention_mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
-    output = cast(Any, model).generate(
-        input_ids.to(model.device), attention_mask=attention_mask.to(model.device), generation_config=config
-    )
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):  # transformers draws from torch's own generators
+        torch.manual_seed(seed)
+        output = cast(Any, model).generate(
+            input_ids.to(model.device), attention_mask=attention_mask.to(model.device), generation_config=config
+        )
     return output[:, width:].tolist()
 
 

@@ -21,10 +21,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from opdlm.core.layout import PADDING, Attention
 from opdlm.core.types import Geometry
 from opdlm.errors import UnsupportedModelError, UsageError
-from opdlm.models.cache import KVCache
+from opdlm.models.cache import FrozenPrefix, KVCache
 from opdlm.models.parts import cache_argument, lm_head
 from opdlm.models.verdict import sliding_windows
 
+NO_MASK = -1
+"""The mask token of a model that has none, such as one that drafts."""
 NEVER_SAMPLED = -1e30
 """Logit of the mask token: finite in float32, and of probability exactly 0 after a softmax."""
 
@@ -41,11 +43,11 @@ class BlockDiffusionModel(nn.Module):
     Attributes:
         model: the decoder with its language-model head.
         geometry: blocks, prediction and context that this model was or will be trained for.
-        mask_token_id: the id that stands for "not yet known"; None for a model without one.
+        mask_token_id: the id that stands for "not yet known"; NO_MASK for a model without one.
         cache_argument: what the decoder calls the argument that takes a KV cache.
     """
 
-    def __init__(self, model: PreTrainedModel, geometry: Geometry, mask_token_id: int | None):
+    def __init__(self, model: PreTrainedModel, geometry: Geometry, mask_token_id: int):
         """Switches `model` to eval mode; UnsupportedModelError if its attention implementation takes no mask."""
         super().__init__()
         implementation = model.config._attn_implementation
@@ -124,7 +126,9 @@ class BlockDiffusionModel(nn.Module):
                 module.training = mode
         return self
 
-    def hidden(self, input_ids: torch.Tensor, attention: Attention, cache: KVCache | None = None) -> torch.Tensor:
+    def hidden(
+        self, input_ids: torch.Tensor, attention: Attention, cache: KVCache | FrozenPrefix | None = None
+    ) -> torch.Tensor:
         """Final hidden states, behind the last norm.
 
         Args:
@@ -174,7 +178,7 @@ class BlockDiffusionModel(nn.Module):
             logits = logits / divisor
         if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma
             logits = cap * (logits / cap).tanh()
-        if self.mask_token_id is None:
+        if self.mask_token_id == NO_MASK:
             return logits
         # In place: no operation above keeps its last result for the backward pass, and [..., V] is the largest tensor.
         return logits.index_fill_(-1, torch.tensor(self.mask_token_id, device=logits.device), NEVER_SAMPLED)

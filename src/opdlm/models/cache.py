@@ -73,9 +73,9 @@ class KVCache(Cache):
 
     def keep(self, rows: torch.Tensor) -> None:
         """Keeps the rows `rows` [b], in that order."""
-        self.rows = int(rows.shape[0])
         for layer in self._layers.values():
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+        self.rows = int(rows.shape[0])
 
     def spread(self, row: int, columns: int) -> None:
         """Copies the first `columns` columns of `row` to every row: a prefix that all texts share."""
@@ -84,13 +84,26 @@ class KVCache(Cache):
             layer.values[:, :, :columns] = layer.values[row : row + 1, :, :columns].clone()
 
     def resize(self, rows: int, length: int) -> None:
-        """Makes room for `rows` rows and the position ids 0 to `length` - 1; never shrinks."""
+        """Makes room for `rows` rows and the position ids 0 to `length` - 1; never shrinks.
+
+        Where memory runs out half-way, everything is as it was before.
+        """
         rows, length = max(rows, self.rows), max(length, self.length)
         if (rows, length) == (self.rows, self.length):
             return
-        for layer in self._layers.values():
-            layer.keys, layer.values = self._larger(layer.keys, rows, length), self._larger(layer.values, rows, length)
-        self.rows, self.length = rows, length
+        done = False
+        try:
+            # One layer after the other: all old and all new buffers at once would take twice the memory.
+            for layer in self._layers.values():
+                larger = self._larger(layer.keys, rows, length), self._larger(layer.values, rows, length)
+                layer.keys, layer.values = larger
+            done = True
+        finally:
+            if done:
+                self.rows, self.length = rows, length
+            else:  # views take no memory
+                for layer in self._layers.values():
+                    layer.keys, layer.values = self._cut(layer.keys), self._cut(layer.values)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """0: transformers would count from it, but positions and masks are always given."""
@@ -113,6 +126,9 @@ class KVCache(Cache):
         larger = buffer.new_zeros(rows, buffer.shape[1], length + 1, buffer.shape[3])
         larger[: self.rows, :, : self.length] = buffer[:, :, : self.length]
         return larger
+
+    def _cut(self, buffer: torch.Tensor) -> torch.Tensor:
+        return buffer[: self.rows, :, : self.length + 1]
 
     def _written(self, buffer: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """Puts `states` [B, H, Q, D] into their columns of `buffer`; returns the visible columns of their rows."""

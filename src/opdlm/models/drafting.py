@@ -5,8 +5,8 @@ from transformers import PreTrainedModel
 
 from opdlm.core.layout import AUTOREGRESSIVE, Attention, WindowAttention
 from opdlm.errors import UsageError
-from opdlm.models.block_diffusion import BlockDiffusionModel
-from opdlm.models.cache import KVCache
+from opdlm.models.block_diffusion import NO_MASK, BlockDiffusionModel
+from opdlm.models.cache import FrozenPrefix, KVCache
 from opdlm.models.gate import Gate
 
 
@@ -19,7 +19,7 @@ class DraftingModel(BlockDiffusionModel):
 
     def __init__(self, model: PreTrainedModel, gate: Gate) -> None:
         """`gate`: made for this very `model`."""
-        super().__init__(model, AUTOREGRESSIVE, None)
+        super().__init__(model, AUTOREGRESSIVE, NO_MASK)
         self.gate = gate
 
     @property
@@ -27,7 +27,9 @@ class DraftingModel(BlockDiffusionModel):
         """k, the most drafts of a forward."""
         return self.gate.window
 
-    def hidden(self, input_ids: torch.Tensor, attention: Attention, cache: KVCache | None = None) -> torch.Tensor:
+    def hidden(
+        self, input_ids: torch.Tensor, attention: Attention, cache: KVCache | FrozenPrefix | None = None
+    ) -> torch.Tensor:
         """As in BlockDiffusionModel; window tokens, the last `attention.windows` of each row, go through the gate."""
         self.gate.width = attention.windows if isinstance(attention, WindowAttention) else 0
         return super().hidden(input_ids, attention, cache)

@@ -7,7 +7,7 @@ Shape letters: B rows, Q queries, D hidden size, k tokens of a window.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -16,8 +16,9 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from opdlm.models.parts import input_embedding
+from opdlm.models.parts import check_rank, input_embedding
 
+GATE_FILE = "gate.safetensors"
 Form = Literal["mask", "noise"]
 
 
@@ -44,8 +45,12 @@ class Gate(nn.Module):
     """
 
     def __init__(self, model: PreTrainedModel, rank: int, form: Form, window: int) -> None:
-        """The identity, hooked into `model`, whose weights stop training."""
+        """The identity, hooked into `model`, whose weights stop training.
+
+        Raises ConfigError if a layer has fewer rows or columns than `rank`.
+        """
         super().__init__()
+        check_rank(rank, adapted_layers(model).values())
         model.requires_grad_(False)
         self.rank, self.alpha, self.form, self.window, self.width = rank, 2 * rank, form, window, 0
         layers = adapted_layers(model)
@@ -60,7 +65,28 @@ class Gate(nn.Module):
         for layer, adapter in zip(layers.values(), self.layers, strict=True):
             layer.register_forward_hook(self._adding(adapter))
 
-    def _adding(self, adapter: LowRank) -> Callable[..., torch.Tensor | None]:
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What a file of the gate holds: `LAYER.lora_A`, `LAYER.lora_B`, and `places` where there are any."""
+        found = {} if self.places is None else {"places": self.places}
+        for name, layer in zip(self.names, self.layers, strict=True):
+            found |= {f"{name}.lora_A": layer.get_parameter("lora_A"), f"{name}.lora_B": layer.get_parameter("lora_B")}
+        return {name: value.detach().cpu().contiguous() for name, value in found.items()}
+
+    def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """The gate of `tensors`. Raises ValueError if they belong to another model, rank, form or window."""
+        mine = self.tensors()
+        wrong = [name for name, value in mine.items() if name not in tensors or tensors[name].shape != value.shape]
+        if wrong or tensors.keys() - mine.keys():
+            raise ValueError(f"the gate does not fit this model: {(wrong or sorted(tensors.keys() - mine.keys()))[0]}")
+        with torch.no_grad():
+            if self.places is not None:
+                self.places.copy_(tensors["places"])
+            for name, layer in zip(self.names, self.layers, strict=True):
+                layer.get_parameter("lora_A").copy_(tensors[f"{name}.lora_A"])
+                layer.get_parameter("lora_B").copy_(tensors[f"{name}.lora_B"])
+
+    def _adding(self, adapter: nn.Module) -> Callable[..., torch.Tensor | None]:
+        assert isinstance(adapter, LowRank)
         scale = self.alpha / self.rank
 
         def add(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:

@@ -1,11 +1,13 @@
 """The parts of a decoder that we hold on to: its two ends, with their types, and the argument that takes the cache."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
+
+from opdlm.errors import ConfigError
 
 
 def input_embedding(model: PreTrainedModel) -> nn.Embedding:
@@ -20,6 +22,13 @@ def lm_head(model: PreTrainedModel) -> nn.Module:
     head = model.get_output_embeddings()
     assert head is not None
     return head
+
+
+def check_rank(rank: int, layers: Iterable[nn.Module]) -> None:
+    """Raises ConfigError if a layer has fewer rows or columns than the rank of an adapter."""
+    most = min(min(layer.get_parameter("weight").shape) for layer in layers)
+    if rank > most:
+        raise ConfigError(f"setting lora_rank: {rank} is above the rank of the smallest layer; give at most {most}")
 
 
 def cache_argument(forward: Callable[..., Any]) -> str | None:

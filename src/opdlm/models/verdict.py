@@ -40,7 +40,9 @@ def _obstacle(config: PreTrainedConfig) -> str | None:
         return "it is an encoder-decoder; choose a decoder-only model"
     if config.get_text_config() is not config:
         return "it is a composite of a language model and others (vision, audio); use the text model alone"
-    named = config.architectures or []
+    named: Any = config.architectures or []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        return "'architectures' in its config.json is no list of names; correct it, or download the model again"
     if named and not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in named):
         return f"it was saved as {', '.join(named)}, not as a causal language model; choose one that was"
     model_class = _causal_class(config)

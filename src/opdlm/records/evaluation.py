@@ -5,6 +5,7 @@ forward is the same on every machine: each row counts its own tokens and the for
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import computed_field
@@ -25,6 +26,7 @@ class Score(Part):
         n, correct: problems, and those answered right.
         tokens, forwards: sums over its responses.
         seconds: sum of the responses' own seconds, None unless the writer knows them all.
+        empty: responses without any text; None where an earlier version did not count them.
     """
 
     family: str
@@ -34,12 +36,13 @@ class Score(Part):
     tokens: int
     forwards: int
     seconds: float | None = None
+    empty: int | None = None
 
     @computed_field
     @property
     def accuracy(self) -> float:
-        """Share of right answers, from 0 to 1."""
-        return self.correct / self.n
+        """Share of right answers, from 0 to 1; 0 where there were none."""
+        return _ratio(self.correct, self.n)
 
     @computed_field
     @property
@@ -104,13 +107,14 @@ class Evaluation(Record):
             tokens=sum(row.tokens for row in self.families),
             forwards=sum(row.forwards for row in self.families),
             seconds=sum(seconds) if len(seconds) == len(self.families) else None,
+            empty=sum(row.empty or 0 for row in self.families),
         )
 
     @computed_field
     @property
     def accuracy(self) -> float:
-        """Mean of the families' accuracies: each family counts the same, however many problems it has."""
-        return sum(row.accuracy for row in self.families) / len(self.families)
+        """Mean of the families' accuracies: each counts the same, however many problems it has; 0 without any."""
+        return _ratio(sum(row.accuracy for row in self.families), len(self.families))
 
     @computed_field
     @property
@@ -123,6 +127,32 @@ class Evaluation(Record):
     def tokens_per_second(self) -> float:
         """Tokens of all responses over `seconds`, at whatever batch size the writer used."""
         return _ratio(self.total.tokens, self.seconds)
+
+
+class GradedAnswer(Record):
+    """One answer of one model with one decoding: what is kept so that a number can be looked into.
+
+    Attributes:
+        name, decoding: as in `Evaluation`. model: folder or hub name of who answered, "" where it is not known.
+        number: of the problem, from 0. family, tag: of the problem; tag "" where it has none.
+        prompt: text or chat messages. response: without special tokens.
+        expected: the reference answer. calls: for code, with their expected results. correct: the verdict.
+        tokens, forwards: of this response.
+    """
+
+    name: str
+    decoding: str = ""
+    model: str = ""
+    number: int
+    family: str
+    tag: str = ""
+    prompt: str | list[dict[str, str]]
+    response: str
+    expected: str
+    calls: tuple[tuple[str, str], ...] = ()
+    correct: bool
+    tokens: int
+    forwards: int
 
 
 class Comparison(Record):
@@ -148,6 +178,17 @@ class Comparison(Record):
         for plain, student in zip(made["students"], self.students, strict=True):
             plain["retained"] = retained(student, self.teacher)
         return made
+
+
+def empty_hints(evaluations: Sequence[Evaluation]) -> list[str]:
+    """A line for each evaluation in which most responses are empty: its speed and its bits mean nothing."""
+    totals = ((one.name, one.total) for one in evaluations)
+    return [
+        f"{name}: {total.empty} of {total.n} responses are empty, so its speed means nothing; the model stops at once: "
+        "train it longer, or decode with hold_end"
+        for name, total in totals
+        if 2 * (total.empty or 0) > total.n
+    ]
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from typing import Self
 
 from opdlm.records.record import Part, Record
+from opdlm.records.worth import Validation
 
 
 class Flops(Part):
@@ -36,7 +37,7 @@ class StepMetrics(Record):
     flops, seconds: by part; seconds are wall time.
     peak_memory_bytes: of the device, or of the process, so far.
     total: sums up to here.
-    evaluation: what the caller's own evaluation returned.
+    evaluation: what the caller's own evaluation returned. validation: how the student wrote a few prompts, where due.
     """
 
     rollout: int
@@ -54,6 +55,7 @@ class StepMetrics(Record):
     peak_memory_bytes: int
     total: Totals
     evaluation: dict[str, object] | None = None
+    validation: Validation | None = None
 
     def spent(self, **seconds: float) -> Self:
         """The same with more wall seconds by part, and in the total."""

@@ -1,9 +1,11 @@
 """The folder of a run: config.toml, metrics.jsonl, rollouts/, checkpoints/, model/. Files are whole or not there."""
 
 import json
+import re
 import shutil
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -12,10 +14,13 @@ import tomli_w
 import torch
 
 from opdlm.config import ConvertSettings, settings_from
-from opdlm.errors import CheckpointError, OutputExistsError, RecordError, StorageError
+from opdlm.errors import CheckpointError, OutputExistsError, PromptsError, RecordError, StorageError
+from opdlm.records import lock
 from opdlm.records.evaluation import Comparison
+from opdlm.records.history import Resumption
 from opdlm.records.metrics import StepMetrics
 from opdlm.records.trajectory import Trajectory
+from opdlm.records.worth import Worth
 
 _STATE = "training_state.pt"
 _UNFINISHED = "unfinished-"
@@ -26,28 +31,46 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config, self.metrics = path / "config.toml", path / "metrics.jsonl"
+        self.config, self.metrics, self.history = path / "config.toml", path / "metrics.jsonl", path / "history.jsonl"
         self.rollouts, self.checkpoints, self.model = path / "rollouts", path / "checkpoints", path / "model"
         self.prompts, self.evaluation = path / "prompts.jsonl", path / "evaluation.json"
-        self.sample = self.rollouts / "sample.json"
+        self.sample, self.worth = self.rollouts / "sample.json", path / "worth.json"
+        self.fingerprint = path / "prompts.sha256"
 
     @classmethod
-    def create(cls, path: Path, settings: ConvertSettings, prompts: Sequence[str | list] | None = None) -> "RunFolder":
-        """A new run; `prompts` that came as a Python list are kept with it, so that it can be resumed.
+    @contextmanager
+    def created(
+        cls, path: Path, settings: ConvertSettings, prompts: Sequence[str | list] | None = None
+    ) -> "Iterator[RunFolder]":
+        """A new run, locked for this process as long as the body runs.
+
+        `prompts` that came as a Python list are kept with it, so that it can be resumed.
 
         Raises:
             OutputExistsError: the folder holds anything. StorageError: it cannot be written.
+            RunInUseError: another process made it just now.
         """
         cls.check_free(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot write to {path} ({error.strerror}); choose another --output") from error
+        with lock.held(path):
+            cls.check_free(path)
+            yield cls._written(path, settings, prompts)
+
+    @classmethod
+    def _written(cls, path: Path, settings: ConvertSettings, prompts: Sequence[str | list] | None) -> "RunFolder":
+        """Its first files, or none."""
         run = cls(path)
         try:
-            run.rollouts.mkdir(parents=True)
+            run.rollouts.mkdir()
             run.checkpoints.mkdir()
             if prompts is not None:
                 lines = (json.dumps({"prompt": prompt}, ensure_ascii=False) + "\n" for prompt in prompts)
                 run.prompts.write_text("".join(lines), encoding="utf-8")
-                settings = settings.model_copy(update={"prompts": str(run.prompts.resolve()), "prompts_column": None})
-            run.config.write_text(tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True)))
+                settings = settings.model_copy(update={"prompts": str(run.prompts), "prompts_column": None})
+            run._write_settings(_with_absolute_paths(settings))
         except OSError as error:
             shutil.rmtree(path, ignore_errors=True)  # it was new or empty
             raise StorageError(f"cannot write to {path} ({error.strerror}); choose another --output") from error
@@ -56,26 +79,70 @@ class RunFolder:
     @staticmethod
     def check_free(path: Path) -> None:
         """Raises OutputExistsError if the folder holds anything: known before a model is loaded."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(file.name not in lock.FILES for file in path.iterdir())):
             raise OutputExistsError(f"{path} is not empty; choose another --output, or continue it with --resume")
 
     @classmethod
-    def open(cls, path: Path) -> "RunFolder":
-        """An existing run, to resume."""
+    def found(cls, path: Path) -> "RunFolder":
+        """An existing run, to be read. Raises CheckpointError if there is none."""
         run = cls(path)
         if not run.config.is_file():
             raise CheckpointError(f"{path} holds no run to resume (no config.toml); start one without --resume")
-        for leftover in run.checkpoints.glob(f"{_UNFINISHED}*"):
-            shutil.rmtree(leftover)
         return run
 
+    @classmethod
+    @contextmanager
+    def opened(cls, path: Path) -> "Iterator[RunFolder]":
+        """An existing run to resume, locked for this process as long as the body runs; half a checkpoint is removed.
+
+        Raises:
+            CheckpointError: there is none. RunInUseError: another process writes it.
+        """
+        run = cls.found(path)
+        with lock.held(path):
+            for leftover in run.checkpoints.glob(f"*{_UNFINISHED}*"):  # hidden drafts too
+                shutil.rmtree(leftover)
+            yield run
+
     def settings(self) -> ConvertSettings:
-        """The settings that the run was started with."""
+        """The settings of the run: those that it was started with, but for what was changed since."""
         try:
             values = tomllib.loads(self.config.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{self.config} is damaged ({error}); correct it, or start a new run") from error
+        if self.prompts.is_file():  # wherever the run is now
+            values["prompts"] = str(self.prompts.absolute())
         return settings_from(ConvertSettings, values)
+
+    def keep_fingerprint(self, sha256: str) -> None:
+        """That of the prompts as they are trained on, prompts.sha256."""
+        try:
+            self.fingerprint.write_text(sha256 + "\n", encoding="utf-8")
+        except OSError as error:
+            raise self._full(self.fingerprint, error) from error
+
+    def check_fingerprint(self, sha256: str, source: str) -> None:
+        """Raises PromptsError if the run was started with other prompts. Earlier versions kept no fingerprint."""
+        if self.fingerprint.is_file() and self.fingerprint.read_text(encoding="utf-8").strip() != sha256:
+            raise PromptsError(
+                f"the prompts in {source} are not those that {self.path} was started with; put the earlier ones back, "
+                f"or delete {self.fingerprint} to go on with the new ones"
+            )
+        self.keep_fingerprint(sha256)
+
+    def change(self, settings: ConvertSettings, resumption: Resumption) -> None:
+        """From now on the run has these `settings`; history.jsonl keeps what they were."""
+        try:
+            with self.history.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(resumption.to_json()) + "\n")
+            self._write_settings(settings)
+        except OSError as error:
+            raise self._full(self.config, error) from error
+
+    def _write_settings(self, settings: ConvertSettings) -> None:
+        whole = self.config.with_suffix(".partial")
+        whole.write_text(tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+        whole.replace(self.config)
 
     # --- metrics ------------------------------------------------------------------------------------------------
 
@@ -142,6 +209,17 @@ class RunFolder:
         where = str(self.evaluation)
         return Comparison.from_json(_parsed(_read(self.evaluation), where), where)
 
+    def keep_worth(self, worth: Worth) -> None:
+        """What the run is worth, worth.json."""
+        self._write(self.worth, worth.to_json())
+
+    def kept_worth(self) -> Worth | None:
+        """What `keep_worth` wrote; None if there is none. Raises RecordError if it is damaged."""
+        if not self.worth.is_file():
+            return None
+        where = str(self.worth)
+        return Worth.from_json(_parsed(_read(self.worth), where), where)
+
     def _write(self, path: Path, content: Any) -> None:
         try:
             path.parent.mkdir(exist_ok=True)
@@ -160,19 +238,41 @@ class RunFolder:
         found = self._by_age()
         return found[-1] if found else None
 
+    def way_out(self) -> str:
+        """What to do when training has gone wrong: the last good checkpoint, and the command that goes on from it."""
+        where = f"the last good checkpoint is {last}" if (last := self.latest()) else "there is no checkpoint yet"
+        return f"{where}; continue with a lower rate: opdlm convert --resume {self.path} --optimiser.learning-rate RATE"
+
     def _by_age(self) -> list[Path]:
         """All complete checkpoints, the oldest first."""
-        return sorted(self.checkpoints.glob("rollout-*"), key=lambda path: int(path.name.partition("-")[2]))
+        return sorted(self.checkpoints.glob("rollout-*"), key=_numbers)
 
-    def save_state(self, rollouts_done: int, state: dict[str, Any], save_model: Any, keep: int) -> Path:
+    @staticmethod
+    def rollouts_begun(checkpoint: Path | None) -> int:
+        """Rollouts in a checkpoint, the one that is under way included; 0 without a checkpoint."""
+        done, *under_way = [0] if checkpoint is None else _numbers(checkpoint)
+        return done + len(under_way)
+
+    def save_state(
+        self,
+        rollouts_done: int,
+        state: dict[str, Any],
+        save_model: Any,
+        keep: int,
+        *,
+        updates_begun: int | None = None,
+    ) -> Path:
         """A checkpoint: `save_model(folder)` writes the model, then the training state; renamed when both are there.
+
+        `updates_begun`: updates of the next rollout that are in it; None: that has not begun.
 
         Raises:
             StorageError: no room; earlier checkpoints stay as they are.
         """
-        name = f"rollout-{rollouts_done:06d}"
+        name = f"rollout-{rollouts_done:06d}" + ("" if updates_begun is None else f"-and-{updates_begun}-updates")
         unfinished, final = self.checkpoints / f"{_UNFINISHED}{name}", self.checkpoints / name
         try:
+            shutil.rmtree(unfinished, ignore_errors=True)  # left by an interruption
             save_model(unfinished)
             torch.save(state, unfinished / _STATE)
             if final.exists():
@@ -191,11 +291,27 @@ class RunFolder:
     def load_state(checkpoint: Path) -> dict[str, Any]:
         """The training state of a checkpoint. Raises CheckpointError if it is damaged."""
         try:
-            return torch.load(checkpoint / _STATE, weights_only=True)
-        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+            state = torch.load(checkpoint / _STATE, map_location="cpu", weights_only=True)  # of whatever device
+        except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, UnpicklingError) as error:
             raise CheckpointError(
                 f"{checkpoint / _STATE} is damaged or missing; delete {checkpoint} and resume"
             ) from error
+        if not isinstance(state, dict):
+            raise CheckpointError(f"{checkpoint / _STATE} holds no training state; delete {checkpoint} and resume")
+        return state
+
+
+def _with_absolute_paths(settings: ConvertSettings) -> ConvertSettings:
+    """So that a run can be resumed from any folder. What is no file here is a name of the hub, and stays."""
+    named = {name: getattr(settings, name) for name in ("model", "prompts")}
+    here = {name: str(Path(value).absolute()) for name, value in named.items() if value and Path(value).exists()}
+    output = {"output": str(Path(settings.output).absolute())} if settings.output else {}
+    return settings.model_copy(update=here | output)
+
+
+def _numbers(checkpoint: Path) -> list[int]:
+    """Those in a checkpoint's name; as text 9 would stand behind 10."""
+    return [int(number) for number in re.findall(r"\d+", checkpoint.name)]
 
 
 def _read(path: Path) -> str:
@@ -208,5 +324,5 @@ def _read(path: Path) -> str:
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RecordError(f"{where} is damaged ({error.msg}); delete or restore it") from error
+    except (ValueError, RecursionError) as error:  # not JSON, a number of 5,000 digits, or 100,000 lists in each other
+        raise RecordError(f"{where} is damaged ({error}); delete or restore it") from error

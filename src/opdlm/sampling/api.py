@@ -14,13 +14,14 @@ from transformers import PreTrainedTokenizerBase
 from opdlm.checkpoints.load import generation_settings, is_checkpoint, load_checkpoint
 from opdlm.config import GenerationSettings, settings_from
 from opdlm.core.types import Rollout
-from opdlm.errors import CheckpointError, ContextLengthError, UsageError
-from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.errors import CheckpointError, UsageError
+from opdlm.models.block_diffusion import NO_MASK, BlockDiffusionModel
 from opdlm.models.devices import pick_device
-from opdlm.models.tokens import SpecialTokens, encode_gaps, encode_prompt, special_tokens
+from opdlm.models.gaps import GapText
+from opdlm.models.tokens import SpecialTokens, encode_prompt, special_tokens
 from opdlm.records.trajectory import Trajectory, trajectories
 from opdlm.sampling.engine import Completion, Engine, Event
-from opdlm.sampling.request import Request
+from opdlm.sampling.request import Request, check_length
 from opdlm.sampling.requests import continuations, fillings
 from opdlm.sampling.state import stack
 
@@ -70,6 +71,21 @@ class GenerationOutput:
         return trajectories(self.rollout, self.block_size)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """One response. Attributes: text: without special tokens. tokens, forwards: counts. stopped: else it is cut off."""
+
+    text: str
+    tokens: int
+    forwards: int
+    stopped: bool
+
+    def as_fields(self) -> dict[str, str | int]:
+        """What a file has of it."""
+        reason = "stop" if self.stopped else "length"
+        return {"response": self.text, "tokens": self.tokens, "forwards": self.forwards, "finish_reason": reason}
+
+
 class DiffusionLM:
     """A converted model with its tokenizer: `generate(input_ids)`, `write("text")`, `infill("text [[MASK:4]]")`."""
 
@@ -82,7 +98,7 @@ class DiffusionLM:
     ) -> None:
         """`tokens`: default: as the tokenizer and the model's generation config say."""
         self.model, self.tokenizer, self.defaults = model, tokenizer, defaults
-        self.tokens = tokens or special_tokens(model.model, tokenizer)
+        self.tokens = tokens or special_tokens(model.model, tokenizer, needs_mask=model.mask_token_id != NO_MASK)
 
     def generate(
         self,
@@ -101,7 +117,6 @@ class DiffusionLM:
             settings: fields of GenerationSettings, in place of the model's defaults.
         """
         prompts, chosen = _rows(input_ids, attention_mask), self._settings(settings)
-        self._check_context(prompts, chosen)
         requests = continuations(prompts, chosen, watched=streamer is not None)
         rollout = self._engine(batch_size).write(requests) if streamer is None else self._shown(requests, streamer)
         lengths = rollout.length.tolist()
@@ -114,7 +129,6 @@ class DiffusionLM:
     def stream(self, input_ids: torch.Tensor | Sequence[Sequence[int]], **settings: Any) -> Iterator[torch.Tensor]:
         """The response to one row [1, P] as it is after each step: [L] ids, mask tokens where nothing is known yet."""
         prompts, chosen = _rows(input_ids, None), self._settings(settings)
-        self._check_context(prompts, chosen)
         begin = _only(prompts)
         events = self._watched(continuations(prompts, chosen, watched=True)[0])
         next(events)  # the first draft: nothing is known yet
@@ -143,7 +157,6 @@ class DiffusionLM:
             raise UsageError(
                 "this model predicts a token from the one before it; begin the text with a token, not a gap"
             )
-        self._check_context(rows, chosen.model_copy(update={"max_new_tokens": 0}))
         size = self.model.geometry.block_size
         requests = fillings(rows, chosen, mask, size, watched=streamer is not None)
         engine = self._engine(batch_size)
@@ -161,9 +174,27 @@ class DiffusionLM:
         return self.decode(output)[0]
 
     def infill(self, text: str, **settings: Any) -> str:
-        """`text` with each gap filled: `[[MASK:12]]` stands for twelve tokens. See `fill`."""
-        sequences = self.fill([encode_gaps(self.tokenizer, text, self.tokens.mask_token_id)], **settings).sequences
-        return self.tokenizer.batch_decode(sequences, skip_special_tokens=True)[0]
+        """`text` with each gap filled: `[[MASK:12]]` stands for twelve tokens. What stands around them comes back as it
+        is, character for character. See `fill`."""
+        gaps = self.gaps(text)
+        return gaps.filled(self.fill([gaps.ids], **settings).sequences[0].tolist())
+
+    def gaps(self, text: str) -> GapText:
+        """`text` as ids for `fill`, and what makes text of them again. ContextLengthError if the gaps are too long."""
+        if self.model.mask_token_id == NO_MASK:
+            raise UsageError("a lossless model writes from left to right and fills no gaps; convert without --lossless")
+        return GapText(self.tokenizer, text, self.tokens.mask_token_id, self.model.max_length)
+
+    def answers(
+        self, prompts: Sequence[Sequence[int]], batch_size: int = 32, first: int = 0, **settings: Any
+    ) -> Iterator[tuple[int, Answer]]:
+        """(index, response) of each prompt of token ids, as they finish; prompt i draws from seed + `first` + i."""
+        chosen = self._settings(settings)
+        seeds = range(chosen.seed + first, chosen.seed + first + len(prompts))
+        for index, row in self._engine(batch_size).finished(continuations(prompts, chosen, seeds)):
+            begin, end = int(row.prompt_length), int(row.length)
+            text = self.tokenizer.decode(row.input_ids[0, begin:end].tolist(), skip_special_tokens=True)
+            yield index, Answer(str(text), end - begin, int(row.forwards), bool(row.stopped))
 
     def decode(self, output: GenerationOutput) -> list[str]:
         """The responses as text, without special tokens."""
@@ -175,12 +206,15 @@ class DiffusionLM:
     def _settings(self, given: dict[str, Any]) -> GenerationSettings:
         return settings_from(GenerationSettings, {**self.defaults.model_dump(), **given})
 
-    def _check_context(self, rows: Sequence[Sequence[int]], chosen: GenerationSettings) -> None:
-        check_context(rows, chosen.max_new_tokens, self.model.max_length, self.model.geometry.block_size)
-
     def written(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings, batch_size: int = 32) -> Rollout:
         """Responses to prompts of token ids, with these settings and none of the model's own."""
         return self._engine(batch_size).write(continuations(prompts, settings))
+
+    def finished(
+        self, prompts: Sequence[Sequence[int]], settings: GenerationSettings, batch_size: int = 32
+    ) -> Iterator[tuple[int, Rollout]]:
+        """As `written`, one by one: (index of the prompt, rollout of one row) of each as it is finished."""
+        return self._engine(batch_size).finished(continuations(prompts, settings))
 
     def _engine(self, batch_size: int) -> Engine:
         return Engine(self.model, self.tokens, batch_size, self.tokenizer)
@@ -229,12 +263,7 @@ def load(
 def check_context(prompts: Sequence[Sequence[int]], max_new_tokens: int, limit: int | None, block_size: int) -> None:
     """Raises ContextLengthError if the longest prompt leaves no room for the response, in whole blocks."""
     longest = max(map(len, prompts))
-    needed = -(-(longest + max_new_tokens) // block_size) * block_size
-    if limit is not None and needed > limit:
-        raise ContextLengthError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit into the model's context "
-            f"of {limit}; shorten the prompt or lower --max-new-tokens"
-        )
+    check_length(longest, longest + max_new_tokens, limit, block_size)
 
 
 def _rows(input_ids: torch.Tensor | Sequence[Sequence[int]], mask: torch.Tensor | None) -> list[list[int]]:

@@ -21,7 +21,7 @@ from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.drafting import DraftingModel
 from opdlm.models.tokens import SpecialTokens
 from opdlm.sampling.denoising import Denoising, Step
-from opdlm.sampling.request import Request
+from opdlm.sampling.request import Request, check_length
 from opdlm.sampling.slots import Slots
 from opdlm.sampling.state import stack
 from opdlm.sampling.stopping import StopStrings
@@ -89,6 +89,7 @@ class Engine:
 
         Raises:
             UsageError: nothing to write, a token that does not exist, or a stop string that cannot be found.
+            ContextLengthError: the text would be longer than the model's context.
         """
         self._check(request)
         if self.idle:
@@ -156,6 +157,7 @@ class Engine:
     def _check(self, request: Request) -> None:
         if not request.ids or not 0 <= request.first < request.end:
             raise UsageError("a request has no token to begin with, or nothing to write; give a prompt and a length")
+        self._decoding.check(str(request.decoding["kind"]))
         vocabulary = self._slots.vocabulary
         if not all(0 <= token < vocabulary for token in request.ids):
             raise UsageError(f"a token of the prompt does not exist; ids go from 0 to {vocabulary - 1}")
@@ -163,6 +165,7 @@ class Engine:
             raise UsageError(f"logit_bias names a token that does not exist; ids go from 0 to {vocabulary - 1}")
         if request.stop_strings:
             self._stop_strings(tuple(request.stop_strings))
+        check_length(request.first, request.end, self.model.max_length, self.model.geometry.block_size)
 
     # --- loops over it ------------------------------------------------------------------------------------------
 

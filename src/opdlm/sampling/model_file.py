@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils.hub import cached_file
 
 from opdlm.checkpoints.defaults import DECODINGS, SETTINGS
 from opdlm.core.types import Geometry
-from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.models.block_diffusion import NO_MASK, BlockDiffusionModel
+from opdlm.models.drafting import DraftingModel
+from opdlm.models.gate import GATE_FILE, Gate
 from opdlm.models.tokens import SpecialTokens
 from opdlm.sampling.engine import Engine
 from opdlm.sampling.request import continuation
@@ -29,12 +33,25 @@ class BlockDiffusionForCausalLM:
     def from_pretrained(cls, name: str, *args: Any, config: Any = None, **kwargs: Any) -> Any:
         """As `PreTrainedModel.from_pretrained`."""
         config = AutoConfig.from_pretrained(name) if config is None else config
+        loaded = cls._class_of(config).from_pretrained(name, *args, config=config, **kwargs)
+        if (about := config.block_diffusion.get("drafting")) is not None:
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            model.drafting = (_with_gate(model, name, about),)  # in a tuple: not one of the model's own modules
+        return loaded
+
+    @classmethod
+    def _from_config(cls, config: Any, **kwargs: Any) -> Any:
+        """What `AutoModelForCausalLM.from_config` calls: random weights."""
+        return cls._class_of(config)._from_config(config, **kwargs)
+
+    @classmethod
+    def _class_of(cls, config: Any) -> Any:
+        """The config's own class with this file's `generate`."""
         native: Any = AutoModelForCausalLM._model_mapping[type(config)]
         # Named as the native class and as a member of its module: transformers renames some weights on their way from
         # and to disk (GPT-NeoX's head), but not for classes that it takes for custom code.
         names = {"__module__": native.__module__, "__qualname__": native.__qualname__}
-        model_class = type(native.__name__, (BlockDiffusionMixin, native), names)
-        return model_class.from_pretrained(name, *args, config=config, **kwargs)
+        return type(native.__name__, (BlockDiffusionMixin, native), names)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:
@@ -85,8 +102,13 @@ class BlockDiffusionMixin:
         entry = self.config.block_diffusion
         geometry = Geometry(entry["block_size"], entry["prediction"], entry["context"])
         stops, pad = _as_list(self.generation_config.eos_token_id), self.generation_config.pad_token_id
-        tokens = SpecialTokens(entry["mask_token_id"], (stops or [0])[0] if pad is None else pad, tuple(stops))
-        model = BlockDiffusionModel(self, geometry, entry["mask_token_id"])
+        pad = (stops or [0])[0] if pad is None else pad
+        tokens = SpecialTokens(pad if entry["mask_token_id"] == NO_MASK else entry["mask_token_id"], pad, tuple(stops))
+        if (drafting := getattr(self, "drafting", None)) is not None:
+            (model,) = drafting
+            model.gate.to(self.device, self.dtype)
+        else:
+            model = BlockDiffusionModel(self, geometry, entry["mask_token_id"])
         seed = chosen.pop("seed")
         requests = [continuation(prompt, seed=seed + row, **chosen) for row, prompt in enumerate(prompts)]
         written = Engine(model, tokens, batch_size, tokenizer).write(requests)
@@ -99,6 +121,15 @@ class BlockDiffusionMixin:
         """As usual; this file goes along."""
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         shutil.copyfile(__file__, Path(save_directory) / "modeling_opdlm.py")
+        for model in getattr(self, "drafting", ()):
+            save_file(model.gate.tensors(), Path(save_directory) / GATE_FILE, metadata={"format": "pt"})
+
+
+def _with_gate(base: Any, name: str, about: dict[str, Any]) -> DraftingModel:
+    """A lossless model: the base with the gate that stands beside its weights."""
+    gate = Gate(base, about["rank"], about["form"], about["window"])
+    gate.load_tensors(load_file(str(cached_file(name, GATE_FILE))))
+    return DraftingModel(base, gate)
 
 
 def _parsed(decoding: str | dict[str, Any]) -> dict[str, Any]:
@@ -126,6 +157,8 @@ def _checked(settings: dict[str, Any]) -> dict[str, Any]:
     strings = settings["stop_strings"]
     settings["stop_strings"] = (strings,) if isinstance(strings, str) else tuple(strings)
     settings["logit_bias"] = {int(token): float(value) for token, value in settings["logit_bias"].items()}
+    for value in settings["logit_bias"].values():
+        _check("logit_bias", value, -1e30, 1e30)  # what float32 can add to a logit
     return settings
 
 

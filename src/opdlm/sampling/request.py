@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from opdlm.errors import ContextLengthError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -35,6 +37,15 @@ class Request:
     logit_bias: Mapping[int, float]
     stop_strings: Sequence[str]
     hold_end: bool
+
+
+def check_length(first: int, end: int, limit: int | None, block_size: int) -> None:
+    """Raises ContextLengthError if a text that is written from `first` to `end`, in whole blocks, passes `limit`."""
+    if limit is not None and -(-end // block_size) * block_size > limit:
+        raise ContextLengthError(
+            f"a text of {first} tokens and {end - first} new ones, in blocks of {block_size}, do not fit into the "
+            f"model's context of {limit}; shorten the text or write fewer (--max-new-tokens)"
+        )
 
 
 def continuation(

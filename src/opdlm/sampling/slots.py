@@ -169,22 +169,25 @@ class Slots:
     def _add_slots(self, count: int) -> None:
         if count <= 0:
             return
-        self.state = self.state.with_idle(count)
+        # Whatever takes memory first: if it runs out, nothing has changed.
+        state, bias = self.state.with_idle(count), None if self.bias is None else pad(self.bias, (0, 0, 0, count))
+        self.cache.resize(len(self.held) + count, self.cache.length)
+        self.state, self.bias = state, bias
         self.held += [None] * count
-        self.cache.resize(len(self.held), self.cache.length)
-        self.bias = None if self.bias is None else pad(self.bias, (0, 0, 0, count))
 
     def _widen(self, width: int) -> None:
         if width <= len(self.columns):
             return
-        self.state = self.state.widened(width, self.mask_token_id)
-        self.columns = torch.arange(width, device=self.columns.device)
+        state = self.state.widened(width, self.mask_token_id)
+        columns = torch.arange(width, device=self.columns.device)
         self.cache.resize(self.cache.rows, width)
+        self.state, self.columns = state, columns
 
     def _keep(self, slots: Sequence[int]) -> None:
         index = torch.tensor(slots, dtype=torch.int64, device=self.model.device)
-        self.state = self.state.rows(index)
+        state = self.state.rows(index)
         self.cache.keep(index)
+        self.state = state
         self.bias = None if self.bias is None else self.bias[index]
         self.drift = None if self.drift is None else self.drift.rows(index)
         self.held = [self.held[slot] for slot in slots]

@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, StopStringCriteria
 
 from opdlm.errors import UsageError
+from opdlm.models.tokens import check_text
 
 _NO_TOKEN = 2**31 - 1  # matches no part of any string: StopStringCriteria takes ids behind the vocabulary for that
 
@@ -19,6 +20,8 @@ class StopStrings:
             raise UsageError("stop strings need the tokenizer; give it along with them")
         if not all(strings):
             raise UsageError("a stop string is empty; leave it out")
+        for string in strings:
+            check_text(string)
         try:
             self._criteria = StopStringCriteria(tokenizer, list(strings))
         except ValueError as error:

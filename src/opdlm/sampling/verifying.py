@@ -20,8 +20,9 @@ from opdlm.core.layout import CLEAN, PADDING, WindowAttention
 from opdlm.core.propose import Proposals, chosen, present, propose, race
 from opdlm.core.types import NEVER
 from opdlm.core.windows import noise
+from opdlm.errors import UsageError
 from opdlm.models.drafting import DraftingModel
-from opdlm.sampling.rules import TYPICAL, drafts
+from opdlm.sampling.rules import TYPICAL, VERIFIED, drafts
 from opdlm.sampling.slots import Finished, Slots
 from opdlm.sampling.state import IDLE
 
@@ -36,6 +37,13 @@ class Verifying:
         self.gate = slots.model.gate
         self.vocabulary = slots.vocabulary if self.gate.form == "noise" else 0
         slots.margin = (self.model.window + 1) ** 2
+
+    def check(self, kind: str) -> None:
+        """UsageError for a decoding that this model does not have."""
+        if kind not in (*VERIFIED, "sequential"):
+            raise UsageError(
+                f"a lossless model does not decode by {kind!r}; choose verified, typical, or sequential (no drafts)"
+            )
 
     def step(self) -> list[Finished]:
         """One forward for all rows; hands out those that are done."""

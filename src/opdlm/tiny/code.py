@@ -72,7 +72,7 @@ def _draw(rng: random.Random) -> Problem:
     exec(source, scope)  # our own text, built above from fixed parts
     calls = tuple((f"{name}({argument})", repr(eval(f"{name}({argument})", scope))) for argument in arguments)
     prompt = f"Write a Python function {name} that {description}."
-    return Problem("code", prompt, source, name, calls, kind.__name__.strip("_"))
+    return Problem("code", prompt, source, name, calls, kind.__name__.strip("_"), interpreted=True)
 
 
 def problems(seed: int, split: Split) -> Iterator[Problem]:

@@ -30,5 +30,6 @@ def draw_until(rng: random.Random, split: Split, draw: Callable[[random.Random],
     """Endless problems from `draw` whose prompts belong to `split`."""
     while True:
         problem = draw(rng)
+        assert isinstance(problem.prompt, str), "generated problems are plain text"
         if split_of(problem.prompt) == split:
             yield problem

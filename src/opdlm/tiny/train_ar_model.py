@@ -137,7 +137,7 @@ def main() -> None:
     args = arguments()
     args.output.mkdir(parents=True, exist_ok=True)
     sample = itertools.chain.from_iterable(itertools.islice(GENERATORS[f](args.seed, "train"), 5000) for f in FAMILIES)
-    tokenizer = train_tokenizer(text for problem in sample for text in (problem.prompt, problem.response))
+    tokenizer = train_tokenizer(text for problem in sample for text in (str(problem.prompt), problem.response))
     model = new_model(args.seed)
     optimiser = new_optimiser(model, args.learning_rate)
     warmup = 200

@@ -11,40 +11,53 @@ import torch
 from transformers import PreTrainedModel
 
 from opdlm.errors import MissingExtraError
+from opdlm.models.parts import check_rank
+from opdlm.parallel.interrupts import held
 
 
 def add_adapter(model: PreTrainedModel, rank: int) -> None:
-    """Put a LoRA adapter of `rank` on every linear layer but the LM head; all other weights stop training."""
+    """Put a LoRA adapter of `rank` on every linear layer but the LM head; all other weights stop training.
+
+    Raises:
+        ConfigError: a layer has fewer rows or columns than that. MissingExtraError: peft is not installed.
+    """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise MissingExtraError("--lora-rank needs peft; install it with: pip install 'opdlm[lora]'") from error
     head = model.get_output_embeddings()
-    names = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head]
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), model)
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+    check_rank(rank, layers.values())
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(layers)), model)
 
 
 @contextmanager
 def adapter_off(model: PreTrainedModel) -> Iterator[None]:
     """The original model, for as long as the context lasts."""
     layers = _adapted(model)
-    for layer in layers:
-        layer.enable_adapters(False)
     try:
+        with held():  # an interrupted run saves what it has: all layers on
+            for layer in layers:
+                layer.enable_adapters(False)
         yield
     finally:
-        for layer in layers:
-            layer.enable_adapters(True)
+        with held():
+            for layer in layers:
+                layer.enable_adapters(True)
 
 
 def adapter_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """The adapter's weights, for a checkpoint."""
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    return {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name}
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
     """A copy with the adapter folded into plain weights: same class, same weight names as the AR model."""
-    plain = copy.deepcopy(model)
+    return folded(copy.deepcopy(model))
+
+
+def folded(plain: PreTrainedModel) -> PreTrainedModel:
+    """The model itself, its adapter folded in."""
     for layer in _adapted(plain):
         layer.merge()
     for name, layer in [(n, m) for n, m in plain.named_modules() if hasattr(m, "base_layer")]:

@@ -1,0 +1,45 @@
+"""A lossless model as a folder: the AR model's own files, unchanged, and its gate beside them; or the gate alone.
+
+`gate.safetensors` has the gate's weights by layer, the geometry entry in config.json its form, window and rank. A gate
+alone also says which base it belongs to, by name or absolute path and by the hash of its weights.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+from transformers.utils.hub import cached_file
+
+from opdlm.errors import CheckpointError
+from opdlm.models.drafting import DraftingModel
+from opdlm.models.gate import GATE_FILE, Gate
+from opdlm.records.record import Part
+
+
+class Drafting(Part):
+    """What the geometry entry says of a gate. `base`: name or absolute path of the model, where the gate is alone."""
+
+    form: Literal["mask", "noise"]
+    window: int = Field(ge=1, le=64)
+    rank: int = Field(ge=1)
+    base: str | None = None
+
+
+def save_gate(gate: Gate, folder: Path) -> None:
+    """Writes gate.safetensors."""
+    save_file(gate.tensors(), folder / GATE_FILE, metadata={"format": "pt"})
+
+
+def with_gate(base: PreTrainedModel, place: str | Path, about: Drafting) -> DraftingModel:
+    """The base with the gate of the folder or hub name `place`. Raises CheckpointError if that is damaged."""
+    gate = Gate(base, about.rank, about.form, about.window)
+    try:
+        path = cached_file(str(place), GATE_FILE)
+        gate.load_tensors(load_file(str(path)))
+    except (OSError, SafetensorError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{GATE_FILE} of {place} cannot be used ({reason}); save the model again") from error
+    return DraftingModel(base, gate.to(base.device, base.dtype))

@@ -1,0 +1,170 @@
+"""`opdlm generate MODEL --prompts FILE --output FILE`: a response to each row of a file.
+
+Rows are kept in a file `OUTPUT.partial` as they are written, in their order, behind a line that says what they were
+made with. It becomes OUTPUT when all are there, so OUTPUT is complete or not there at all.
+"""
+
+import hashlib
+import json
+import os
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+from opdlm.cli.terminal import duration, make_console
+from opdlm.config import GenerationSettings, settings_from
+from opdlm.errors import OpdlmError, OutputExistsError, RecordError, UsageError
+
+if TYPE_CHECKING:
+    from opdlm.sampling.api import Answer, DiffusionLM
+
+_EVERY_S = 5.0
+
+
+def check_output(output: str, resume: bool) -> Path:
+    """The path, if rows may be written there: OutputExistsError if there is a file, UsageError without a folder."""
+    path = Path(output)
+    if path.exists():
+        raise OutputExistsError(f"{path} exists; choose another --output, or remove it")
+    if not path.parent.is_dir():
+        raise UsageError(f"the folder {path.parent} does not exist; make it, or choose another --output")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"nobody may write into {path.parent}; choose another --output")
+    if _partial(path).exists() and not resume:
+        raise OutputExistsError(
+            f"{_partial(path)} holds rows of an earlier call; continue it with --resume, or remove it"
+        )
+    return path
+
+
+def write_file(model: "DiffusionLM", name: str, arguments: Namespace, settings: dict[str, Any]) -> None:
+    """Answers every row of `arguments.prompts` into `arguments.output`.
+
+    Raises:
+        OpdlmError: a row has no prompt that the model can read; the message says which.
+        RecordError: with --resume, the rows that are there were made from other prompts or with other settings.
+    """
+    output = check_output(arguments.output, arguments.resume)
+    rows, prompts = _read(model, arguments)
+    chosen = settings_from(GenerationSettings, {**model.defaults.model_dump(), **settings})
+    text = json.dumps(prompts)
+    made_with = {"model": name, "settings": chosen.model_dump(mode="json"), "prompts": len(prompts)}
+    made_with["prompts_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    done = _kept_rows(_partial(output), made_with)
+    try:
+        with _partial(output).open("a", encoding="utf-8") as file, _Progress(done, len(rows)) as progress:
+            _answer(model, rows, prompts, chosen, arguments.batch_size, file, progress)
+    except KeyboardInterrupt:
+        make_console(stderr=True).print(
+            f"the rows so far are in {_partial(output)}; go on with --resume", soft_wrap=True
+        )
+        raise
+    _finish(output)
+    make_console().print(f"{len(rows)} responses in {output}", markup=False, soft_wrap=True)
+
+
+def _read(model: "DiffusionLM", arguments: Namespace) -> tuple[list[dict[str, Any]], list[list[int]]]:
+    """The fields of each row, and its prompt as token ids, all checked."""
+    from opdlm.data.files import load_rows
+    from opdlm.data.prompts import load_prompts
+    from opdlm.models.tokens import encode_prompt
+
+    prompts = load_prompts(arguments.prompts, arguments.prompts_column, arguments.prompt_limit)
+    rows, ids = load_rows(arguments.prompts)[: len(prompts)], []
+    for (where, _), prompt in zip(rows, prompts, strict=True):
+        try:
+            ids.append(encode_prompt(model.tokenizer, prompt))
+        except OpdlmError as error:
+            raise type(error)(f"{where}: {error}") from error
+    return [_fields(row) for _, row in rows], ids
+
+
+def _fields(row: Any) -> dict[str, Any]:
+    """A row as a record; a field that has the name of one of ours gets another."""
+    record = row if isinstance(row, dict) and "role" not in row else {"prompt": row}
+    ours = ("response", "tokens", "forwards", "finish_reason")
+    return {(f"input_{name}" if name in ours else name): value for name, value in record.items()}
+
+
+def _partial(output: Path) -> Path:
+    return output.with_name(output.name + ".partial")
+
+
+def _kept_rows(partial: Path, made_with: dict[str, Any]) -> int:
+    """How many rows are there already; afterwards nothing else is. A row that was cut off is taken away."""
+    lines = partial.read_bytes().split(b"\n")[:-1] if partial.exists() else []
+    header = json.dumps(made_with)
+    if not lines:
+        partial.write_text(header + "\n", encoding="utf-8")
+        return 0
+    if lines[0].decode(errors="replace") != header:
+        raise RecordError(
+            f"{partial} was made from other prompts, with other settings or another model; "
+            "call as before to continue it, or remove it to begin anew"
+        )
+    with partial.open("r+b") as file:
+        file.truncate(sum(len(line) + 1 for line in lines))
+    return len(lines) - 1
+
+
+def _answer(
+    model: "DiffusionLM",
+    rows: list[dict[str, Any]],
+    prompts: list[list[int]],
+    settings: GenerationSettings,
+    batch_size: int,
+    file: TextIO,
+    progress: "_Progress",
+) -> None:
+    """Writes the rows that are not there, in their order, each as soon as all before it are."""
+    done = written = progress.finished
+    ready: dict[int, Answer] = {}
+    for index, answer in model.answers(prompts[done:], batch_size, first=done, **settings.model_dump()):
+        ready[done + index] = answer
+        progress.add(answer.tokens)
+        while (made := ready.pop(written, None)) is not None:
+            row = {**rows[written], **made.as_fields()}
+            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+            file.flush()
+            written += 1
+
+
+def _finish(output: Path) -> None:
+    """The rows without the first line, in the place of their own."""
+    partial, draft = _partial(output), output.with_name(f".{output.name}.whole")
+    with partial.open("rb") as rows, draft.open("wb") as file:
+        next(rows)
+        file.writelines(rows)
+    draft.replace(output)
+    partial.unlink()
+
+
+class _Progress:
+    """A line that is redrawn on a terminal, and one every few seconds elsewhere; on the standard error."""
+
+    def __init__(self, done: int, total: int) -> None:
+        self.finished, self._first, self._total, self._tokens = done, done, total, 0
+        self._console = make_console(stderr=True)
+        self._began = self._shown = time.monotonic()
+        self._status = self._console.status("writing")
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._status.stop()
+
+    def add(self, tokens: int) -> None:
+        """One more response."""
+        self.finished, self._tokens, now = self.finished + 1, self._tokens + tokens, time.monotonic()
+        seconds, open_ = max(1e-9, now - self._began), self._total - self.finished
+        left = f", {duration(seconds / (self.finished - self._first) * open_)} left" if open_ else ""
+        text = f"{self.finished}/{self._total} responses, {self._tokens / seconds:,.0f} tokens/s{left}"
+        if self._console.is_terminal:
+            self._status.update(text)
+        elif now - self._shown >= _EVERY_S or not open_:
+            self._shown = now
+            self._console.print(text, markup=False, soft_wrap=True)

@@ -1,0 +1,59 @@
+"""Files that a command writes where the user says: found wanting before hours of work, not after."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+from opdlm.errors import StorageError
+
+
+def check_writable(path: Path) -> None:
+    """Raises StorageError if no file can be written there; nothing is changed."""
+    try:
+        was_there = path.exists()
+        path.open("a").close()
+        if not was_there:
+            path.unlink()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """One JSON file. Raises StorageError where it cannot be written."""
+    try:
+        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+class JsonLines:
+    """A file of one JSON object a line; each is in the file once it is written, whatever happens later."""
+
+    def __init__(self, path: Path, file: TextIOWrapper) -> None:
+        self.path, self._file = path, file
+
+    def write(self, content: Mapping[str, Any]) -> None:
+        """One more line. Raises StorageError."""
+        try:
+            self._file.write(json.dumps(content, ensure_ascii=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+
+@contextmanager
+def json_lines(path: Path) -> Iterator[JsonLines]:
+    """A new file at `path`. Raises StorageError where it cannot be written."""
+    try:
+        file = path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    with file:
+        yield JsonLines(path, file)
+
+
+def _unwritable(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"{path} cannot be written ({error.strerror}); choose another place")

@@ -1,0 +1,156 @@
+"""What a conversion starts from: settings, prompts and model, read and checked; nothing is written."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from opdlm.checkpoints.adapter_folder import Base, weights_hash
+from opdlm.checkpoints.hub import check_hub
+from opdlm.checkpoints.load import load_ar_config, load_ar_model
+from opdlm.config import ConvertSettings
+from opdlm.core.schedules import response_length
+from opdlm.core.types import Geometry
+from opdlm.data.files import HubPart
+from opdlm.data.prompts import Prompt, as_prompt, check_lengths, load_prompts, load_responses
+from opdlm.distill.trackers import check_trackers
+from opdlm.errors import CheckpointError, PromptsError
+from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.models.devices import pick_device
+from opdlm.models.drafting import DraftingModel
+from opdlm.models.finite import all_finite
+from opdlm.models.gate import Gate
+from opdlm.models.identity import identity_check
+from opdlm.models.tokens import SpecialTokens, encode_prompt, find_or_add_mask_token, special_tokens
+
+OnNote = Callable[[str], None]
+"""Called with a line that says what was found, such as which column the prompts were taken from."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a conversion starts from, checked.
+
+    Attributes:
+        settings: with the number of threads. model: the AR model, adapted. ids: the prompts' token ids.
+        eval_ids: of prompts that are kept from training. base: for an adapter that is saved alone.
+        responses: given ones, for `sft` alone. fingerprint: SHA-256 of prompts and responses, as hexadecimal text.
+        difference: the identity check's largest.
+    """
+
+    settings: ConvertSettings
+    model: BlockDiffusionModel
+    tokenizer: PreTrainedTokenizerBase
+    tokens: SpecialTokens
+    base: Base | None
+    ids: list[list[int]]
+    eval_ids: list[list[int]]
+    responses: list[list[int]] | None
+    fingerprint: str
+    difference: float
+
+
+def prepare(
+    settings: ConvertSettings, prompts: Sequence[Prompt] | None = None, on_note: OnNote = lambda text: None
+) -> Prepared:
+    """Reads prompts and model, and checks that they fit together; nothing is written."""
+    load_ar_config(settings.model)  # a wrong one is an error before the prompts are read
+    check_trackers(settings.tracker)
+    if settings.push_to_hub:
+        check_hub(settings.push_to_hub, settings.hub_private)
+    texts = _texts(settings, prompts, on_note)
+    settings = _with_threads(settings)
+    ar_model, tokenizer = load_ar_model(settings.model, device=pick_device(settings.device))
+    if not all_finite(ar_model.parameters()):
+        raise CheckpointError(f"{settings.model} has weights that are not finite; use another copy or version of it")
+    base = _base(ar_model, settings)
+    model, tokens = _adapted(ar_model, tokenizer, settings)
+    ids, eval_ids = _held_out(_encoded(texts, tokenizer, settings), tokenizer, settings)
+    check_lengths([*ids, *eval_ids], longest_response(settings), model.max_length, model.geometry.block_size)
+    difference = identity_check(model)
+    responses = _given_responses(settings, tokenizer, tokens)
+    fingerprint = sha256(json.dumps([texts, responses]).encode()).hexdigest()
+    return Prepared(settings, model, tokenizer, tokens, base, ids, eval_ids, responses, fingerprint, difference)
+
+
+def _adapted(
+    ar_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: ConvertSettings
+) -> tuple[BlockDiffusionModel, SpecialTokens]:
+    """The model that will write and learn: with a mask token, or with a new gate."""
+    if settings.method == "lossless":
+        assert settings.lora_rank is not None
+        torch.manual_seed(settings.seed)
+        gate = Gate(ar_model, settings.lora_rank, settings.window_form, settings.window).to(ar_model.device)
+        return DraftingModel(ar_model, gate), special_tokens(ar_model, tokenizer, needs_mask=False)
+    mask_token_id = find_or_add_mask_token(ar_model, tokenizer)
+    geometry = Geometry(settings.block_size, settings.prediction, settings.context)
+    return BlockDiffusionModel(ar_model, geometry, mask_token_id), special_tokens(ar_model, tokenizer)
+
+
+def _texts(settings: ConvertSettings, given: Sequence[Prompt] | None, on_note: OnNote) -> list[Prompt]:
+    """The prompts that were given as a list, else those of the file or data set."""
+    if given is None and settings.prompts:
+        limits = (settings.prompts_column, settings.prompt_limit)
+        return load_prompts(settings.prompts, *limits, _part(settings), on_note)
+    if not given:
+        raise PromptsError("there are no prompts; name a file or a data set with --prompts")
+    texts = given[: settings.prompt_limit]
+    return [as_prompt(text, f"row {i} of the list of prompts") for i, text in enumerate(texts)]
+
+
+def _part(settings: ConvertSettings) -> HubPart:
+    return HubPart(settings.prompts_config, settings.prompts_split, settings.prompts_revision)
+
+
+def _with_threads(settings: ConvertSettings) -> ConvertSettings:
+    """The number of threads becomes part of the run: sums of another number end in other last bits, after a resume."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    return settings.model_copy(update={"threads": torch.get_num_threads()})
+
+
+def _base(ar_model: PreTrainedModel, settings: ConvertSettings) -> Base | None:
+    """What an adapter that is saved alone needs to be loaded again."""
+    if not settings.adapter_only:
+        return None
+    local = Path(settings.model)
+    return Base(str(local.resolve()) if local.exists() else settings.model, weights_hash(ar_model))
+
+
+def _encoded(texts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, settings: ConvertSettings) -> list[list[int]]:
+    return [encode_prompt(tokenizer, text, settings.prompt_tokens) for text in texts]
+
+
+def _held_out(
+    ids: list[list[int]], tokenizer: PreTrainedTokenizerBase, settings: ConvertSettings
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The prompts to train on, and those that are kept from training: of a file of their own, or the last ones."""
+    count = settings.eval_count
+    if settings.eval_prompts:
+        texts = load_prompts(settings.eval_prompts, settings.prompts_column, count, _part(settings))
+        return ids, _encoded(texts, tokenizer, settings)
+    if count is None:
+        return ids, []
+    if count >= len(ids):
+        raise PromptsError(f"eval_count keeps {count} of {len(ids)} prompts from training; lower it or add prompts")
+    return ids[:-count], ids[-count:]
+
+
+def longest_response(settings: ConvertSettings) -> int:
+    """Tokens of the longest response that the run can have."""
+    ramp = settings.response_length
+    return response_length(ramp.rollouts, ramp.start, ramp.end, ramp.rollouts, ramp.shape, settings.block_size)
+
+
+def _given_responses(
+    settings: ConvertSettings, tokenizer: PreTrainedTokenizerBase, tokens: SpecialTokens
+) -> list[list[int]] | None:
+    if settings.responses_column is None:
+        return None
+    texts = load_responses(settings.prompts, settings.responses_column, settings.prompt_limit, _part(settings))
+    end = list(tokens.stop_token_ids[:1])
+    return [[*tokenizer.encode(text, add_special_tokens=False), *end] for text in texts]

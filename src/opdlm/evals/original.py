@@ -1,0 +1,53 @@
+"""Which AR model a converted model was made from."""
+
+from pathlib import Path
+
+import yaml
+from huggingface_hub import metadata_load
+
+from opdlm.checkpoints.source import load_config
+from opdlm.errors import UsageError
+from opdlm.records.run_folder import RunFolder
+
+
+def original_of(model: str | Path) -> str:
+    """Folder or hub name of the AR model, as the run that made `model` has it, else as its model card has it.
+
+    Args:
+        model: folder of a run, or of a model or checkpoint in it; a folder with a model card (README.md).
+
+    Raises:
+        ModelNotFoundError: there is no such model.
+        UsageError: it does not say what it was made from.
+    """
+    run = _run_of(Path(model))
+    if run is not None:
+        return RunFolder(run).settings().model
+    load_config(model)
+    base = _base_on_card(Path(model) / "README.md")
+    if base is None:
+        raise UsageError(f"{model} does not say which model it was made from; name it with --against")
+    return base
+
+
+def _run_of(folder: Path) -> Path | None:
+    """The run that the folder is, or that it is a model or a checkpoint of."""
+    candidates = [folder]
+    if folder.name == "model":
+        candidates.append(folder.parent)
+    if folder.parent.name == "checkpoints":
+        candidates.append(folder.parent.parent)
+    return next((path for path in candidates if (path / "config.toml").is_file()), None)
+
+
+def _base_on_card(card: Path) -> str | None:
+    if not card.is_file():
+        return None
+    try:
+        base = (metadata_load(card) or {}).get("base_model")
+    except (ValueError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"the model card {card} cannot be read ({reason}); name the original with --against"
+        ) from error
+    return base if isinstance(base, str) else None

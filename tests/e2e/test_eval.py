@@ -1,0 +1,91 @@
+"""`opdlm eval`: what it asks, keeps and says."""
+
+import json
+import shutil
+
+import pytest
+
+from cli_support import SMALL, call, fails
+
+PROBLEMS = [
+    {"prompt": "one", "answer": 1, "family": "maths", "tag": None},
+    {"prompt": "two", "answer": "x", "family": "edit"},
+]
+
+
+@pytest.fixture(scope="module")
+def run(ar_model, prompts, tmp_path_factory):
+    """A finished run."""
+    output = tmp_path_factory.mktemp("runs") / "run"
+    assert call("convert", ar_model, "--prompts", prompts, "--output", output, *SMALL) == 0
+    return output
+
+
+@pytest.fixture
+def problems(tmp_path):
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in PROBLEMS))
+    return path
+
+
+def test_eval_keeps_every_answer_and_knows_the_original(ar_model, run, problems, tmp_path, capsys):
+    """Without it nobody could see why a number is low, and everybody would have to remember the original."""
+    numbers = tmp_path / "out.json"
+    flags = ("--problems", problems, "--decoding", "static", "--max-new-tokens", "8", "--json", numbers)
+    assert call("eval", run, *flags) == 0
+    shown = capsys.readouterr()
+    assert f"teacher {ar_model}, student {run}" in shown.out
+    assert shown.err.splitlines() == [f"{who}: {n} of 2 answers" for who in ("teacher", "static") for n in (0, 2)]
+    kept = [json.loads(line) for line in (tmp_path / "out.answers.jsonl").read_text().splitlines()]
+    assert {(one["model"], one["decoding"], one["number"]) for one in kept} == {
+        (str(model), decoding, number) for model, decoding in ((ar_model, ""), (run, "static")) for number in (0, 1)
+    }
+    assert {one["expected"] for one in kept} == {"1", "x"}
+    found = json.loads(numbers.read_text())
+    assert found["against"] == str(ar_model)
+    assert found["students"][0]["total"]["tokens"] == sum(one["tokens"] for one in kept if one["decoding"])
+    assert call("eval", run / "model", *flags) == 0  # the model's folder knows its run too
+    assert call("eval", run / "checkpoints" / "rollout-000002", *flags) == 0
+
+
+def test_eval_samples_where_it_is_asked_to(run, problems, tmp_path):
+    """Without it `--temperature` would be taken and do nothing."""
+
+    def texts(*flags):
+        answers = tmp_path / "answers.jsonl"
+        words = ("eval", run, "--problems", problems, "--decoding", "static", "--max-new-tokens", "8")
+        assert call(*words, "--answers", answers, *flags) == 0
+        kept = [json.loads(line) for line in answers.read_text().splitlines()]
+        return {(one["decoding"], one["number"]): one["response"] for one in kept}
+
+    greedy, hot = texts(), texts("--temperature", "3")
+    assert {who for who in hot if hot[who] != greedy[who]} >= {("", 0), ("static", 0)}
+    assert hot == texts("--temperature", "3")
+    assert texts("--temperature", "3", "--top-k", "1") == greedy
+
+
+def test_eval_asks_messages_as_a_chat(tmp_path):
+    """Without it a conversation would be asked as the text that Python prints for it."""
+    asked = tmp_path / "chat.jsonl"
+    messages = [{"role": "user", "content": "Ben has 2 books. Ben finds 3 more. How many books does Ben have now?"}]
+    rows = [{"prompt": prompt, "answer": "5", "family": "maths"} for prompt in (messages, messages[0]["content"])]
+    asked.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers = tmp_path / "answers.jsonl"
+    assert call("eval", "--problems", asked, "--decoding", "static", "--answers", answers) == 0
+    kept = [json.loads(line) for line in answers.read_text().splitlines()]
+    for decoding in ("", "static"):
+        of_one = {one["number"]: one for one in kept if one["decoding"] == decoding}
+        first, second = of_one[0], of_one[1]
+        assert first["prompt"] == messages
+        assert first["response"] == second["response"]
+
+
+def test_a_model_away_from_its_run_names_its_original_by_its_card(run, problems, tmp_path, capsys):
+    """Without it a downloaded model could not be compared, or would be compared with a stranger."""
+    shutil.copytree(run / "model", tmp_path / "moved")
+    assert "name it with --against" in fails(capsys, "eval", tmp_path / "moved", "--problems", problems)
+    card = tmp_path / "moved" / "README.md"
+    card.write_text(card.read_text().replace("---\n", "---\nbase_model: no-such/original\n", 1))
+    assert "no-such/original" in fails(capsys, "eval", tmp_path / "moved", "--problems", problems)
+    card.write_text("---\nbase_model: [\n---\n")
+    assert "cannot be read" in fails(capsys, "eval", tmp_path / "moved", "--problems", problems)
