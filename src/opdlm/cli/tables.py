@@ -74,13 +74,16 @@ def comparison_table(comparison: Comparison, title: str) -> ResultTable:
     """Accuracy by family, accuracy retained and speed: a row for the teacher and one for each decoding."""
     shown = [row for row in comparison.teacher.rows if row.tag is None or row.tag in _TAGS_OF_THEIR_OWN]
     headings = (row.label.replace("/", " ") for row in shown)
-    rows = [("teacher", (*_cells(comparison.teacher, shown), "", *_speeds(comparison.teacher)))]
+    rows = [("teacher", (*_cells(comparison.teacher, shown), "", "", *_speeds(comparison.teacher)))]
     for student in comparison.students:
         share = retained(student, comparison.teacher)["overall"]
         kept = "-" if share is None else f"{share:.1%}"
-        rows.append((f"student, {student.decoding}", (*_cells(student, shown), kept, *_speeds(student))))
+        same = "-" if student.same_text is None else f"{student.same_text} of {student.total.n}"
+        rows.append((f"student, {student.decoding}", (*_cells(student, shown), kept, same, *_speeds(student))))
     names = f"teacher {comparison.against}, student {comparison.model}\n" if comparison.model else ""
-    return ResultTable(names + title, (*headings, "mean", "retained", "tokens/forward", "tokens/s"), tuple(rows))
+    return ResultTable(
+        names + title, (*headings, "mean", "retained", "same text", "tokens/forward", "tokens/s"), tuple(rows)
+    )
 
 
 def _cells(evaluation: Evaluation, shown: Sequence[Score]) -> list[str]:

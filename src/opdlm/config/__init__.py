@@ -6,6 +6,7 @@ paper's (arXiv 2606.06712, Tables 13 and 14, and its launchers where the two dif
 
 from opdlm.config.base import Settings, settings_from
 from opdlm.config.decoding import (
+    LOSSLESS,
     Decoding,
     DynamicDecoding,
     EntropyDecoding,
@@ -25,6 +26,7 @@ from opdlm.config.resuming import CHANGEABLE, changed, refused
 
 __all__ = [
     "CHANGEABLE",
+    "LOSSLESS",
     "ConvertSettings",
     "Decoding",
     "DistillSettings",

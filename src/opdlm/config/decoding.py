@@ -60,11 +60,19 @@ class KlassDecoding(Settings):
     history: int = Field(default=2, ge=1, le=64, description="denoising steps for which that must hold")
 
 
+MOST_DRAFTS = 64
+
+
 class VerifiedDecoding(Settings):
     """Exactly the AR model's text: a lossless model drafts tokens and its own original weights check them."""
 
     kind: Literal["verified"] = "verified"
-    drafts: int = Field(default=64, ge=0, le=64, description="most drafts of a forward; the model's window limits them")
+    drafts: int = Field(
+        default=MOST_DRAFTS,
+        ge=0,
+        le=MOST_DRAFTS,
+        description="most drafts of a forward; the model's window limits them",
+    )
 
 
 class TypicalDecoding(Settings):
@@ -72,7 +80,12 @@ class TypicalDecoding(Settings):
 
     kind: Literal["typical"] = "typical"
     least: float = Field(default=0.3, gt=0, le=1, description="probability from which a draft is accepted")
-    drafts: int = Field(default=64, ge=0, le=64, description="most drafts of a forward; the model's window limits them")
+    drafts: int = Field(
+        default=MOST_DRAFTS,
+        ge=0,
+        le=MOST_DRAFTS,
+        description="most drafts of a forward; the model's window limits them",
+    )
 
 
 LOSSLESS = ("verified", "typical")
@@ -110,7 +123,7 @@ def _decoding_from_text(value: Any) -> Any:
 def as_text(decoding: Decoding) -> str:
     """The short form, `static:2`, without the kind's other numbers."""
     kind, number, *_ = decoding.model_dump().values()
-    return f"{kind}:{number}"
+    return kind if kind == "verified" and number == MOST_DRAFTS else f"{kind}:{number}"
 
 
 DecodingField = Annotated[Decoding, BeforeValidator(_decoding_from_text)]

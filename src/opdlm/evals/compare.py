@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from opdlm.checkpoints.load import load_ar_model
-from opdlm.config import GenerationSettings, settings_from
+from opdlm.config import LOSSLESS, GenerationSettings, settings_from
 from opdlm.errors import CheckpointError, UsageError
 from opdlm.evals.answers import answered
 from opdlm.evals.graders import confinement_for
@@ -127,19 +127,29 @@ def compare(
     settings = {text: settings_from(GenerationSettings, {**common, "decoding": text}) for text in decodings}
     prompts = [encode_prompt(student.tokenizer, problem.prompt) for problem in problems]
     check_context(prompts, max_new_tokens, student.model.max_length, student.model.geometry.block_size)
-    run = partial(answered, problems=problems, on_answer=on_answer, allow_unconfined_code=allow_unconfined_code)
+    run = partial(answered, problems=problems, allow_unconfined_code=allow_unconfined_code)
+    texts: dict[str, dict[int, str]] = {name: {} for name in ("", *decodings)}  # by decoding, "" the teacher's
+
+    def keep(answer: GradedAnswer) -> None:
+        texts[answer.decoding][answer.number] = answer.response
+        on_answer(answer)
 
     writer = ar_writer(ar_model, student.tokenizer, settings_from(GenerationSettings, common), batch_size=batch_size)
-    teacher = run("teacher", writer, on_progress=partial(on_progress, "teacher"))
+    teacher = run("teacher", writer, on_progress=partial(on_progress, "teacher"), on_answer=keep)
     students = []
     for text, chosen in settings.items():
         writer = diffusion_writer(partial(student.finished, settings=chosen, batch_size=batch_size), student.tokenizer)
-        students.append(run(f"student, {text}", writer, decoding=text, on_progress=partial(on_progress, text)))
+        show = partial(on_progress, text)
+        made = run(f"student, {text}", writer, decoding=text, on_progress=show, on_answer=keep)
+        same = sum(texts[text][number] == response for number, response in texts[""].items())
+        students.append(made.model_copy(update={"same_text": same}))
     return Comparison(teacher=teacher, students=tuple(students), batch_size=batch_size)
 
 
 def usual_decodings(kind: str) -> tuple[str, ...]:
     """What a student is compared by if nothing is asked for: one token a step, then ever more, in its usual order."""
+    if kind in LOSSLESS:
+        return ("sequential", kind)
     if kind == "prefix":
         return ("sequential", "prefix:0.98", "prefix:0.95", "prefix:0.9")
     return ("static", "dynamic:0.9", "dynamic:0.8", "dynamic:0.7")

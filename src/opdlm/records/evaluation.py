@@ -70,12 +70,14 @@ class Evaluation(Record):
         rows: a score for each family, each followed by its tags (where the family has any), in the order of problems.
         seconds: wall-clock time in which all responses were written, grading and warm-up not counted.
         decoding: how the student decoded; "" for an AR model.
+        same_text: responses that are the teacher's, character for character; None where they were not compared.
     """
 
     name: str
     rows: tuple[Score, ...]
     seconds: float
     decoding: str = ""
+    same_text: int | None = None
 
     @property
     def families(self) -> tuple[Score, ...]:
