@@ -57,3 +57,10 @@ def test_noise_is_uniform_and_a_function_of_seed_anchor_and_place() -> None:
     assert ((counts - 1000) ** 2 / 1000).sum() < 30  # chi-square, 9 degrees: p about 0.0005
     assert torch.equal(ids[7:8, 2:3], noise(seed[7:8], anchor[:, 2:3], torch.zeros(1, 1).long(), 10))
     assert not torch.equal(ids, noise(seed, anchor, torch.ones(1, 1).long(), 10))
+
+
+def test_texts_of_one_token_have_no_window() -> None:
+    """Else responses that stop at once would end the training in a traceback."""
+    batch = select_windows(scripted([("pp0", 3), ("ppp0", 4)], size=1), WindowChoice(3), torch.arange(2))
+    assert (batch.stream == PADDING).all()
+    assert len(batch.row) == 0

@@ -150,8 +150,11 @@ class DistillSettings(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> "DistillSettings":
-        if self.method == "lossless" and (self.lora_rank is None or self.rollout_decoding.kind not in LOSSLESS):
+        kinds = {self.rollout_decoding.kind, self.usual_decoding.kind}
+        if self.method == "lossless" and (self.lora_rank is None or not kinds <= set(LOSSLESS)):
             raise ValueError("method lossless needs lora_rank and decodings that verify; --lossless sets all of it")
+        if self.method != "lossless" and kinds & set(LOSSLESS):
+            raise ValueError("only a lossless conversion decodes by verified or typical; add --lossless")
         if self.method != "opd" and self.states not in ("random_mask", "one_per_block"):
             raise ValueError(f"method {self.method!r} trains on random masks; set states to random_mask")
         if self.adapter_only and self.lora_rank is None:

@@ -50,7 +50,7 @@ class WindowBatch(StateBatch):
 def select_windows(rollout: Rollout, choice: WindowChoice, seed: torch.Tensor) -> WindowBatch:
     """Windows behind the chosen anchors of every row. `seed`: [B] int64; decides every random choice of the row."""
     anchors = _anchors(rollout, choice.anchors, seed)
-    rows, count = len(seed), int(anchors.sum(-1).max())
+    rows, count = len(seed), max(1, int(anchors.sum(-1).max()))  # texts of one token have no window: padding alone
     first = anchors.int().argsort(dim=-1, descending=True, stable=True)[:, :count]  # positions in order, others behind
     real = (torch.arange(count, device=seed.device) < anchors.sum(-1, keepdim=True))[..., None]
     place = torch.arange(choice.size, device=seed.device)

@@ -68,5 +68,6 @@ def cross_entropy_loss(pair: Pair, states: StateBatch, text: Rollout, targets: T
 def per_row_mean(states: StateBatch) -> StateBatch:
     """Weights that make the sum over positions a sum of the rows' means (the published normalisation)."""
     ones = torch.ones_like(states.weight)
-    per_row = ones.new_zeros(int(states.row.max()) + 1).index_add(0, states.row, ones)
+    rows = int(states.row.max()) + 1 if len(states.row) else 0
+    per_row = ones.new_zeros(rows).index_add(0, states.row, ones)
     return replace(states, weight=states.weight / per_row[states.row])
