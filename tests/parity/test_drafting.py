@@ -98,7 +98,7 @@ def one_window(model: DraftingModel, rollout, windows, row: int, anchor: int) ->
     stream = torch.cat([torch.zeros(anchor, dtype=torch.int64), torch.ones(size, dtype=torch.int64)])[None]
     attention = WindowAttention(
         model.geometry, position, stream, position, stream, query_anchor=torch.full_like(position, anchor),
-        causal_inside=model.gate.form == "noise", windows=size,
+        causal_inside=model.gate.form == "noise", windows=size, size=size,
     )  # fmt: skip
     ids = torch.cat([text, windows.input_ids[row][mine]])[None]
     drafted = model.logits(model.hidden(ids, attention)[0, anchor:]).log_softmax(-1)

@@ -8,6 +8,7 @@ import torch
 from lossless import ENDLESS, drafting, responses
 from opdlm.config import GenerationSettings
 from opdlm.models.drafting import DraftingModel
+from opdlm.models.pace import Pace, WindowShape
 from opdlm.models.tokens import SpecialTokens
 from opdlm.sampling.engine import Completion, Engine
 from opdlm.sampling.requests import continuations
@@ -155,3 +156,43 @@ def test_gate_off_is_the_original_and_the_base_keeps_its_bytes() -> None:
         assert not parameter.requires_grad
     ids = torch.tensor([PROMPTS[3]])
     assert torch.equal(model.causal_hidden(ids), plain.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+
+
+def test_windows_behind_the_last_draft_alone_and_by_the_clock() -> None:
+    """Fewer windows cost forwards, never text; and what the clock chooses changes nothing but the speed."""
+    model = drafting()
+    expected = original(model)
+    every = written(model, settings_of())
+    for decoding in ({"kind": "verified", "every": False}, {"kind": "verified", "every": False, "drafts": 2}):
+        last = written(model, settings_of(decoding))
+        assert responses(last) == expected
+        assert (every.forwards <= last.forwards).all()
+    for rows in (1, 3, 32):
+        assert responses(written(model, settings_of("verified:auto"), batch_size=rows)) == expected
+
+
+def test_the_pace_follows_what_it_measures() -> None:
+    """Else `auto` would keep windows that cost more than they bring, or give up those that pay."""
+    cheap, dear, useless = Pace(7), Pace(7), Pace(7)
+    for forward in range(200):
+        tokens = (1, 16, 64)[forward % 3]
+        cheap.saw(tokens, 0.01 + 1e-6 * tokens, [7], [6])
+        dear.saw(tokens, 1e-3 * tokens, [7], [6])
+        useless.saw(tokens, 0.01 + 1e-4 * tokens, [7], [0])
+    assert cheap.choose(1, 64) == WindowShape(7, True)
+    assert dear.choose(1, 64) == WindowShape(0, False)
+    assert useless.choose(1, 64).size == 0
+    assert cheap.choose(1, 3).size <= 3
+    assert cheap.rate(1, WindowShape(7, True)) > cheap.rate(1, WindowShape(7, False))
+
+
+def test_typical_text_does_not_depend_on_the_batch() -> None:
+    """Its text depends on its drafts, so these must not depend on what else is written."""
+    model = drafting(change=0.3)
+    loose = settings_of({"kind": "typical", "least": 0.001})
+    alone = responses(written(model, loose, batch_size=1))
+    assert alone != original(model)
+    requests = continuations(PROMPTS, loose)
+    others = continuations(PROMPTS, settings_of("verified:1"))
+    mixed = Engine(model, ENDLESS, 4).write([one for pair in zip(requests, others, strict=True) for one in pair])
+    assert responses(mixed)[::2] == alone

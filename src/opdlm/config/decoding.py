@@ -3,7 +3,7 @@
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from opdlm.config.base import Settings
 
@@ -64,7 +64,10 @@ MOST_DRAFTS = 64
 
 
 class VerifiedDecoding(Settings):
-    """Exactly the AR model's text: a lossless model drafts tokens and its own original weights check them."""
+    """Exactly the AR model's text: a lossless model drafts tokens and its own original weights check them.
+
+    `auto` measures while it writes and chooses the drafts by the clock. That changes the speed, never the text.
+    """
 
     kind: Literal["verified"] = "verified"
     drafts: int = Field(
@@ -73,6 +76,16 @@ class VerifiedDecoding(Settings):
         le=MOST_DRAFTS,
         description="most drafts of a forward; the model's window limits them",
     )
+    every: bool = Field(default=True, description="a window behind each draft; no: behind the last alone")
+    auto: bool = Field(default=False, description="choose drafts and windows by measured speed; the text is the same")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_word(cls, values: Any) -> Any:
+        """`verified:auto`."""
+        if isinstance(values, dict) and values.get("drafts") == "auto":
+            return {**values, "drafts": MOST_DRAFTS, "auto": True}
+        return values
 
 
 class TypicalDecoding(Settings):
@@ -123,7 +136,9 @@ def _decoding_from_text(value: Any) -> Any:
 def as_text(decoding: Decoding) -> str:
     """The short form, `static:2`, without the kind's other numbers."""
     kind, number, *_ = decoding.model_dump().values()
-    return kind if kind == "verified" and number == MOST_DRAFTS else f"{kind}:{number}"
+    if isinstance(decoding, VerifiedDecoding) and number == MOST_DRAFTS:
+        return f"{kind}:auto" if decoding.auto else kind
+    return f"{kind}:{number}"
 
 
 DecodingField = Annotated[Decoding, BeforeValidator(_decoding_from_text)]

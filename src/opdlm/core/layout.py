@@ -102,12 +102,13 @@ class WindowAttention(Attention):
     Attributes:
         query_anchor: [B, Q] int64, position of the first token of the window; unused for clean tokens.
         causal_inside: whether a window's tokens see only those before them, or each other.
-        windows: how many tokens at the end of each row belong to windows.
+        windows: how many tokens at the end of each row belong to windows; size: of each of them.
     """
 
     query_anchor: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     causal_inside: bool = False
     windows: int = 0
+    size: int = 0
 
     def _visible(self, q: tuple[Any, ...], k: tuple[Any, ...], window: int | None) -> torch.Tensor:
         q_pos, q_stream, anchor = self.query_position[q], self.query_stream[q], self.query_anchor[q]

@@ -98,9 +98,9 @@ def _anchors(rollout: Rollout, which: Anchors, seed: torch.Tensor) -> torch.Tens
 
 
 def windows_behind(
-    windows: WindowBatch, text_position: torch.Tensor, text_stream: torch.Tensor, causal_inside: bool
+    windows: WindowBatch, text_position: torch.Tensor, text_stream: torch.Tensor, size: int, causal_inside: bool
 ) -> WindowAttention:
-    """Windows behind clean text whose keys, `text_position` and `text_stream` [B, T], stand first."""
+    """Windows of `size` tokens behind clean text, whose keys, `text_position` and `text_stream` [B, T], stand first."""
     return WindowAttention(
         AUTOREGRESSIVE,
         windows.position_ids,
@@ -110,4 +110,5 @@ def windows_behind(
         query_anchor=windows.anchor,
         causal_inside=causal_inside,
         windows=windows.position_ids.shape[1],
+        size=size,
     )

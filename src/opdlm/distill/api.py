@@ -14,7 +14,7 @@ from opdlm.checkpoints.hub import push
 from opdlm.checkpoints.load import load_ar_config, load_checkpoint
 from opdlm.checkpoints.save import save_checkpoint
 from opdlm.checkpoints.source import count_parameters
-from opdlm.config import ConvertSettings, GenerationSettings, LengthRamp, changed, settings_from
+from opdlm.config import ConvertSettings, GenerationSettings, LengthRamp, VerifiedDecoding, changed, settings_from
 from opdlm.data.prompts import Prompt
 from opdlm.distill.loop import Evaluate, OnStep, Trainer
 from opdlm.distill.pair import Pair
@@ -187,9 +187,10 @@ def _train(
 
 def _validator(ids: Sequence[list[int]], eval_ids: Sequence[list[int]], settings: ConvertSettings) -> Validator:
     """On the held-out prompts, else on some of the training's: what the run came to is worth knowing without any."""
-    generation = GenerationSettings(
-        decoding=settings.usual_decoding, max_new_tokens=min(longest_response(settings), MOST_TOKENS)
-    )
+    decoding = settings.usual_decoding
+    if isinstance(decoding, VerifiedDecoding):
+        decoding = decoding.model_copy(update={"auto": False})  # else its forwards would depend on the clock
+    generation = GenerationSettings(decoding=decoding, max_new_tokens=min(longest_response(settings), MOST_TOKENS))
     return Validator(eval_ids or ids[:MOST_PROMPTS], generation, settings.rollout_batch)
 
 

@@ -54,7 +54,7 @@ class WindowPass(nn.Module):
         """As TrainingPass; `clean` holds the keys and values of the texts that the windows stand behind."""
         student = self.student
         stream = torch.where(clean.valid, CLEAN, PADDING)
-        attention = windows_behind(states, clean.position, stream, student.gate.form == "noise")
+        attention = windows_behind(states, clean.position, stream, student.window, student.gate.form == "noise")
         hidden = student.hidden(states.input_ids, attention, clean.prefix)[states.sequence, states.predictor]
         head = student.head_parameters()
         rows = max(1, CHUNK_FLOATS // head[0].shape[0])

@@ -23,8 +23,9 @@ from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.devices import pick_device
 from opdlm.models.drafting import DraftingModel
 from opdlm.models.finite import all_finite
-from opdlm.models.gate import Gate
+from opdlm.models.gate import Gate, adapted_layers
 from opdlm.models.identity import identity_check
+from opdlm.models.parts import check_rank
 from opdlm.models.tokens import SpecialTokens, encode_prompt, find_or_add_mask_token, special_tokens
 
 OnNote = Callable[[str], None]
@@ -83,6 +84,7 @@ def _adapted(
     """The model that will write and learn: with a mask token, or with a new gate."""
     if settings.method == "lossless":
         assert settings.lora_rank is not None
+        check_rank(settings.lora_rank, adapted_layers(ar_model).values())
         torch.manual_seed(settings.seed)
         gate = Gate(ar_model, settings.lora_rank, settings.window_form, settings.window).to(ar_model.device)
         return DraftingModel(ar_model, gate), special_tokens(ar_model, tokenizer, needs_mask=False)

@@ -8,19 +8,20 @@ from opdlm.errors import UsageError
 from opdlm.models.block_diffusion import NO_MASK, BlockDiffusionModel
 from opdlm.models.cache import FrozenPrefix, KVCache
 from opdlm.models.gate import Gate
+from opdlm.models.pace import Pace
 
 
 class DraftingModel(BlockDiffusionModel):
     """A decoder under its own causal mask. Under a `WindowAttention` the last tokens of each row go through the gate.
 
     Attributes:
-        gate: the adapter; the decoder's own weights are frozen.
+        gate: the adapter; the decoder's own weights are frozen. pace: what was measured of its drafts.
     """
 
     def __init__(self, model: PreTrainedModel, gate: Gate) -> None:
         """`gate`: made for this very `model`."""
         super().__init__(model, AUTOREGRESSIVE, NO_MASK)
-        self.gate = gate
+        self.gate, self.pace = gate, Pace(gate.window)
 
     @property
     def window(self) -> int:
@@ -31,7 +32,8 @@ class DraftingModel(BlockDiffusionModel):
         self, input_ids: torch.Tensor, attention: Attention, cache: KVCache | FrozenPrefix | None = None
     ) -> torch.Tensor:
         """As in BlockDiffusionModel; window tokens, the last `attention.windows` of each row, go through the gate."""
-        self.gate.width = attention.windows if isinstance(attention, WindowAttention) else 0
+        inside = isinstance(attention, WindowAttention)
+        self.gate.width, self.gate.size = (attention.windows, attention.size) if inside else (0, 0)
         return super().hidden(input_ids, attention, cache)
 
     def causal_hidden(self, input_ids: torch.Tensor) -> torch.Tensor:

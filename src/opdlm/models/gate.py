@@ -16,20 +16,20 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from opdlm.models.parts import check_rank, input_embedding
+from opdlm.models.parts import input_embedding
 
 GATE_FILE = "gate.safetensors"
 Form = Literal["mask", "noise"]
 
 
 class LowRank(nn.Module):
-    """The two factors of one layer's LoRA, named as peft names them."""
+    """One layer's LoRA: `down` [rank, inputs] and `up` [rank, outputs], its matrices A and transposed B."""
 
     def __init__(self, inputs: int, outputs: int, rank: int) -> None:
         super().__init__()
-        self.lora_A = nn.Parameter(torch.empty(rank, inputs))
-        self.lora_B = nn.Parameter(torch.zeros(outputs, rank))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as peft does: the adapter starts as no change
+        self.down = nn.Parameter(torch.empty(rank, inputs))
+        self.up = nn.Parameter(torch.zeros(rank, outputs))
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))  # as peft does: the adapter starts as no change
 
 
 class Gate(nn.Module):
@@ -37,6 +37,7 @@ class Gate(nn.Module):
 
     Attributes:
         width: how many tokens at the end of each row of the next pass are window tokens; set before each pass.
+        size: of each of these windows, at most `window`.
         form: "mask": learnt embeddings stand at the window's places, which see each other. "noise": random ids of the
             vocabulary, each of which sees those before it.
         window: k, the tokens of a window: the most drafts of a forward.
@@ -45,14 +46,11 @@ class Gate(nn.Module):
     """
 
     def __init__(self, model: PreTrainedModel, rank: int, form: Form, window: int) -> None:
-        """The identity, hooked into `model`, whose weights stop training.
-
-        Raises ConfigError if a layer has fewer rows or columns than `rank`.
-        """
+        """The identity, hooked into `model`, whose weights stop training."""
         super().__init__()
-        check_rank(rank, adapted_layers(model).values())
         model.requires_grad_(False)
         self.rank, self.alpha, self.form, self.window, self.width = rank, 2 * rank, form, window, 0
+        self.size = window
         layers = adapted_layers(model)
         self.names: Sequence[str] = list(layers)
         self.layers = nn.ModuleList(LowRank(*_shape(layer), rank) for layer in layers.values())
@@ -69,7 +67,7 @@ class Gate(nn.Module):
         """What a file of the gate holds: `LAYER.lora_A`, `LAYER.lora_B`, and `places` where there are any."""
         found = {} if self.places is None else {"places": self.places}
         for name, layer in zip(self.names, self.layers, strict=True):
-            found |= {f"{name}.lora_A": layer.get_parameter("lora_A"), f"{name}.lora_B": layer.get_parameter("lora_B")}
+            found |= {f"{name}.lora_A": layer.get_parameter("down"), f"{name}.lora_B": layer.get_parameter("up").T}
         return {name: value.detach().cpu().contiguous() for name, value in found.items()}
 
     def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -82,8 +80,8 @@ class Gate(nn.Module):
             if self.places is not None:
                 self.places.copy_(tensors["places"])
             for name, layer in zip(self.names, self.layers, strict=True):
-                layer.get_parameter("lora_A").copy_(tensors[f"{name}.lora_A"])
-                layer.get_parameter("lora_B").copy_(tensors[f"{name}.lora_B"])
+                layer.get_parameter("down").copy_(tensors[f"{name}.lora_A"])
+                layer.get_parameter("up").copy_(tensors[f"{name}.lora_B"].T)
 
     def _adding(self, adapter: nn.Module) -> Callable[..., torch.Tensor | None]:
         assert isinstance(adapter, LowRank)
@@ -93,10 +91,14 @@ class Gate(nn.Module):
             width = self.width
             if not width:
                 return None
-            change = linear(linear(inputs[0][:, -width:], adapter.lora_A), adapter.lora_B * scale)
+            low = linear(inputs[0][:, -width:], adapter.down)
             if width == output.shape[1]:
-                return output + change
-            output[:, -width:] += change  # in place: no layer keeps its own output for a backward pass
+                return torch.baddbmm(output, low, adapter.up.expand(len(low), -1, -1), alpha=scale)
+            # In place: no layer needs its own output again.
+            if len(output) == 1:
+                output[0, -width:].addmm_(low[0], adapter.up, alpha=scale)  # a quarter faster than a batch of one
+            else:
+                output[:, -width:].baddbmm_(low, adapter.up.expand(len(low), -1, -1), alpha=scale)
             return output
 
         return add
@@ -107,8 +109,8 @@ class Gate(nn.Module):
         if not self.width:
             return None
         assert self.places is not None
-        windows = self.width // self.window
-        stand = self.places.repeat(windows, 1).to(output.dtype).expand(len(output), -1, -1)
+        windows = self.width // self.size
+        stand = self.places[: self.size].repeat(windows, 1).to(output.dtype).expand(len(output), -1, -1)
         return torch.cat([output[:, : -self.width], stand], 1)
 
 

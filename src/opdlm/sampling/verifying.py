@@ -12,6 +12,7 @@ Shape letters: B slots, k drafts of a window, D most drafts of a row in this for
 
 from collections.abc import Callable
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from opdlm.core.types import NEVER
 from opdlm.core.windows import noise
 from opdlm.errors import UsageError
 from opdlm.models.drafting import DraftingModel
+from opdlm.models.pace import WindowShape
 from opdlm.sampling.rules import TYPICAL, VERIFIED, drafts
 from opdlm.sampling.slots import Finished, Slots
 from opdlm.sampling.state import IDLE
@@ -37,6 +39,7 @@ class Verifying:
         self.gate = slots.model.gate
         self.vocabulary = slots.vocabulary if self.gate.form == "noise" else 0
         slots.margin = (self.model.window + 1) ** 2
+        self._pending = 0  # most drafts that a row has
 
     def check(self, kind: str) -> None:
         """UsageError for a decoding that this model does not have."""
@@ -47,36 +50,53 @@ class Verifying:
 
     def step(self) -> list[Finished]:
         """One forward for all rows; hands out those that are done."""
-        slots, state = self.slots, self.slots.state
-        most = min(self.model.window, max(drafts(request.decoding) for request in slots.requests))
-        anchors = state.start[:, None] + slots.columns[: most + 1]
-        clean, windows = self._hidden(anchors, most)
-        seen = propose(self.model.logits(clean), **self._picking(anchors))
-        guess = state.ids.gather(1, anchors)
+        slots, state, began = self.slots, self.slots.state, perf_counter()
+        shape, before = self._shape(), slots.query_tokens
+        place = slots.columns[: self._pending + 1]
+        checked = state.start[:, None] + place
+        behind = checked if shape.every else (state.start + state.drafted)[:, None]
+        clean, windows = self._hidden(checked, behind, shape.size)
+        seen = propose(self.model.logits(clean), **self._picking(checked))
+        guess = state.ids.gather(1, checked)
         held = (seen.token == guess) | self._typical(seen, guess)
-        held &= slots.columns[: most + 1] < state.drafted[:, None]
+        held &= place < state.drafted[:, None]
         accepted = held.int().cumprod(-1).sum(-1)
         token = torch.where(held, guess, seen.token)
-        fresh = (slots.columns[: most + 1] <= accepted[:, None]) & (anchors < state.end[:, None])
-        state.write(anchors, fresh & slots.busy()[:, None], token, seen.confidence)
+        fresh = (place <= accepted[:, None]) & (checked < state.end[:, None])
+        state.write(checked, fresh & slots.busy()[:, None], token, seen.confidence)
         state.step += 1
         state.forwards += 1
-        finished = self._advance(anchors, fresh, accepted)
-        if most and slots.requests:
-            self._draft(windows, accepted, most)
+        drafted = state.drafted
+        finished, counts = self._advance(checked, fresh, accepted)
+        self.model.pace.saw(slots.query_tokens - before, perf_counter() - began, *counts)
+        self._pending = shape.size if slots.requests else 0
+        if self._pending:
+            # A window behind the last draft is of use where all drafts held.
+            index = accepted if shape.every else torch.zeros_like(accepted)
+            self._draft(windows, index, shape.size, slots.busy() & (shape.every | (accepted == drafted)))
         return finished
 
-    def _hidden(self, anchors: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """[B, D + 1, H] hidden states that predict the tokens at `anchors`, and [B, A, k, H] of their windows."""
-        slots, state, size = self.slots, self.slots.state, self.model.window if most else 0
-        rows, lead = len(anchors), max(slots.lead, 1)
+    def _shape(self) -> WindowShape:
+        """The windows of this forward: as the requests want them, or as they are fastest."""
+        wanted = [request.decoding for request in self.slots.requests]
+        if any(one["kind"] == "typical" for one in wanted):
+            return WindowShape(self.model.window, True)  # its text depends on its drafts: always the same ones
+        most = min(self.model.window, max(map(drafts, wanted)))
+        if any(one.get("auto") for one in wanted):
+            return self.model.pace.choose(len(wanted), most)
+        return WindowShape(most, any(one.get("every") for one in wanted))
+
+    def _hidden(self, checked: torch.Tensor, behind: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B, D + 1, H] hidden states that predict the tokens at `checked`, [B, A, k, H] of the windows at `behind`."""
+        slots, state = self.slots, self.slots.state
+        (rows, count), lead, most = behind.shape, max(slots.lead, 1), self._pending
         begin = (state.start - lead).clamp(min=0)
         text = begin[:, None] + slots.columns[: lead + most]
         known = state.start + state.drafted
-        within = (anchors <= known[:, None]) & slots.busy()[:, None]
-        number = torch.where(within, 1 + slots.columns[: most + 1], PADDING)
-        position = anchors[..., None] + slots.columns[:size]
-        anchor = anchors[..., None].expand_as(position).flatten(1)
+        within = (behind <= known[:, None]) & slots.busy()[:, None]
+        number = torch.where(within, 1 + slots.columns[:count], PADDING)
+        position = behind[..., None] + slots.columns[:size]
+        anchor = behind[..., None].expand_as(position).flatten(1)
         position, stream = position.flatten(1), number[..., None].expand(rows, -1, size).flatten(1)
         ids = noise(state.seed[:, None], anchor, position - anchor, self.vocabulary)
         if (limit := self.model.max_length) is not None:
@@ -84,22 +104,22 @@ class Verifying:
 
         width = slots.last_start + most
         columns = slots.columns[:width].expand(rows, -1)
-        clean = self._stream(text, known)
         attention = WindowAttention(
             self.model.geometry,
             torch.cat([text, position], 1),
-            torch.cat([clean, stream], 1),
+            torch.cat([self._stream(text, known), stream], 1),
             torch.cat([columns, position], 1),
             torch.cat([self._stream(columns, known), stream], 1),
             query_column=torch.cat([text, slots.columns[width : width + stream.shape[1]].expand(rows, -1)], 1),
             query_anchor=torch.cat([text, anchor], 1),
             causal_inside=self.gate.form == "noise",
             windows=stream.shape[1],
+            size=size,
         )
         hidden = slots.forward(torch.cat([state.ids.gather(1, text), ids], 1), attention)
-        predictor = (anchors - 1 - begin[:, None]).clamp(min=0)  # below 0 in idle slots
+        predictor = (checked - 1 - begin[:, None]).clamp(min=0)  # below 0 in idle slots
         predictor = predictor[..., None].expand(-1, -1, hidden.shape[-1])
-        return hidden.gather(1, predictor), hidden[:, text.shape[1] :].unflatten(1, (most + 1, size))
+        return hidden.gather(1, predictor), hidden[:, text.shape[1] :].unflatten(1, (count, size))
 
     def _stream(self, position: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
         """Text and drafts are clean; behind them there is nothing, as in all of an idle slot."""
@@ -124,11 +144,16 @@ class Verifying:
         probability = seen.log_probability.gather(-1, drafts[..., None])[..., 0].exp()
         return (probability >= state.numbers[:, :1]) & (state.rule == TYPICAL)[:, None]
 
-    def _advance(self, anchors: torch.Tensor, fresh: torch.Tensor, accepted: torch.Tensor) -> list[Finished]:
-        """Hand out the rows that are done; the others go on behind what they accepted."""
+    def _advance(
+        self, checked: torch.Tensor, fresh: torch.Tensor, accepted: torch.Tensor
+    ) -> tuple[list[Finished], tuple[list[int], list[int]]]:
+        """Hand out the rows that are done; the others go on behind what they accepted.
+
+        Returns these, and for each slot its drafts and how many of them held.
+        """
         slots, state = self.slots, self.slots.state
         busy = slots.busy()
-        stop = fresh & self.ends(anchors) & busy[:, None]
+        stop = fresh & self.ends(checked) & busy[:, None]
         stopped = stop.any(-1)
         behind = state.start + accepted + 1
         done = (stopped | (behind >= state.end)) & busy
@@ -136,22 +161,21 @@ class Verifying:
         start = torch.where(done | ~busy, 0, behind)
 
         # The only question to the device in a step.
-        *known, slots.last_start = torch.cat([done.long(), start.max()[None]]).tolist()
-        slots.lead = 0
-        rows = [slot for slot, is_done in enumerate(known) if is_done]
-        finished = [slots.hand_out(slot, length, length, stopped) for slot in rows]
+        told = torch.cat([done.long(), state.drafted, accepted, start.max()[None]]).tolist()
+        count, slots.last_start, slots.lead = len(done), told[-1], 0
+        finished = [slots.hand_out(slot, length, length, stopped) for slot in range(count) if told[slot]]
         state.start = start
-        state.drafted.zero_()
+        state.drafted = torch.zeros_like(state.drafted)
         state.number.masked_fill_(done, IDLE)
-        return finished
+        return finished, (told[count : 2 * count], told[2 * count : 3 * count])
 
-    def _draft(self, windows: torch.Tensor, accepted: torch.Tensor, most: int) -> None:
-        """Put the next drafts behind each row's text, from the window at the point up to which its drafts held."""
+    def _draft(self, windows: torch.Tensor, index: torch.Tensor, size: int, useful: torch.Tensor) -> None:
+        """Put the next drafts behind the text of each row where they are `useful` [B], from its window `index` [B]."""
         slots, state = self.slots, self.slots.state
-        rows = torch.arange(len(accepted), device=accepted.device)
-        position = state.start[:, None] + slots.columns[:most]
-        token = chosen(self.model.logits(windows[rows, accepted, :most]), **self._picking(position))
+        rows = torch.arange(len(index), device=index.device)
+        position = state.start[:, None] + slots.columns[:size]
+        token = chosen(self.model.logits(windows[rows, index]), **self._picking(position))
         open_ = (state.commit_step.gather(1, position) == NEVER) & slots.busy()[:, None]
         state.ids.scatter_(1, position, torch.where(open_, token, state.ids.gather(1, position)))
-        wanted = torch.minimum(state.drafts, state.end - state.start)
-        state.drafted = torch.where(slots.busy(), wanted.clamp(0, most), 0)
+        wanted = torch.minimum(state.drafts, state.end - state.start).clamp(0, size)
+        state.drafted = torch.where(useful, wanted, 0)

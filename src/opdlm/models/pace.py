@@ -1,0 +1,93 @@
+"""How many drafts a forward should make and check: measured while text is written.
+
+What is best depends on the batch: a forward for one row costs little more with fifty tokens than with one, a forward
+for many rows costs in proportion. The text does not depend on it, so the choice is free to follow the clock.
+
+A forward over Q tokens is taken to need a + b Q seconds, fitted to recent forwards; a draft at place j, given those
+before it held, to be accepted with its recent frequency.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+_MEMORY = 0.98  # share of what was known that stays after each forward
+_PROBE = 32  # forwards between two with full windows, without which nothing would be learnt of them
+_OUTLIER = 4.0  # times the expected seconds: a compilation, or another program
+_FIRST = 0.8  # acceptance of drafts that nobody has seen
+
+
+@dataclass(frozen=True)
+class WindowShape:
+    """Windows of a forward. size: drafts of each, 0 for none. every: one behind each draft, else behind the last."""
+
+    size: int
+    every: bool
+
+    def tokens(self) -> int:
+        """Query tokens of a row: the last known token, its drafts, and the windows."""
+        return 1 + self.size + self.size * (self.size + 1 if self.every else min(1, self.size))
+
+
+@dataclass
+class Pace:
+    """Attributes:
+    window: most drafts of a forward. offered, held: of each place in a window, recent drafts and those that held.
+    """
+
+    window: int
+    offered: list[float] = field(default_factory=list)
+    held: list[float] = field(default_factory=list)
+    _sums: list[float] = field(default_factory=lambda: [0.0] * 5)  # of weights, tokens, seconds, tokens^2, products
+    _forwards: int = 0
+
+    def __post_init__(self) -> None:
+        self.offered, self.held = [1.0] * self.window, [_FIRST] * self.window
+
+    def saw(self, tokens: int, seconds: float, drafted: Sequence[int], accepted: Sequence[int]) -> None:
+        """One forward: its query tokens and seconds, and for each row its drafts and how many of them held."""
+        self._forwards += 1
+        a, b = self._line()
+        expected = a + b * tokens
+        seconds = min(seconds, _OUTLIER * expected) if self._forwards > 8 and expected > 0 else seconds
+        new = (1.0, tokens, seconds, tokens * tokens, tokens * seconds)
+        self._sums = [_MEMORY * old + value for old, value in zip(self._sums, new, strict=True)]
+        for place in range(self.window):
+            reached = [held for count, held in zip(drafted, accepted, strict=True) if count > place and held >= place]
+            self.offered[place] = _MEMORY * self.offered[place] + len(reached)
+            self.held[place] = _MEMORY * self.held[place] + sum(held > place for held in reached)
+
+    def choose(self, rows: int, most: int) -> WindowShape:
+        """The windows with the most tokens a second for `rows` rows, of at most `most` drafts."""
+        full = WindowShape(min(most, self.window), True)
+        if self._forwards < 2 or self._forwards % _PROBE == 0:
+            return full
+        return max(self._shapes(full.size), key=lambda shape: self.rate(rows, shape))
+
+    def rate(self, rows: int, shape: WindowShape) -> float:
+        """Expected tokens a second."""
+        a, b = self._line()
+        return rows * self.tokens(shape) / max(1e-9, a + b * rows * shape.tokens())
+
+    def tokens(self, shape: WindowShape) -> float:
+        """Expected tokens of a row in a forward: its own, and the drafts that hold."""
+        reach, found = 1.0, 1.0
+        for place in range(shape.size):
+            reach *= self.held[place] / self.offered[place]
+            found += reach
+        # With one window, a refusal leaves the next forward without drafts: it writes one token.
+        return found if shape.every else (found + 1 - reach) / (2 - reach)
+
+    def _shapes(self, most: int) -> Iterator[WindowShape]:
+        yield WindowShape(0, False)
+        for size in {size for size in (1, 2, 3, 5, most) if size <= most}:
+            yield WindowShape(size, True)
+            yield WindowShape(size, False)
+
+    def _line(self) -> tuple[float, float]:
+        """a and b, neither below 0."""
+        weight, tokens, seconds, squares, products = self._sums
+        spread = weight * squares - tokens * tokens
+        if weight == 0 or spread <= 1e-9 * max(1.0, squares):
+            return (0.0 if weight == 0 else seconds / weight), 0.0
+        b = max(0.0, (weight * products - tokens * seconds) / spread)
+        return max(0.0, (seconds - b * tokens) / weight), b
