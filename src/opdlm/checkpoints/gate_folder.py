@@ -20,7 +20,7 @@ from opdlm.records.record import Part
 
 
 class Drafting(Part):
-    """What the geometry entry says of a gate. `base`: name or absolute path of the model, where the gate is alone."""
+    """What the geometry entry says of a gate. `base`: name or path of the model, where the gate is alone."""
 
     form: Literal["mask", "noise"]
     window: int = Field(ge=1, le=64)

@@ -147,7 +147,8 @@ def _load_drafting(
     if entry.base_sha256 is None:
         model, tokenizer = _load(place, config, dtype, device)
         return with_gate(model, place, about), tokenizer
-    name = str(about.base)
+    beside = Path(place) / str(about.base)  # a relative path: of the folder, which may have moved along with its base
+    name = str(beside.resolve()) if about.base and beside.is_dir() else str(about.base)
     try:
         model, _ = load_ar_model(name, dtype=dtype, device=device)
     except ModelNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Where the models that ship with the package are: the tiny AR model, and the student that was made from it."""
+"""Where the models that ship with the package are: the tiny AR model, its student and its gate."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +14,11 @@ def ar_model_path() -> Path:
 def student_path() -> Path:
     """Folder of its block-diffusion student. Raises ModelNotFoundError where the package came without it."""
     return _folder("student")
+
+
+def lossless_path() -> Path:
+    """Folder of a gate with which it drafts, to be used with its own weights. Raises ModelNotFoundError likewise."""
+    return _folder("lossless")
 
 
 def _folder(name: str) -> Path:
