@@ -200,7 +200,7 @@ def _run_likelihood(arguments: Namespace, decodings: Sequence[str], settings: di
     """Texts continued by both, scored by the original."""
     if not arguments.model:
         raise UsageError("--prompts needs MODEL; name it")
-    from opdlm.data.files import HubPart
+    from opdlm.data.hub_set import HubPart
     from opdlm.data.prompts import load_prompts
     from opdlm.evals.likelihood import evaluate_likelihood
     from opdlm.evals.original import original_of

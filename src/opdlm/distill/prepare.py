@@ -15,7 +15,7 @@ from opdlm.checkpoints.load import load_ar_config, load_ar_model
 from opdlm.config import ConvertSettings
 from opdlm.core.schedules import response_length
 from opdlm.core.types import Geometry
-from opdlm.data.files import HubPart
+from opdlm.data.hub_set import HubPart
 from opdlm.data.prompts import Prompt, as_prompt, check_lengths, load_prompts, load_responses
 from opdlm.distill.trackers import check_trackers
 from opdlm.errors import CheckpointError, PromptsError
