@@ -226,6 +226,32 @@ def test_output_not_empty(ar_model, prompts, tmp_path, capsys):
     assert fingerprint(tmp_path).keys() == {"notes.txt"}
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("convert", "{model}", "--prompts", "no-such-file.jsonl", "--output", "{file}/run"),
+        ("convert", "{model}", "--prompts", "no-such-file.jsonl", "--output", "{file}/more/run"),
+        ("convert", "{model}", "--prompts", "no-such-file.jsonl", "--output", "/proc/run"),
+        ("demo", "--quick", "--output", "{file}/run"),
+        ("demo", "--quick", "--output", "/proc/run/more"),
+        ("demo", "--quick", "--picture", "{file}/picture.svg"),
+        ("generate", "--prompts", "no-such-file.jsonl", "--output", "{file}/out.jsonl"),
+        ("generate", "--prompts", "no-such-file.jsonl", "--output", "/proc/out.jsonl"),
+        ("eval", "--problems", "no-such-file.jsonl", "--json", "{file}/out.json"),
+        ("eval", "--problems", "no-such-file.jsonl", "--answers", "/proc/out.jsonl"),
+    ],
+    ids=" ".join,
+)
+def test_a_place_that_cannot_be_written_is_found_first(words, ar_model, prompts, capsys, monkeypatch):
+    """Without it hours of work would end in an error when their result is to be written."""
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
+    before = fingerprint(prompts.parent)
+    message = fails(capsys, *[word.format(model=ar_model, file=prompts) for word in words])
+    assert "no-such-file" not in message
+    assert "choose another" in message
+    assert fingerprint(prompts.parent) == before
+
+
 def test_disk_full_at_the_start(ar_model, prompts, tmp_path, capsys, monkeypatch):
     """Without it a folder would be left that the next try refuses as not empty."""
 
