@@ -105,6 +105,40 @@ def test_bad_prompts(text, expected, tmp_path, convert_fails):
     assert expected in convert_fails(file=path)
 
 
+@pytest.mark.parametrize(
+    ("row", "flags", "expected"),
+    [
+        ('{"text": ""}', [], "neither text nor a list of messages"),
+        ('{"prompt": "a"}', ["--prompts-column", "question"], "question"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', [], "chat template"),
+        (json.dumps({"prompt": "a" * 1020}), [], "context is 1024"),
+        ('{"prompt": "a"}', ["--lora-rank", "100000"], "give at most"),
+    ],
+    ids=["empty", "column", "messages", "long", "rank"],
+)
+def test_doctor_refuses_what_convert_refuses(row, flags, expected, ar_model, tmp_path, convert_fails, capsys):
+    """Without it doctor would pass a model and prompts that a conversion then refuses, or one would save half a run."""
+    path = tmp_path / "own.jsonl"
+    path.write_text(row + "\n")
+    refused = convert_fails(*flags, file=path)
+    assert expected in refused
+    output = call("doctor", ar_model, "--no-speed", "--prompts", path, *flags), capsys.readouterr().err
+    assert output[0] == 2
+    assert output[1].split(" and its response")[0] == f"{refused}\n".split(" and its response")[0]
+
+
+def test_doctor_checks_prompts_and_names_them(ar_model, prompts, capsys):
+    """Without it its memory would be for other prompts, and its command for a file that is not there."""
+    assert call("doctor", ar_model, "--no-speed", "--json", "--prompts", prompts) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["longest_prompt"] == found["memory"]["shape"]["prompt"] == len("four are here now 0")
+    assert f"--prompts {prompts} " in found["command"]
+    assert call("doctor", ar_model, "--no-speed", "--json", "--prompts", prompts, "--prompt-tokens", "3") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["longest_prompt"] == 3
+    assert "--prompt-tokens 3" in found["command"]
+
+
 def test_prompt_longer_than_the_context(converted, capsys):
     """Without it the model would silently read positions that it was never trained for."""
     message = fails(capsys, "generate", converted, "a" * 1020)

@@ -79,7 +79,7 @@ class DistillSettings(Settings):
     # what is learnt from
     method: Method = Field(default="opd", description="opd, or a control: onpolicy_text, offpolicy_kd, sft")
     states: StateSelection = Field(default="one_per_block", description="which visited states are trained on")
-    prompts_per_rollout: int = Field(default=128, ge=1, description="prompts answered with the same weights")
+    prompts_per_rollout: int = Field(default=128, ge=1, le=2**20, description="prompts answered with the same weights")
     rollouts: int | None = Field(
         default=None, ge=1, le=10**9, description="number of rollouts; not set: one epoch over the prompts"
     )
@@ -91,7 +91,7 @@ class DistillSettings(Settings):
     rollout_hold_end: bool = Field(
         default=False, description="rollouts commit a stop token only where all before it is known"
     )
-    rollout_batch: int = Field(default=32, ge=1, description="rows decoded at once")
+    rollout_batch: int = Field(default=32, ge=1, le=2**16, description="rows decoded at once")
     response_length: LengthRamp = LengthRamp()
 
     # the loss
@@ -108,8 +108,10 @@ class DistillSettings(Settings):
     )
 
     # the update
-    rows_per_update: int = Field(default=8, ge=1, description="rollout rows in one optimiser update")
-    rows_per_micro_batch: int | None = Field(default=None, ge=1, description="rows in one backward pass; default: all")
+    rows_per_update: int = Field(default=8, ge=1, le=2**20, description="rollout rows in one optimiser update")
+    rows_per_micro_batch: int | None = Field(
+        default=None, ge=1, le=2**20, description="rows in one backward pass; default: all"
+    )
     optimiser: OptimiserSettings = OptimiserSettings()
     gradient_checkpointing: bool = Field(default=False, description="trade time for memory in the student's pass")
     lora_rank: int | None = Field(

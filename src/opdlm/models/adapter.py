@@ -17,18 +17,30 @@ from opdlm.parallel.interrupts import held
 def add_adapter(model: PreTrainedModel, rank: int) -> None:
     """Put a LoRA adapter of `rank` on every linear layer but the LM head; all other weights stop training.
 
-    Raises:
-        ConfigError: a layer has fewer rows or columns than that. MissingExtraError: peft is not installed.
+    Raises MissingExtraError: peft is not installed.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise MissingExtraError("--lora-rank needs peft; install it with: pip install 'opdlm[lora]'") from error
-    head = model.get_output_embeddings()
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
-    if rank > (most := min(min(layer.weight.shape) for layer in layers.values())):
+    targets = list(_layers(model))
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets), model)
+
+
+def largest_rank(model: PreTrainedModel) -> int:
+    """Of an adapter for every layer: the rank of the smallest."""
+    return min(min(layer.weight.shape) for layer in _layers(model).values())
+
+
+def check_rank(model: PreTrainedModel, rank: int) -> None:
+    """Raises ConfigError where a layer has fewer rows or columns than that."""
+    if rank > (most := largest_rank(model)):
         raise ConfigError(f"setting lora_rank: {rank} is above the rank of the smallest layer; give at most {most}")
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(layers)), model)
+
+
+def _layers(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
+    head = model.get_output_embeddings()
+    return {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
 
 
 @contextmanager
