@@ -204,6 +204,7 @@ def test_unknown_setting_in_a_recipe(tmp_path, convert_fails):
         (["eval", "m", "--per-family", "4", "--problems", "a.jsonl"], "leave it out with --problems"),
         (["eval", "--temperature", "-1"], "temperature"),
         (["eval", "--json", "no/such/folder/out.json"], "out.json cannot be written"),
+        (["eval", "--json", ""], ". cannot be written"),
         (["demo", "--picture", "no/such/folder/demo.svg"], "demo.svg cannot be written"),
         (["eval", "--answers", "."], ". cannot be written"),
         (["doctor", "m", "--block-size", "0"], "block_size"),

@@ -129,7 +129,7 @@ def _answers_path(arguments: Namespace) -> Path | None:
     if arguments.answers is not None:
         return Path(arguments.answers)
     numbers = Path(arguments.json) if arguments.json is not None and not arguments.prompts else None
-    return numbers and numbers.with_name(f"{numbers.stem}.answers.jsonl")
+    return numbers and numbers.parent / f"{numbers.stem}.answers.jsonl"
 
 
 def _run_problems(
