@@ -12,16 +12,24 @@ from opdlm.errors import PromptsError
 
 @dataclass(frozen=True)
 class HubPart:
-    """Which part of a hub data set: its configuration, split and revision; the hub's own defaults where None."""
+    """Which part of a hub data set: its configuration, split and revision; the hub's own defaults where None.
+
+    `holds`: what it is read for, as in the names of the flags: "prompts" or "problems".
+    """
 
     config: str | None = None
     split: str | None = None
     revision: str | None = None
+    holds: str = "prompts"
 
     @property
     def flags(self) -> list[str]:
         """The flags that were given."""
-        return [f"--prompts-{name}" for name, value in vars(self).items() if value is not None]
+        return [self.flag(name) for name in ("config", "split", "revision") if getattr(self, name) is not None]
+
+    def flag(self, name: str) -> str:
+        """`config` -> `--prompts-config`."""
+        return f"--{self.holds}-{name}"
 
 
 WHOLE = HubPart()
@@ -43,8 +51,8 @@ def load_hub_set(name: str, part: HubPart) -> list[Any]:
     why = "the hub cannot be reached" if answer == "unreachable" else "HF_HUB_OFFLINE keeps the hub away"
     if silent and part.revision is not None:
         raise PromptsError(
-            f"{why}, so nobody can say whether the copy of {name} here is revision {part.revision}; save the prompts "
-            "as a file, or leave out --prompts-revision"
+            f"{why}, so nobody can say whether the copy of {name} here is revision {part.revision}; save the data "
+            f"set as a file, or leave out {part.flag('revision')}"
         )
     try:
         with _quiet(), _from_cache_alone(silent):
@@ -57,7 +65,7 @@ def load_hub_set(name: str, part: HubPart) -> list[Any]:
             ) from error
         raise PromptsError(
             f"{name} is neither a file nor a data set of the hub that can be read ({shorten(str(error), 300)}); check "
-            "the name, --prompts-config, --prompts-split and --prompts-revision"
+            f"the name, {part.flag('config')}, {part.flag('split')} and {part.flag('revision')}"
         ) from error
 
 
