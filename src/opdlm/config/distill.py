@@ -127,7 +127,7 @@ class DistillSettings(Settings):
     save_every_rollouts: int = Field(default=10, ge=1, description="rollouts between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="checkpoints kept on disk")
     eval_every: int | None = Field(
-        default=None, ge=1, description="rollouts between validations: agreement with the teacher, tokens a forward"
+        default=None, ge=1, description="rollouts between validations: agreement with the teacher, tokens per forward"
     )
     decoding: DecodingField | None = Field(
         default=None, description="how the converted model decodes by default; none: as the rollouts"
