@@ -44,7 +44,12 @@ def test_convert_reports_and_leaves_a_model(ar_model, prompts, tmp_path, capsys)
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
-    [((), "small"), (("--lora", "1"), "standard"), (("--recipe", "paper-large"), "paper-large")],
+    [
+        ((), "small"),
+        (("--recipe", "none"), "small"),
+        (("--lora", "1"), "standard"),
+        (("--recipe", "paper-large"), "paper-large"),
+    ],
 )
 def test_without_a_recipe_the_size_decides(ar_model, prompts, tmp_path, capsys, flags, expected):
     """Without it small models would be converted by settings for large ones, and the user would not know by which."""
@@ -54,7 +59,7 @@ def test_without_a_recipe_the_size_decides(ar_model, prompts, tmp_path, capsys, 
     assert found.context == load_recipe(expected)["context"]
     assert load(tmp_path / "run" / "model").defaults.decoding == found.usual_decoding
     assert found.usual_decoding.kind == ("dynamic" if expected.startswith("paper") else "prefix")
-    assert (f"recipe {expected}, by the size" in capsys.readouterr().out) == ("--recipe" not in flags)
+    assert (f"recipe {expected}, by the size" in capsys.readouterr().out) == ("paper-large" not in flags)
 
 
 def test_a_flag_replaces_one_value_of_a_recipe_group(ar_model, prompts, tmp_path):

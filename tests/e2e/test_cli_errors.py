@@ -105,6 +105,28 @@ def test_bad_prompts(text, expected, tmp_path, convert_fails):
     assert expected in convert_fails(file=path)
 
 
+@pytest.mark.parametrize(
+    ("row", "flags", "expected"),
+    [
+        ('{"text": ""}', [], "neither text nor a list of messages"),
+        ('{"prompt": "a"}', ["--prompts-column", "question"], "question"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', [], "chat template"),
+        (json.dumps({"prompt": "a" * 1020}), [], "context is 1024"),
+        ('{"prompt": "a"}', ["--lora-rank", "100000"], "give at most"),
+    ],
+    ids=["empty", "column", "messages", "long", "rank"],
+)
+def test_doctor_refuses_what_convert_refuses(row, flags, expected, ar_model, tmp_path, convert_fails, capsys):
+    """Without it doctor would pass a model and prompts that a conversion then refuses, or one would save half a run."""
+    path = tmp_path / "own.jsonl"
+    path.write_text(row + "\n")
+    refused = convert_fails(*flags, file=path)
+    assert expected in refused
+    output = call("doctor", ar_model, "--no-speed", "--prompts", path, *flags), capsys.readouterr().err
+    assert output[0] == 2
+    assert output[1].split(" and its response")[0] == f"{refused}\n".split(" and its response")[0]
+
+
 def test_prompt_longer_than_the_context(converted, capsys):
     """Without it the model would silently read positions that it was never trained for."""
     message = fails(capsys, "generate", converted, "a" * 1020)
@@ -170,6 +192,7 @@ def test_unknown_setting_in_a_recipe(tmp_path, convert_fails):
         (["eval", "m", "--per-family", "4", "--problems", "a.jsonl"], "leave it out with --problems"),
         (["eval", "--temperature", "-1"], "temperature"),
         (["eval", "--json", "no/such/folder/out.json"], "out.json cannot be written"),
+        (["eval", "--json", ""], ". cannot be written"),
         (["demo", "--picture", "no/such/folder/demo.svg"], "demo.svg cannot be written"),
         (["eval", "--answers", "."], ". cannot be written"),
         (["doctor", "m", "--block-size", "0"], "block_size"),

@@ -133,6 +133,7 @@ def test_a_run_is_not_a_prompt(run, capsys, monkeypatch):
     assert "no prompt" in fails(capsys, "generate")
     assert "no prompt" in fails(capsys, "generate", run)
     assert "no prompt" in fails(capsys, "generate", student_path())
+    assert "opdlm generate someone/model" in fails(capsys, "generate", "someone/model")
 
 
 def test_controls_say_which_states_they_need(ar_model, prompts, tmp_path, capsys):

@@ -48,6 +48,41 @@ def test_eval_keeps_every_answer_and_knows_the_original(ar_model, run, problems,
     assert call("eval", run / "checkpoints" / "rollout-000002", *flags) == 0
 
 
+def test_eval_keeps_the_texts_that_nobody_grades(ar_model, run, prompts, tmp_path, capsys):
+    """Without it a number of bits per byte could not be looked into."""
+    numbers = tmp_path / "out.json"
+    flags = ("--decoding", "static", "--max-new-tokens", "8", "--prompt-limit", "3", "--json", numbers)
+    assert call("eval", run, "--prompts", prompts, *flags) == 0
+    assert f"every text is in {tmp_path / 'out.answers.jsonl'}" in capsys.readouterr().out
+    kept = [json.loads(line) for line in (tmp_path / "out.answers.jsonl").read_text().splitlines()]
+    assert [(one["name"], one["number"]) for one in kept] == [
+        (name, number) for name in ("original", "student before", "student") for number in range(3)
+    ]
+    assert {one["prompt"] for one in kept} == {"one 0", "two words 0", "and three words 0"}
+    rows = json.loads(numbers.read_text())["likelihood"]
+    assert [row["tokens"] for row in rows] == [sum(one["tokens"] for one in kept[i : i + 3]) for i in (0, 3, 6)]
+    own = ("--answers", tmp_path / "own.jsonl")
+    assert call("eval", run, "--prompts", prompts, *flags, *own) == 0
+    assert len((tmp_path / "own.jsonl").read_text().splitlines()) == 9
+
+
+def test_problems_of_a_part_of_a_hub_data_set(monkeypatch, capsys, run):
+    """Without it only the split "train" could be asked, which models were trained on."""
+    monkeypatch.setattr("opdlm.data.hub_set.ask_hub", lambda name, kind: "there")
+    asked = []
+
+    def load_dataset(*names, **options):
+        asked.append((*names, options))
+        raise ValueError("no such part")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    part = ("--problems-config", "main", "--problems-split", "test", "--problems-revision", "v1")
+    message = fails(capsys, "eval", run, "--problems", "some/set", *part)
+    assert asked == [("some/set", "main", {"split": "test", "revision": "v1"})]
+    assert "--problems-split" in message
+    assert "name it with --problems" in fails(capsys, "eval", run, *part[:2])
+
+
 def test_eval_samples_where_it_is_asked_to(run, problems, tmp_path):
     """Without it `--temperature` would be taken and do nothing."""
 

@@ -130,6 +130,10 @@ def test_divergence_short_forms(text: str, expected: object) -> None:
         ({"method": "sft", "states": "all"}, "random masks"),
         ({"rows_per_update": 9, "prompts_per_rollout": 8}, "rows_per_update is larger"),
         ({"top_k": 0}, "top_k"),
+        ({"rollout_batch": 10**9}, "rollout_batch: Input should be less than"),
+        ({"prompts_per_rollout": 10**9}, "prompts_per_rollout: Input should be less than"),
+        ({"rows_per_update": 10**9}, "rows_per_update: Input should be less than"),
+        ({"rows_per_micro_batch": 10**9}, "rows_per_micro_batch: Input should be less than"),
         ({"optimiser": {"learning_rate": 1e30}}, "optimiser.learning_rate: Input should be less than or equal to 1"),
         (
             {"optimiser": {"learning_rate": 0.5, "weight_decay": 3}},

@@ -2,12 +2,15 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, are_progress_bars_disabled
 
-from opdlm.data.files import HubPart
+from opdlm.data.hub_set import HubPart
 from opdlm.data.prompts import check_lengths, load_prompts, load_responses
 from opdlm.errors import ContextLengthError, PromptsError
 
@@ -145,11 +148,13 @@ def test_parts_of_a_hub_data_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
     def load_dataset(*names: object, **options: object) -> Dataset:
         asked.append((*names, options))
+        assert are_progress_bars_disabled(), "bars would be printed between a caller's own lines"
         if names[1] == "nope":
             raise ValueError("BuilderConfig 'nope' not found.\nAvailable: ['main', 'socratic']")
         return Dataset.from_list([{"question": "a?"}])
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr("opdlm.data.hub_set.ask_hub", lambda name, kind: "there")
     assert load_prompts("some/set") == ["a?"]
     assert load_prompts("some/set", part=HubPart("main", "test", "v1")) == ["a?"]
     assert asked == [
@@ -160,6 +165,54 @@ def test_parts_of_a_hub_data_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         load_prompts("some/set", part=HubPart("nope"))
     with pytest.raises(PromptsError, match="leave out --prompts-split"):
         load_prompts(write(tmp_path, "a.txt", "a"), part=HubPart(split="test"))
+
+
+WITHOUT_A_HUB = """
+import sys
+from datasets import Dataset, load_dataset
+from opdlm.data.hub_set import HubPart
+from opdlm.data.prompts import load_prompts
+from opdlm.errors import PromptsError
+if sys.argv[1] == "make":
+    Dataset.from_list([{"question": "a?"}]).to_parquet(sys.argv[2] + "/train.parquet")
+    load_dataset(sys.argv[2])
+    sys.exit()
+try:
+    print(load_prompts(sys.argv[1], part=HubPart(revision=sys.argv[2] or None)))
+except PromptsError as error:
+    print(error)
+"""
+
+
+def without_a_hub(home: Path, *words: str, offline: str = "0") -> tuple[str, str]:
+    """What a process prints (stdout, stderr) whose hub is a closed port of this machine."""
+    closed = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(home), "HF_HUB_OFFLINE": offline}
+    closed |= dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"), "")
+    command = [sys.executable, "-c", WITHOUT_A_HUB, *words]
+    ran = subprocess.run(command, capture_output=True, text=True, env=os.environ | closed)
+    return ran.stdout.strip(), ran.stderr
+
+
+def test_a_misspelt_file_without_a_network_fails_at_once(tmp_path: Path) -> None:
+    """Else the hub's client would repeat its question for half a minute, and print each time."""
+    said, noise = without_a_hub(tmp_path, "prompts/jsnl", "")
+    assert said.startswith("prompts/jsnl is no file,")
+    assert "hub cannot be reached" in said
+    assert noise == ""
+    assert "HF_HUB_OFFLINE keeps" in without_a_hub(tmp_path, "prompts/jsnl", "", offline="1")[0]
+
+
+def test_a_downloaded_data_set_is_read_without_a_network(tmp_path: Path) -> None:
+    """Else a node without internet could not use it; of another revision it would be used without a word."""
+    (tmp_path / "set").mkdir()
+    without_a_hub(tmp_path, "make", str(tmp_path / "set"))
+    cache = tmp_path / "datasets"
+    (made,) = (path for path in cache.iterdir() if path.is_dir())
+    made.rename(cache / "someone___set")  # as a download from the hub is named
+    for file in cache.rglob("parquet-train.arrow"):
+        file.rename(file.with_name("set-train.arrow"))
+    assert without_a_hub(tmp_path, "someone/set", "") == ("['a?']", "")
+    assert "nobody can say whether" in without_a_hub(tmp_path, "someone/set", "v2")[0]
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:

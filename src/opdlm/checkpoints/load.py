@@ -174,8 +174,7 @@ def _load_adapted(
     if find_or_add_mask_token(base, base_tokenizer) != mask_token_id:
         raise CheckpointError(f"the tokenizer of {name} has changed since the adapter in {folder} was made; restore it")
     model = adapter_folder.apply_adapter(base, folder)
-    for parameter in model.parameters():  # not the buffers: rotary frequencies stay float32, as transformers has them
-        parameter.data = parameter.data.to(dtype)
+    _cast(model, dtype)
     model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval(), _load_tokenizer(folder)
 
@@ -257,4 +256,14 @@ def _load_weights(place: str | Path, config: PreTrainedConfig, dtype: torch.dtyp
 def _dequantised(model: PreTrainedModel, place: str | Path, dtype: torch.dtype) -> PreTrainedModel:
     """Plain weights with the values of the quantised ones: a student is trained from them."""
     with blamed_on(f"the quantised weights of {place}", "give the model as it was before it was quantised"):
-        return model.dequantize(dtype=dtype)  # type: ignore[return-value]
+        plain: Any = model.dequantize(dtype=dtype)
+    _cast(plain, dtype)  # the layers that were not quantised keep the file's type
+    # How to write the quantised weights, which these no longer are: transformers then asks the model's class.
+    vars(plain).pop("_weight_conversions", None)
+    return plain
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Parameters alone: of the buffers, rotary frequencies stay float32, as transformers has them."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)

@@ -6,12 +6,12 @@ made with. It becomes OUTPUT when all are there, so OUTPUT is complete or not th
 
 import hashlib
 import json
-import os
 import time
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+from opdlm.cli.outputs import check_writable
 from opdlm.cli.terminal import duration, make_console
 from opdlm.config import GenerationSettings, settings_from
 from opdlm.errors import OpdlmError, OutputExistsError, RecordError, UsageError
@@ -23,18 +23,17 @@ _EVERY_S = 5.0
 
 
 def check_output(output: str, resume: bool) -> Path:
-    """The path, if rows may be written there: OutputExistsError if there is a file, UsageError without a folder."""
+    """The path, if rows may be written there: OutputExistsError if there is a file, else UsageError or StorageError."""
     path = Path(output)
     if path.exists():
         raise OutputExistsError(f"{path} exists; choose another --output, or remove it")
     if not path.parent.is_dir():
-        raise UsageError(f"the folder {path.parent} does not exist; make it, or choose another --output")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"nobody may write into {path.parent}; choose another --output")
+        raise UsageError(f"{path.parent} is no folder; make it, or choose another --output")
     if _partial(path).exists() and not resume:
         raise OutputExistsError(
             f"{_partial(path)} holds rows of an earlier call; continue it with --resume, or remove it"
         )
+    check_writable(_partial(path))
     return path
 
 

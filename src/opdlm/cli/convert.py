@@ -72,10 +72,10 @@ def _run(arguments: Namespace, ending: Ending) -> int:
             if resuming:
                 model = api.resume(output, on_start=view.start, on_step=view.step, on_note=view.note, **changes)
             else:
-                recipe = load_recipe(settings["recipe"]) if "recipe" in settings else {}
+                recipe = load_recipe(settings["recipe"]) if settings.get("recipe") else {}
                 _check_complete({**recipe, **settings})  # before the model is looked at, to choose a recipe
                 chosen = api.resolve(**settings)
-                if "recipe" not in settings:
+                if not settings.get("recipe"):
                     view.note(f"recipe {chosen.recipe}, by the size of the model; --recipe names another")
                 model = api.run(chosen, on_start=view.start, on_step=view.step, on_note=view.note)
     except KeyboardInterrupt:

@@ -7,17 +7,19 @@ from typing import Any
 
 from rich.console import Console
 
-from opdlm.cli.options import Parser
+from opdlm.cli.options import Parser, add_settings, given
 from opdlm.cli.terminal import duration, make_console, print_json, quiet_libraries, size
-from opdlm.config import DistillSettings, settings_from
+from opdlm.config import ConvertSettings, settings_from
 from opdlm.errors import OpdlmError, UsageError
 
 _DESCRIPTION = """
 Look at MODEL before any training: can a mask turn it into a block-diffusion model (if not, why, and exit code 2), does
 the adapted model equal the original, where does the mask token go, what do training and decoding cost in memory and on
-disk, which command to type, and how fast is a training step on this machine. Findings are printed as they come.
+disk, which command to type, and how fast is a training step on this machine. With --prompts these are checked too, as
+`opdlm convert` does. Findings are printed as they come.
 """
-_EXAMPLES = ("opdlm doctor Qwen/Qwen3-0.6B", "opdlm doctor ./my-model --lora-rank 16 --json")
+_EXAMPLES = ("opdlm doctor Qwen/Qwen3-0.6B", "opdlm doctor ./my-model --prompts prompts.jsonl --json")
+_CHECKED = {"block_size", "prompts", "prompts_column", "prompts_config", "prompts_split", "prompts_revision"}
 _BUDGETS = (1_000_000, 50_000_000)  # response tokens; the paper's conversions take 48 to 76 million
 
 
@@ -25,13 +27,24 @@ def parser() -> Parser:
     """The command's flags."""
     made = Parser("doctor", _DESCRIPTION, _EXAMPLES, "MODEL [options]")
     made.add_argument("model", nargs="?", help="folder or hub name of the autoregressive model")
-    made.add_argument("--block-size", metavar="N", help="tokens in a block (default: the recipe's)")
-    made.add_argument("--lora-rank", type=int, default=32, metavar="N", help="rank of the LoRA estimate (default: 32)")
-    made.add_argument("--prompt-tokens", type=int, default=256, metavar="N", help="memory: tokens of a prompt (256)")
+    made.add_argument("--lora-rank", type=int, metavar="N", help="rank of the LoRA estimate (default: 32)")
+    made.add_argument(
+        "--prompt-tokens",
+        type=int,
+        metavar="N",
+        help="memory: tokens of a prompt (default: the longest of --prompts, else 256); prompts are cut to that",
+    )
     made.add_argument("--response-tokens", type=int, metavar="N", help="memory: of a response (default: the recipe's)")
     made.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (default)")
     made.add_argument("--no-speed", action="store_true", help="leave the measurement of speed out")
     made.add_argument("--json", action="store_true", help="print the findings as JSON")
+    add_settings(
+        made,
+        ConvertSettings,
+        title="checked as by opdlm convert",
+        without=ConvertSettings.model_fields.keys() - _CHECKED,
+        by_recipe={"block_size"},
+    )
     return made
 
 
@@ -43,8 +56,10 @@ def run(arguments: Namespace) -> int:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1; give a larger one")
-    changes = {} if arguments.block_size is None else {"block_size": arguments.block_size}
-    settings_from(DistillSettings, changes)  # a wrong one is an error before any model is loaded
+    changes = {name: value for name, value in given(arguments, ConvertSettings).items() if name in _CHECKED}
+    if "prompts" in changes and arguments.prompt_tokens is not None:
+        changes["prompt_tokens"] = str(arguments.prompt_tokens)
+    settings_from(ConvertSettings, changes)  # a wrong one is an error before any model is loaded
     console, found = make_console(), dict[str, Any]()
     if not arguments.json:
         _print(console, [("model", arguments.model)])  # at once: the libraries take seconds to load
@@ -85,6 +100,10 @@ def _lines(part: dict[str, Any], found: dict[str, Any]) -> Iterator[tuple[str, s
         yield "parameters", f"{part['parameters']:,}"
         yield "convertible", "yes, as far as its config tells"
         yield "recipe", f"{part['recipe']}, by the number of parameters"
+    if "prompts" in part:
+        yield "prompts", part["prompts"]
+    if "longest_prompt" in part:
+        yield "longest prompt", f"{part['longest_prompt']:,} tokens; all fit with their responses"
     if "mask_token" in part:
         mask = part["mask_token"]
         yield "architecture", part["architecture"]

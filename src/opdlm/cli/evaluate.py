@@ -18,7 +18,7 @@ from opdlm.errors import UsageError
 from opdlm.records.evaluation import empty_hints
 
 if TYPE_CHECKING:
-    from opdlm.records.evaluation import GradedAnswer
+    from opdlm.records.evaluation import GradedAnswer, WrittenText
 
 _DESCRIPTION = """
 Let MODEL, a converted model, and AR_MODEL, the original that it was made from, answer the same problems, and print
@@ -46,7 +46,8 @@ _OF_PROMPTS = (
     "prompt_limit",
     "prompt_tokens",
 )
-_OF_PROBLEMS = ("problems", "per_family", "answers")
+_PARTS = ("problems_config", "problems_split", "problems_revision")
+_OF_PROBLEMS = ("problems", "per_family", *_PARTS)
 _PER_FAMILY = _PROMPT_LIMIT = 100
 _OWN = "the package's own"  # its path means nothing elsewhere
 
@@ -62,6 +63,9 @@ def parser() -> Parser:
     made.add_argument(
         "--per-family", type=int, metavar="N", help="problems of each of the package's tasks (default: 100)"
     )
+    made.add_argument("--problems-config", metavar="NAME", help="with --problems from the hub: configuration")
+    made.add_argument("--problems-split", metavar="NAME", help="with --problems from the hub: split (default: train)")
+    made.add_argument("--problems-revision", metavar="NAME", help="with --problems from the hub: branch, tag or commit")
     made.add_argument("--prompts", metavar="FILE", help="texts to continue, as for convert: bits per byte, no accuracy")
     made.add_argument("--prompts-column", metavar="NAME", help="with --prompts: column of the texts")
     made.add_argument("--prompts-config", metavar="NAME", help="with --prompts from the hub: configuration")
@@ -84,7 +88,7 @@ def parser() -> Parser:
     made.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (default)")
     made.add_argument("--json", metavar="FILE", help="write all numbers to FILE, and the answers beside it")
     made.add_argument(
-        "--answers", metavar="FILE", help="write every answer and its verdict to FILE (.jsonl; with --json: beside it)"
+        "--answers", metavar="FILE", help="write every answer or text to FILE (.jsonl; with --json: beside it)"
     )
     others = set(GenerationSettings.model_fields) - {"max_new_tokens", *_SAMPLING}
     add_settings(made, GenerationSettings, without=others)
@@ -103,6 +107,9 @@ def run(arguments: Namespace) -> int:
         raise UsageError(f"{flag(unused)} does nothing with {own}; leave one of the two out")
     if arguments.problems and arguments.per_family is not None:
         raise UsageError("--per-family is for the package's own tasks; leave it out with --problems")
+    part = next((name for name in _PARTS if getattr(arguments, name) is not None), None)
+    if part is not None and not arguments.problems:
+        raise UsageError(f"{flag(part)} is for a data set of the hub; name it with --problems")
     decodings = tuple(dict.fromkeys(arguments.decoding or ()))
     for decoding in decodings:  # a wrong one is an error before any model is loaded
         settings_from(GenerationSettings, {"decoding": decoding})
@@ -114,7 +121,7 @@ def run(arguments: Namespace) -> int:
             check_writable(Path(path))
     quiet_libraries()
     if arguments.prompts:
-        return _run_likelihood(arguments, decodings, settings)
+        return _run_likelihood(arguments, decodings, settings, answers)
     return _run_problems(arguments, decodings, settings, answers)
 
 
@@ -128,8 +135,8 @@ def _answers_path(arguments: Namespace) -> Path | None:
     """`numbers.json` -> `numbers.answers.jsonl`, unless another was named."""
     if arguments.answers is not None:
         return Path(arguments.answers)
-    numbers = Path(arguments.json) if arguments.json is not None and not arguments.prompts else None
-    return numbers and numbers.with_name(f"{numbers.stem}.answers.jsonl")
+    numbers = Path(arguments.json) if arguments.json is not None else None
+    return numbers and numbers.parent / f"{numbers.stem}.answers.jsonl"
 
 
 def _run_problems(
@@ -137,13 +144,15 @@ def _run_problems(
 ) -> int:
     """Problems answered by both and graded."""
     import opdlm
+    from opdlm.data.hub_set import HubPart
     from opdlm.evals.graders import confinement_for
     from opdlm.evals.problem_files import load_problems
     from opdlm.tiny.families import evaluation_set
 
     model, against = _pair(arguments)
     per_family = _PER_FAMILY if arguments.per_family is None else arguments.per_family
-    problems = load_problems(arguments.problems) if arguments.problems else evaluation_set(per_family)
+    part = HubPart(*(getattr(arguments, name) for name in _PARTS), holds="problems")
+    problems = load_problems(arguments.problems, part) if arguments.problems else evaluation_set(per_family)
     within = confinement_for(problems, allow_unconfined_code=arguments.allow_unconfined_code)
     if within is not None:
         print(within, file=sys.stderr)
@@ -187,7 +196,7 @@ def _pair(arguments: Namespace) -> tuple[str | Path, str | Path | None]:
 
 
 @contextmanager
-def _keeping(path: Path | None) -> "Iterator[Callable[[GradedAnswer], None]]":
+def _keeping(path: Path | None) -> "Iterator[Callable[[GradedAnswer | WrittenText], None]]":
     """Writes each answer to the file at once, so that a stop loses none."""
     if path is None:
         yield lambda answer: None
@@ -196,11 +205,13 @@ def _keeping(path: Path | None) -> "Iterator[Callable[[GradedAnswer], None]]":
         yield lambda answer: file.write(answer.to_json())
 
 
-def _run_likelihood(arguments: Namespace, decodings: Sequence[str], settings: dict[str, Any]) -> int:
+def _run_likelihood(
+    arguments: Namespace, decodings: Sequence[str], settings: dict[str, Any], answers: Path | None
+) -> int:
     """Texts continued by both, scored by the original."""
     if not arguments.model:
         raise UsageError("--prompts needs MODEL; name it")
-    from opdlm.data.files import HubPart
+    from opdlm.data.hub_set import HubPart
     from opdlm.data.prompts import load_prompts
     from opdlm.evals.likelihood import evaluate_likelihood
     from opdlm.evals.original import original_of
@@ -217,16 +228,18 @@ def _run_likelihood(arguments: Namespace, decodings: Sequence[str], settings: di
     )
     against = arguments.against or original_of(arguments.model)
     settings = {"temperature": 1.0, **settings}
-    rows = evaluate_likelihood(
-        arguments.model,
-        against,
-        texts,
-        decodings,
-        prompt_tokens=arguments.prompt_tokens,
-        batch_size=arguments.batch_size,
-        device=arguments.device,
-        **settings,
-    )
+    with _keeping(answers) as keep:
+        rows = evaluate_likelihood(
+            arguments.model,
+            against,
+            texts,
+            decodings,
+            prompt_tokens=arguments.prompt_tokens,
+            batch_size=arguments.batch_size,
+            device=arguments.device,
+            on_text=keep,
+            **settings,
+        )
     title = (
         f"{arguments.model}, made from {against}\n"
         f"{len(texts)} texts continued at temperature {settings['temperature']:g}, scored by the original"
@@ -235,4 +248,6 @@ def _run_likelihood(arguments: Namespace, decodings: Sequence[str], settings: di
     if arguments.json:
         about = {"model": arguments.model, "against": against, "prompts": arguments.prompts, **settings}
         write_json(Path(arguments.json), {**about, "likelihood": [asdict(row) for row in rows]})
+    if answers is not None:
+        console.print(f"every text is in {answers}", markup=False, soft_wrap=True)
     return 0

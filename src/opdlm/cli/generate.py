@@ -1,5 +1,6 @@
 """`opdlm generate`: text from a converted model."""
 
+import re
 import sys
 import time
 from argparse import Namespace
@@ -27,6 +28,7 @@ else. What you do not set is as the model was saved. With --infill a text is
 completed in its gaps, and nothing is written behind it. With --prompts every row of a file is answered into another
 file.
 """
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # USER/NAME
 _EXAMPLES = (
     f'opdlm generate "{QUESTIONS[0]}" --watch',
     f'opdlm generate "{QUESTIONS[1]}" --decoding dynamic:0.8 --json',
@@ -120,7 +122,7 @@ def _what_to_answer(arguments: Namespace) -> tuple[str | None, str | None]:
         if prompt is not None:
             raise UsageError("--infill takes the place of the prompt; give one of the two")
         return name, arguments.infill
-    if prompt is None and (name is None or Path(name).is_dir()):
+    if prompt is None and (name is None or Path(name).is_dir() or _HUB_NAME.fullmatch(name)):
         return name, _from_nobody(name, arguments)
     if prompt is None:  # a single word is the prompt: the package's own model answers it
         name, prompt = None, name

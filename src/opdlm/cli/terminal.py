@@ -27,7 +27,8 @@ def take_any_character() -> None:
 
 def print_json(record: object) -> None:
     """One line; escaped where the terminal's encoding is not UTF-8, which JSON otherwise is."""
-    print(json.dumps(record, ensure_ascii=getattr(sys.stdout, "encoding", "").lower() not in ("utf-8", "utf8")))
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # one that holds text has none
+    print(json.dumps(record, ensure_ascii=encoding.lower() not in ("utf-8", "utf8")))
 
 
 def make_console(stderr: bool = False, record: bool = False) -> Console:

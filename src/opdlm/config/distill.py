@@ -81,7 +81,7 @@ class DistillSettings(Settings):
     # what is learnt from
     method: Method = Field(default="opd", description="opd; lossless; or a control: onpolicy_text, offpolicy_kd, sft")
     states: StateSelection = Field(default="one_per_block", description="which visited states are trained on")
-    prompts_per_rollout: int = Field(default=128, ge=1, description="prompts answered with the same weights")
+    prompts_per_rollout: int = Field(default=128, ge=1, le=2**20, description="prompts answered with the same weights")
     rollouts: int | None = Field(
         default=None, ge=1, le=10**9, description="number of rollouts; not set: one epoch over the prompts"
     )
@@ -93,7 +93,7 @@ class DistillSettings(Settings):
     rollout_hold_end: bool = Field(
         default=False, description="rollouts commit a stop token only where all before it is known"
     )
-    rollout_batch: int = Field(default=32, ge=1, description="rows decoded at once")
+    rollout_batch: int = Field(default=32, ge=1, le=2**16, description="rows decoded at once")
     response_length: LengthRamp = LengthRamp()
 
     # with method lossless
@@ -120,8 +120,10 @@ class DistillSettings(Settings):
     )
 
     # the update
-    rows_per_update: int = Field(default=8, ge=1, description="rollout rows in one optimiser update")
-    rows_per_micro_batch: int | None = Field(default=None, ge=1, description="rows in one backward pass; default: all")
+    rows_per_update: int = Field(default=8, ge=1, le=2**20, description="rollout rows in one optimiser update")
+    rows_per_micro_batch: int | None = Field(
+        default=None, ge=1, le=2**20, description="rows in one backward pass; default: all"
+    )
     optimiser: OptimiserSettings = OptimiserSettings()
     gradient_checkpointing: bool = Field(default=False, description="trade time for memory in the student's pass")
     lora_rank: int | None = Field(
@@ -137,7 +139,7 @@ class DistillSettings(Settings):
     save_every_rollouts: int = Field(default=10, ge=1, description="rollouts between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="checkpoints kept on disk")
     eval_every: int | None = Field(
-        default=None, ge=1, description="rollouts between validations: agreement with the teacher, tokens a forward"
+        default=None, ge=1, description="rollouts between validations: agreement with the teacher, tokens per forward"
     )
     decoding: DecodingField | None = Field(
         default=None, description="how the converted model decodes by default; none: as the rollouts"

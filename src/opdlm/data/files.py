@@ -5,11 +5,10 @@ import gzip
 import io
 import json
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
+from opdlm.data.hub_set import WHOLE, HubPart, load_hub_set
 from opdlm.errors import PromptsError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
@@ -17,24 +16,6 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 Row = tuple[str, Any]
 """Where it stands, for messages, and the string or record itself."""
-
-
-@dataclass(frozen=True)
-class HubPart:
-    """Which part of a hub data set: its configuration, split and revision; the hub's own defaults where None."""
-
-    config: str | None = None
-    split: str | None = None
-    revision: str | None = None
-
-    @property
-    def flags(self) -> list[str]:
-        """The flags that were given."""
-        return [f"--prompts-{name}" for name, value in vars(self).items() if value is not None]
-
-
-WHOLE = HubPart()
-"""The split `train` of the only configuration."""
 
 
 def load_rows(source: str, part: HubPart = WHOLE) -> list[Row]:
@@ -51,7 +32,7 @@ def load_rows(source: str, part: HubPart = WHOLE) -> list[Row]:
     path = Path(source)
     kind = _kind(path)
     if kind not in SUFFIXES and not _exists(path):
-        return _numbered(source, _load_hub(source, part))
+        return _numbered(source, load_hub_set(source, part))
     if part.flags:
         raise PromptsError(f"{source} is no data set of the hub, so it has no parts; leave out {part.flags[0]}")
     if not _exists(path):
@@ -151,17 +132,3 @@ def _parse(text: str, where: str) -> Any:
         raise PromptsError(f"{where} is not JSON ({error.msg}, column {error.colno}); correct it") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or too deeply nested
         raise PromptsError(f"{where} is JSON that cannot be read ({error}); correct it") from error
-
-
-def _load_hub(name: str, part: HubPart) -> list[Any]:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-
-    try:
-        return load_dataset(name, part.config, split=part.split or "train", revision=part.revision).to_list()
-    except (DatasetNotFoundError, ConnectionError, OSError, ValueError) as error:
-        reason = shorten(str(error), 300)
-        raise PromptsError(
-            f"{name} is neither a file nor a data set of the hub that can be read ({reason}); check the name, "
-            "--prompts-config, --prompts-split and --prompts-revision"
-        ) from error

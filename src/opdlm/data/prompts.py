@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from opdlm.data.chats import Messages, as_messages
-from opdlm.data.files import WHOLE, HubPart, Row, load_rows
+from opdlm.data.files import Row, load_rows
+from opdlm.data.hub_set import WHOLE, HubPart
 from opdlm.errors import ContextLengthError, PromptsError
 
 Prompt = str | Messages

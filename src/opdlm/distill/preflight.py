@@ -9,19 +9,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdlm.checkpoints.load import load_ar_config, load_ar_model
 from opdlm.checkpoints.source import count_parameters
-from opdlm.config import DistillSettings, settings_from
+from opdlm.config import ConvertSettings, DistillSettings, settings_from
 from opdlm.core.types import Geometry
-from opdlm.data.prompts import check_lengths
 from opdlm.distill import footprint
+from opdlm.distill.prepare import check_fit, encoded, read_texts
 from opdlm.distill.speed import measure
+from opdlm.models.adapter import check_rank, largest_rank
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.devices import free_bytes, pick_device
 from opdlm.models.identity import identity_check
 from opdlm.models.parts import input_embedding
-from opdlm.models.tokens import SpecialTokens, encode_prompt, find_or_add_mask_token, special_tokens
+from opdlm.models.tokens import SpecialTokens, find_or_add_mask_token, special_tokens
 from opdlm.recipes import load_recipe, recipe_for
 
 Findings = dict[str, Any]
+_RANK, _PROMPT_TOKENS = 32, 256
 
 
 @dataclass(frozen=True)
@@ -30,17 +32,18 @@ class Question:
 
     Attributes:
         model: folder or hub name of the AR model.
-        changes: settings in place of the recipe's.
-        lora_rank: of the estimate with an adapter.
-        prompt_tokens, response_tokens: lengths that memory is estimated for; None: the recipe's longest response.
+        changes: settings in place of the recipe's; with prompts among them these are checked as by a conversion.
+        lora_rank: of the estimate with an adapter; None: _RANK, or the model's largest.
+        prompt_tokens, response_tokens: lengths that memory is estimated for; None: the longest prompt, or
+            _PROMPT_TOKENS without any, and the recipe's longest response.
         device: "cpu", "cuda", "mps" or "auto".
         speed: whether some training steps are timed.
     """
 
     model: str
     changes: dict[str, str]
-    lora_rank: int = 32
-    prompt_tokens: int = 256
+    lora_rank: int | None = None
+    prompt_tokens: int | None = None
     response_tokens: int | None = None
     device: str = "auto"
     speed: bool = True
@@ -51,16 +54,22 @@ def examine(question: Question) -> Iterator[Findings]:
     device = pick_device(question.device)
     parameters = count_parameters(load_ar_config(question.model))
     recipe = recipe_for(parameters)
-    settings = settings_from(DistillSettings, {**load_recipe(recipe), **question.changes})
+    settings = settings_from(ConvertSettings, {**load_recipe(recipe), **question.changes})
     yield {"model": question.model, "convertible": True, "parameters": parameters, "recipe": recipe}
+    taken: list[str] = []
+    texts = read_texts(settings, None, taken.append) if settings.prompts else []
+    if taken:
+        yield {"prompts": taken[0].partition(": ")[2]}
 
     ar_model, tokenizer = load_ar_model(question.model, device=device)
+    if question.lora_rank is not None:
+        check_rank(ar_model, question.lora_rank)
+    rank = question.lora_rank or min(_RANK, largest_rank(ar_model))
     vocabulary, mask = len(tokenizer), _plan_mask(ar_model, tokenizer)
-    geometry = Geometry(settings.block_size, settings.prediction, settings.context)
-    model = BlockDiffusionModel(ar_model, geometry, mask["id"])
+    model = BlockDiffusionModel(
+        ar_model, Geometry(settings.block_size, settings.prediction, settings.context), mask["id"]
+    )
     context = model.max_length
-    shape = _shape(question, settings, context)
-    check_lengths([[0] * min(shape.prompt_tokens, 16)], settings.block_size, context, settings.block_size)
     tokens = special_tokens(ar_model, tokenizer)
     yield {
         "architecture": type(ar_model).__name__,
@@ -70,16 +79,20 @@ def examine(question: Question) -> Iterator[Findings]:
         "end_tokens": tokenizer.convert_ids_to_tokens(list(tokens.stop_token_ids)),
         "chat_template": bool(tokenizer.chat_template),
     }
-    encode_prompt(tokenizer, "Hello")  # a broken chat template is an error here, as in a conversion
+    ids = encoded(texts or ["Hello"], tokenizer, settings)  # a broken chat template is an error without prompts too
+    advised = _within(settings, context)
+    check_fit(model, ids, advised)
+    if texts:
+        yield {"longest_prompt": max(map(len, ids))}
     yield {"identity_difference": identity_check(model), "mask_honoured": True}  # part of the identity check
 
-    memory = footprint.estimate(model, tokens, settings, question.lora_rank, shape)
+    shape = _shape(question, settings, max(map(len, ids)) if texts else _PROMPT_TOKENS, context)
+    memory = footprint.estimate(model, tokens, settings, rank, shape)
     free = free_bytes(device)
     fits = free is None or memory["training_bytes"] <= free
     yield {"memory": memory, "device": str(device), "free_bytes": free, "training_fits": fits}
-    saving = {} if fits or free is None else _what_fits(model, tokens, settings, question.lora_rank, shape, free)
-    longest = settings.response_length.end
-    yield {"command": _command(question, context, longest, saving or {}), "command_fits": saving is not None}
+    saving = {} if fits or free is None else _what_fits(model, tokens, settings, rank, shape, free)
+    yield {"command": _command(question, settings, advised, saving or {}), "command_fits": saving is not None}
     yield {"speed": measure(model, tokens, settings) if question.speed and fits else None}
 
 
@@ -106,13 +119,24 @@ def _what_fits(
     return next((flags for needed, flags in ways if needed <= free), None)
 
 
-def _shape(question: Question, settings: DistillSettings, context: int | None) -> footprint.Shape:
+def _within(settings: ConvertSettings, context: int | None) -> ConvertSettings:
+    """With responses of half the context at most, where the recipe's are longer."""
+    ramp = settings.response_length
+    if context is None or context >= 2 * ramp.end:
+        return settings
+    half = max(1, context // 2)
+    shorter = ramp.model_copy(update={"start": min(ramp.start, half), "end": half})
+    return settings.model_copy(update={"response_length": shorter})
+
+
+def _shape(question: Question, settings: DistillSettings, usual: int, context: int | None) -> footprint.Shape:
     """The lengths asked for, within the context."""
+    prompt = question.prompt_tokens or usual
     longest = question.response_tokens or settings.response_length.end
     if context is not None:
-        longest = min(longest, max(settings.block_size, context - question.prompt_tokens - settings.block_size))
+        longest = min(longest, max(settings.block_size, context - prompt - settings.block_size))
     rows = settings.rows_per_micro_batch or settings.rows_per_update
-    return footprint.Shape(rows, question.prompt_tokens, longest, settings.rollout_batch)
+    return footprint.Shape(rows, prompt, longest, settings.rollout_batch)
 
 
 def _plan_mask(ar_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -126,13 +150,15 @@ def _plan_mask(ar_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return {"id": index, "token": str(tokenizer.mask_token), "plan": "the tokenizer's own" if known else plan}
 
 
-def _command(question: Question, context: int | None, longest: int, saving: dict[str, str]) -> str:
+def _command(question: Question, settings: ConvertSettings, advised: ConvertSettings, saving: dict[str, str]) -> str:
     """What to type, with the flags that make it fit."""
-    parts = ["opdlm", "convert", question.model, "--prompts", "PROMPTS.jsonl", "--output", "RUN"]
+    parts = ["opdlm", "convert", question.model, "--prompts", settings.prompts or "PROMPTS.jsonl", "--output", "RUN"]
     for name, value in question.changes.items():
-        parts += ["--" + name.replace("_", "-"), value]
-    if context is not None and context < 2 * longest:
-        parts += ["--response-length.start", str(min(100, context // 2)), "--response-length.end", str(context // 2)]
+        if name != "prompts":
+            parts += ["--" + name.replace("_", "-"), value]
+    if advised is not settings:
+        ramp = advised.response_length
+        parts += ["--response-length.start", str(ramp.start), "--response-length.end", str(ramp.end)]
     for flag, value in saving.items():
         parts += [flag, value] if value else [flag]
     if question.device != "auto":

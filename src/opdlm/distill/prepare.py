@@ -12,20 +12,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from opdlm.checkpoints.adapter_folder import Base, weights_hash
 from opdlm.checkpoints.hub import check_hub
 from opdlm.checkpoints.load import load_ar_config, load_ar_model
-from opdlm.config import ConvertSettings
+from opdlm.config import ConvertSettings, DistillSettings
 from opdlm.core.schedules import response_length
 from opdlm.core.types import Geometry
-from opdlm.data.files import HubPart
+from opdlm.data.hub_set import HubPart
 from opdlm.data.prompts import Prompt, as_prompt, check_lengths, load_prompts, load_responses
 from opdlm.distill.trackers import check_trackers
 from opdlm.errors import CheckpointError, PromptsError
+from opdlm.models.adapter import check_rank
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.devices import pick_device
 from opdlm.models.drafting import DraftingModel
 from opdlm.models.finite import all_finite
-from opdlm.models.gate import Gate, adapted_layers
+from opdlm.models.gate import Gate
 from opdlm.models.identity import identity_check
-from opdlm.models.parts import check_rank
 from opdlm.models.tokens import SpecialTokens, encode_prompt, find_or_add_mask_token, special_tokens
 
 OnNote = Callable[[str], None]
@@ -63,28 +63,28 @@ def prepare(
     check_trackers(settings.tracker)
     if settings.push_to_hub:
         check_hub(settings.push_to_hub, settings.hub_private)
-    texts = _texts(settings, prompts, on_note)
+    texts = read_texts(settings, prompts, on_note)
     settings = _with_threads(settings)
     ar_model, tokenizer = load_ar_model(settings.model, device=pick_device(settings.device))
     if not all_finite(ar_model.parameters()):
         raise CheckpointError(f"{settings.model} has weights that are not finite; use another copy or version of it")
     base = _base(ar_model, settings)
-    model, tokens = _adapted(ar_model, tokenizer, settings)
-    ids, eval_ids = _held_out(_encoded(texts, tokenizer, settings), tokenizer, settings)
-    check_lengths([*ids, *eval_ids], longest_response(settings), model.max_length, model.geometry.block_size)
+    model, tokens = adapted(ar_model, tokenizer, settings)
+    ids, eval_ids = _held_out(encoded(texts, tokenizer, settings), tokenizer, settings)
+    check_fit(model, [*ids, *eval_ids], settings)
     difference = identity_check(model)
     responses = _given_responses(settings, tokenizer, tokens)
     fingerprint = sha256(json.dumps([texts, responses]).encode()).hexdigest()
     return Prepared(settings, model, tokenizer, tokens, base, ids, eval_ids, responses, fingerprint, difference)
 
 
-def _adapted(
+def adapted(
     ar_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: ConvertSettings
 ) -> tuple[BlockDiffusionModel, SpecialTokens]:
     """The model that will write and learn: with a mask token, or with a new gate."""
     if settings.method == "lossless":
         assert settings.lora_rank is not None
-        check_rank(settings.lora_rank, adapted_layers(ar_model).values())
+        check_rank(ar_model, settings.lora_rank)
         torch.manual_seed(settings.seed)
         gate = Gate(ar_model, settings.lora_rank, settings.window_form, settings.window).to(ar_model.device)
         return DraftingModel(ar_model, gate), special_tokens(ar_model, tokenizer, needs_mask=False)
@@ -93,8 +93,19 @@ def _adapted(
     return BlockDiffusionModel(ar_model, geometry, mask_token_id), special_tokens(ar_model, tokenizer)
 
 
-def _texts(settings: ConvertSettings, given: Sequence[Prompt] | None, on_note: OnNote) -> list[Prompt]:
-    """The prompts that were given as a list, else those of the file or data set."""
+def check_fit(model: BlockDiffusionModel, ids: Sequence[list[int]], settings: DistillSettings) -> None:
+    """Whether prompts and settings fit the model.
+
+    Raises:
+        ContextLengthError: a prompt and its response are too long. ConfigError: so high an adapter's rank.
+    """
+    if settings.lora_rank is not None:
+        check_rank(model.model, settings.lora_rank)
+    check_lengths(ids, longest_response(settings), model.max_length, model.geometry.block_size)
+
+
+def read_texts(settings: ConvertSettings, given: Sequence[Prompt] | None, on_note: OnNote) -> list[Prompt]:
+    """The prompts that were given as a list, else those of the file or data set. Raises PromptsError."""
     if given is None and settings.prompts:
         limits = (settings.prompts_column, settings.prompt_limit)
         return load_prompts(settings.prompts, *limits, _part(settings), on_note)
@@ -123,7 +134,8 @@ def _base(ar_model: PreTrainedModel, settings: ConvertSettings) -> Base | None:
     return Base(str(local.resolve()) if local.exists() else settings.model, weights_hash(ar_model))
 
 
-def _encoded(texts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, settings: ConvertSettings) -> list[list[int]]:
+def encoded(texts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, settings: ConvertSettings) -> list[list[int]]:
+    """Token ids of each prompt, by the chat template where there is one. Raises PromptsError where one has none."""
     return [encode_prompt(tokenizer, text, settings.prompt_tokens) for text in texts]
 
 
@@ -134,7 +146,7 @@ def _held_out(
     count = settings.eval_count
     if settings.eval_prompts:
         texts = load_prompts(settings.eval_prompts, settings.prompts_column, count, _part(settings))
-        return ids, _encoded(texts, tokenizer, settings)
+        return ids, encoded(texts, tokenizer, settings)
     if count is None:
         return ids, []
     if count >= len(ids):
@@ -142,7 +154,7 @@ def _held_out(
     return ids[:-count], ids[-count:]
 
 
-def longest_response(settings: ConvertSettings) -> int:
+def longest_response(settings: DistillSettings) -> int:
     """Tokens of the longest response that the run can have."""
     ramp = settings.response_length
     return response_length(ramp.rollouts, ramp.start, ramp.end, ramp.rollouts, ramp.shape, settings.block_size)

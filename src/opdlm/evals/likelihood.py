@@ -1,7 +1,7 @@
 """How likely the original finds what the converted model writes, in bits per byte."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from opdlm.evals.compare import check_decodings, load_pair, usual_decodings
 from opdlm.evals.original import original_of
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.tokens import encode_prompt, find_or_add_mask_token
+from opdlm.records.evaluation import WrittenText
 from opdlm.sampling.api import DiffusionLM, check_context
 from opdlm.sampling.engine import Engine
 from opdlm.sampling.requests import continuations
 
+OnText = Callable[[WrittenText], None]
 _ONE_BY_ONE = "sequential"
 
 
@@ -44,12 +46,14 @@ def evaluate_likelihood(
     max_new_tokens: int = 256,
     batch_size: int = 32,
     device: str = "auto",
+    on_text: OnText = lambda text: None,
     **sampling: Any,
 ) -> list[Likelihood]:
     """Have a converted model and its original continue the same texts; errors as in `compare.evaluate`.
 
     Args:
         prompt_tokens: most tokens of a prompt, which is cut as `encode_prompt` says; default: all.
+        on_text: called with each text, when the texts of its row are written.
         sampling: fields of GenerationSettings; `temperature` is 1 if not given.
     """
     settings = {"temperature": 1.0, **sampling, "max_new_tokens": max_new_tokens}
@@ -65,6 +69,7 @@ def evaluate_likelihood(
         decodings or usual_decodings(student.defaults.decoding.kind),
         settings,
         batch_size=batch_size,
+        on_text=on_text,
     )
 
 
@@ -76,6 +81,7 @@ def likelihoods(
     settings: Mapping[str, Any],
     *,
     batch_size: int,
+    on_text: OnText = lambda text: None,
 ) -> list[Likelihood]:
     """The original itself, the student before training (the original's weights in the student's geometry), the student.
 
@@ -89,7 +95,7 @@ def likelihoods(
     writers = [("original", original, (_ONE_BY_ONE,))]
     writers += [("student before", before, decodings), ("student", student.model, decodings)]
     return [
-        _likelihood(name, model, student, ar_model, prompts, {**settings, "decoding": decoding}, batch_size)
+        _likelihood(name, model, student, ar_model, prompts, {**settings, "decoding": decoding}, batch_size, on_text)
         for name, model, chosen in writers
         for decoding in chosen
     ]
@@ -103,6 +109,7 @@ def _likelihood(
     prompts: Sequence[Sequence[int]],
     settings: Mapping[str, Any],
     batch_size: int,
+    on_text: OnText,
 ) -> Likelihood:
     requests = continuations(prompts, settings_from(GenerationSettings, settings))
     rollout = Engine(model, student.tokens, batch_size).write(requests)
@@ -113,6 +120,20 @@ def _likelihood(
         for row, (begin, length, stopped) in enumerate(ends)
     ]
     texts = student.tokenizer.batch_decode([ids[begin:] for ids, begin in sequences], skip_special_tokens=True)
-    tokens = int((rollout.length - rollout.prompt_length).sum())
+    lengths, forwards = (rollout.length - rollout.prompt_length).tolist(), rollout.forwards.tolist()
+    asked = student.tokenizer.batch_decode([list(ids) for ids in prompts], skip_special_tokens=True)
+    for number, (prompt, text) in enumerate(zip(asked, texts, strict=True)):
+        on_text(
+            WrittenText(
+                name=name,
+                decoding=settings["decoding"],
+                number=number,
+                prompt=prompt,
+                response=text,
+                tokens=lengths[number],
+                forwards=forwards[number],
+            )
+        )
+    tokens = sum(lengths)
     bits = bits_per_byte(ar_model, sequences, texts)
-    return Likelihood(name, settings["decoding"], bits, tokens / int(rollout.forwards.sum()), tokens)
+    return Likelihood(name, settings["decoding"], bits, tokens / sum(forwards), tokens)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from opdlm.data.files import load_rows
+from opdlm.data.hub_set import WHOLE, HubPart
 from opdlm.data.prompts import as_prompt
 from opdlm.errors import PromptsError, UsageError
 from opdlm.evals.graders import check_gradable
@@ -11,16 +12,17 @@ from opdlm.evals.problem import Problem
 _NEEDED = ("prompt", "answer", "family")
 
 
-def load_problems(source: str) -> list[Problem]:
-    """Problems of a file: records with "prompt", "answer" and "family", for code also "calls" or "tests"; "prelude"
-    and "tag" where wanted.
+def load_problems(source: str, part: HubPart = WHOLE) -> list[Problem]:
+    """Problems of a file or a data set of the hub: records with "prompt", "answer" and "family".
+
+    For code also "calls" or "tests"; "prelude" and "tag" where wanted.
 
     A prompt is text or a list of chat messages, an answer text or a number. What is not needed may be null.
 
     Raises:
         PromptsError: missing, empty, or a record that is no problem.
     """
-    rows = load_rows(source)
+    rows = load_rows(source, part)
     if not rows:
         raise PromptsError(f"{source} holds no problems; give a file with at least one")
     return [_problem(fields, where) for where, fields in rows]

@@ -10,25 +10,33 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel
 
-from opdlm.errors import MissingExtraError
-from opdlm.models.parts import check_rank
+from opdlm.errors import ConfigError, MissingExtraError
+from opdlm.models.parts import linear_layers
 from opdlm.parallel.interrupts import held
 
 
 def add_adapter(model: PreTrainedModel, rank: int) -> None:
     """Put a LoRA adapter of `rank` on every linear layer but the LM head; all other weights stop training.
 
-    Raises:
-        ConfigError: a layer has fewer rows or columns than that. MissingExtraError: peft is not installed.
+    Raises MissingExtraError: peft is not installed.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise MissingExtraError("--lora-rank needs peft; install it with: pip install 'opdlm[lora]'") from error
-    head = model.get_output_embeddings()
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
-    check_rank(rank, layers.values())
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(layers)), model)
+    targets = list(linear_layers(model))
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets), model)
+
+
+def largest_rank(model: PreTrainedModel) -> int:
+    """Of an adapter for every layer: the rank of the smallest."""
+    return min(min(layer.get_parameter("weight").shape) for layer in linear_layers(model).values())
+
+
+def check_rank(model: PreTrainedModel, rank: int) -> None:
+    """Raises ConfigError where a layer has fewer rows or columns than that."""
+    if rank > (most := largest_rank(model)):
+        raise ConfigError(f"setting lora_rank: {rank} is above the rank of the smallest layer; give at most {most}")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from opdlm.models.parts import input_embedding
+from opdlm.models.parts import input_embedding, linear_layers
 
 GATE_FILE = "gate.safetensors"
 Form = Literal["mask", "noise"]
@@ -51,7 +51,7 @@ class Gate(nn.Module):
         model.requires_grad_(False)
         self.rank, self.alpha, self.form, self.window, self.width = rank, 2 * rank, form, window, 0
         self.size = window
-        layers = adapted_layers(model)
+        layers = linear_layers(model)
         self.names: Sequence[str] = list(layers)
         self.layers = nn.ModuleList(LowRank(*_shape(layer), rank) for layer in layers.values())
         embedding = input_embedding(model)
@@ -112,12 +112,6 @@ class Gate(nn.Module):
         windows = self.width // self.size
         stand = self.places[: self.size].repeat(windows, 1).to(output.dtype).expand(len(output), -1, -1)
         return torch.cat([output[:, : -self.width], stand], 1)
-
-
-def adapted_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The linear layers of a decoder but its LM head, by name."""
-    head = model.get_output_embeddings()
-    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
 
 
 def _shape(layer: nn.Module) -> tuple[int, int]:

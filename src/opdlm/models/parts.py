@@ -1,13 +1,12 @@
 """The parts of a decoder that we hold on to: its two ends, with their types, and the argument that takes the cache."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
-
-from opdlm.errors import ConfigError
+from transformers.pytorch_utils import Conv1D
 
 
 def input_embedding(model: PreTrainedModel) -> nn.Embedding:
@@ -24,11 +23,10 @@ def lm_head(model: PreTrainedModel) -> nn.Module:
     return head
 
 
-def check_rank(rank: int, layers: Iterable[nn.Module]) -> None:
-    """Raises ConfigError if a layer has fewer rows or columns than the rank of an adapter."""
-    most = min(min(layer.get_parameter("weight").shape) for layer in layers)
-    if rank > most:
-        raise ConfigError(f"setting lora_rank: {rank} is above the rank of the smallest layer; give at most {most}")
+def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The linear layers of a decoder but its LM head, by name: what an adapter changes."""
+    head = model.get_output_embeddings()
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
 
 
 def cache_argument(forward: Callable[..., Any]) -> str | None:

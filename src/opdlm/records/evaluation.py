@@ -131,6 +131,23 @@ class Evaluation(Record):
         return _ratio(self.total.tokens, self.seconds)
 
 
+class WrittenText(Record):
+    """One text that a model wrote behind a prompt and that nobody grades.
+
+    Attributes:
+        name: who wrote it. decoding: how. number: of the prompt, from 0. prompt: as it was read, perhaps cut.
+        response: without special tokens. tokens, forwards: of this response.
+    """
+
+    name: str
+    decoding: str
+    number: int
+    prompt: str
+    response: str
+    tokens: int
+    forwards: int
+
+
 class GradedAnswer(Record):
     """One answer of one model with one decoding: what is kept so that a number can be looked into.
 

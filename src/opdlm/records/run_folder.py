@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from tempfile import TemporaryFile
 from typing import Any
 
 import tomli_w
@@ -54,7 +55,7 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StorageError(f"cannot write to {path} ({error.strerror}); choose another --output") from error
+            raise _unwritable(path, error) from error
         with lock.held(path):
             cls.check_free(path)
             yield cls._written(path, settings, prompts)
@@ -73,13 +74,24 @@ class RunFolder:
             run._write_settings(_with_absolute_paths(settings))
         except OSError as error:
             shutil.rmtree(path, ignore_errors=True)  # it was new or empty
-            raise StorageError(f"cannot write to {path} ({error.strerror}); choose another --output") from error
+            raise _unwritable(path, error) from error
         return run
 
     @staticmethod
     def check_free(path: Path) -> None:
-        """Raises OutputExistsError if the folder holds anything: known before a model is loaded."""
-        if path.exists() and (not path.is_dir() or any(file.name not in lock.FILES for file in path.iterdir())):
+        """Known before a model is loaded; nothing is made.
+
+        Raises:
+            OutputExistsError: the folder holds anything. StorageError: it cannot be made, or not be written.
+        """
+        try:
+            taken = path.exists() and (not path.is_dir() or any(one.name not in lock.FILES for one in path.iterdir()))
+            if not taken:
+                nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+                TemporaryFile(dir=nearest).close()
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        if taken:
             raise OutputExistsError(f"{path} is not empty; choose another --output, or continue it with --resume")
 
     @classmethod
@@ -299,6 +311,10 @@ class RunFolder:
         if not isinstance(state, dict):
             raise CheckpointError(f"{checkpoint / _STATE} holds no training state; delete {checkpoint} and resume")
         return state
+
+
+def _unwritable(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"cannot write to {path} ({error.strerror}); choose another --output")
 
 
 def _with_absolute_paths(settings: ConvertSettings) -> ConvertSettings:
