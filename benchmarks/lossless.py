@@ -3,8 +3,9 @@
     python benchmarks/lossless.py [MODEL]
 
 MODEL is a lossless conversion of the embedded AR model; default: the one that ships with the package. All figures are
-of questions that no conversion saw, greedy, in float32. Text is compared token by token with transformers' `generate` of
-the same weights without the gate. Acceptance by place is the share of drafts that hold, given that those before held.
+of questions that no conversion saw, greedy, in float32. Text is compared token by token with transformers' `generate`
+of the same weights without the gate. Acceptance by place is the share of drafts that hold, given that those before
+held.
 
 Speeds run from lists of prompt ids to lists of response ids, prompts' passes included; writers take turns within each
 repeat. `generate` pads prompts on the left and waits for the longest row of each batch; the engine replaces rows.
