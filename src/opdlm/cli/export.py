@@ -10,7 +10,10 @@ _DESCRIPTION = """
 Write MODEL in the form that another engine loads. uno: the gate of a lossless model (converted with --lossless
 --window-form noise) as a peft adapter, which SGLang serves beside the unchanged base model.
 """
-_EXAMPLES = ("opdlm export run --format uno --output uno-adapter",)
+_EXAMPLES = (
+    "opdlm export run --format uno --output uno-adapter",
+    "opdlm export run/model --output uno-adapter --base Qwen/Qwen3-0.6B",
+)
 
 
 def parser() -> Parser:
