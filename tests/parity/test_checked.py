@@ -193,3 +193,5 @@ def test_what_is_refused() -> None:
         Engine(student(), FREE).write(fillings([gap], settings_of(), MASK, 4))
     with pytest.raises(ConfigError, match="rollouts by checked"):
         settings_from(DistillSettings, {"rollout_decoding": "checked"})
+    with pytest.raises(ConfigError, match="prediction shifted and context causal"):
+        settings_from(DistillSettings, {"decoding": "checked"})

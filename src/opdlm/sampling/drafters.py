@@ -29,7 +29,7 @@ class Drafter(Protocol):
         ...
 
     def windows(self, anchor: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """int64 ids and positions [B, A, w] of windows of `size` drafts, behind the text before each `anchor` [B, A]."""
+        """int64 ids and positions [B, A, w] of windows of `size` drafts behind the text before each `anchor` [B, A]."""
         ...
 
     def attention(self, plain: Attention, anchor: torch.Tensor, size: int) -> Attention:
