@@ -7,6 +7,7 @@ paper's (arXiv 2606.06712, Tables 13 and 14, and its launchers where the two dif
 from opdlm.config.base import Settings, settings_from
 from opdlm.config.decoding import (
     LOSSLESS,
+    CheckedDecoding,
     Decoding,
     DynamicDecoding,
     EntropyDecoding,
@@ -27,6 +28,7 @@ from opdlm.config.resuming import CHANGEABLE, changed, refused
 __all__ = [
     "CHANGEABLE",
     "LOSSLESS",
+    "CheckedDecoding",
     "ConvertSettings",
     "Decoding",
     "DistillSettings",

@@ -101,6 +101,18 @@ class TypicalDecoding(Settings):
     )
 
 
+class CheckedDecoding(Settings):
+    """What the student writes from left to right, in fewer forwards: it checks its own drafts. Not the AR model's text.
+
+    For students with prediction shifted and context causal.
+    """
+
+    kind: Literal["checked"] = "checked"
+    drafts: int = Field(
+        default=MOST_DRAFTS, ge=0, le=MOST_DRAFTS, description="most drafts of a forward; the block limits them"
+    )
+
+
 LOSSLESS = ("verified", "typical")
 """Kinds of a model that drafts and checks itself; `sequential` goes without drafts."""
 
@@ -113,7 +125,8 @@ Decoding = Annotated[
     | EntropyDecoding
     | KlassDecoding
     | VerifiedDecoding
-    | TypicalDecoding,
+    | TypicalDecoding
+    | CheckedDecoding,
     Field(discriminator="kind"),
 ]
 
@@ -136,8 +149,10 @@ def _decoding_from_text(value: Any) -> Any:
 def as_text(decoding: Decoding) -> str:
     """The short form, `static:2`, without the kind's other numbers."""
     kind, number, *_ = decoding.model_dump().values()
-    if isinstance(decoding, VerifiedDecoding) and number == MOST_DRAFTS:
-        return f"{kind}:auto" if decoding.auto else kind
+    if isinstance(decoding, VerifiedDecoding) and decoding.auto:
+        return f"{kind}:auto"
+    if isinstance(decoding, VerifiedDecoding | CheckedDecoding) and number == MOST_DRAFTS:
+        return kind
     return f"{kind}:{number}"
 
 

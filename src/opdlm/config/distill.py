@@ -157,6 +157,10 @@ class DistillSettings(Settings):
             raise ValueError("method lossless needs lora_rank and decodings that verify; --lossless sets all of it")
         if self.method != "lossless" and kinds & set(LOSSLESS):
             raise ValueError("only a lossless conversion decodes by verified or typical; add --lossless")
+        if self.rollout_decoding.kind == "checked":
+            raise ValueError("rollouts by checked visit no states to train on; set another rollout_decoding")
+        if self.usual_decoding.kind == "checked" and (self.prediction, self.context) != ("shifted", "causal"):
+            raise ValueError("decoding checked needs prediction shifted and context causal; set both, or another")
         if self.method != "opd" and self.states not in ("random_mask", "one_per_block"):
             raise ValueError(f"method {self.method!r} trains on random masks; set states to random_mask")
         if self.adapter_only and self.lora_rank is None:

@@ -19,8 +19,7 @@ from opdlm.core.layout import CLEAN, PADDING, Attention, block_start
 from opdlm.core.noise import uniform
 from opdlm.core.propose import Proposals, draw, present, propose
 from opdlm.core.types import NEVER
-from opdlm.errors import UsageError
-from opdlm.sampling.rules import RULES, decide, history
+from opdlm.sampling.rules import decide, history
 from opdlm.sampling.slots import Finished, Slots
 from opdlm.sampling.state import IDLE, Drift
 
@@ -61,11 +60,6 @@ class Denoising:
         """`ends`: positions [B, S] -> bool, tokens after which a text ends, once everything before is committed."""
         self.slots, self.stop_ids, self.ends, self.observer = slots, stop_ids, ends, observer
         self.shift = 1 if slots.model.geometry.prediction == "shifted" else 0
-
-    def check(self, kind: str) -> None:
-        """UsageError for a decoding that this model does not have."""
-        if kind not in RULES:
-            raise UsageError(f"only a lossless model decodes by {kind!r}; convert with --lossless, or choose another")
 
     def step(self) -> list[Finished]:
         """One forward for all rows; hands out those that are done."""

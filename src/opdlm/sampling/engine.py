@@ -1,7 +1,8 @@
 """The fast sampler: batched, with a KV cache, rows that come, advance and go on their own.
 
 Each slot of the batch is in its own place of its own text; one forward a step moves all of them: by block diffusion
-(`denoising.py`), or by drafts that are verified (`verifying.py`) where the model drafts.
+(`denoising.py`), or by drafts that are verified (`verifying.py`). Requests of one model that are written in two ways
+take turns: in the order in which they came, one way after the other.
 
 Requests may be added and cancelled between any two steps. The device is asked once a step, for all rows together, which
 of them are done.
@@ -11,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import takewhile
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -18,14 +20,15 @@ from transformers import PreTrainedTokenizerBase
 from opdlm.core.types import Rollout
 from opdlm.errors import UsageError
 from opdlm.models.block_diffusion import BlockDiffusionModel
-from opdlm.models.drafting import DraftingModel
 from opdlm.models.tokens import SpecialTokens
 from opdlm.sampling.denoising import Denoising, Step
+from opdlm.sampling.drafters import GateDrafter, MaskDrafter
 from opdlm.sampling.request import Request, check_length
 from opdlm.sampling.slots import Slots
 from opdlm.sampling.state import stack
 from opdlm.sampling.stopping import StopStrings
 from opdlm.sampling.verifying import Verifying
+from opdlm.sampling.ways import Way, way_of
 
 
 @dataclass(frozen=True)
@@ -70,17 +73,12 @@ class Engine:
         """`tokenizer`: needed for stop strings alone. UsageError for a batch size below 1."""
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}; it must be at least 1")
-        self.model, self.tokens = model, tokens
+        self.model, self.tokens, self.batch_size, self.observer = model, tokens, batch_size, observer
         self.stop_ids = torch.tensor(tokens.stop_token_ids, device=model.device)
         self._stop_strings = lru_cache(maxsize=64)(partial(StopStrings, tokenizer))
         self._waiting: deque[tuple[int, Request]] = deque()
         self._next = 0
-        with torch.inference_mode():
-            self._slots = Slots(model, batch_size, tokens.mask_token_id)
-        if isinstance(model, DraftingModel):
-            self._decoding = Verifying(self._slots, self._ends)
-        else:
-            self._decoding = Denoising(self._slots, self.stop_ids, self._ends, observer)
+        self._take(way_of(model, "sequential"))
 
     # --- requests -----------------------------------------------------------------------------------------------
 
@@ -129,12 +127,40 @@ class Engine:
 
         The tensors of its events are inference tensors, which no training can use; `write` makes ordinary ones.
         """
-        slots, events = self._slots, []
-        events += self._drafts(slots.admit(self._waiting))
+        events = self._drafts(self._admit())
+        slots = self._slots
         if not slots.requests:
             return events
         events += [Completion(number, row) for number, row in self._decoding.step()]
         return events + self._drafts(range(len(slots.held)))
+
+    @torch.inference_mode()
+    def _take(self, way: Way) -> None:
+        """Empty slots for requests that are written this way."""
+        one = way == "checked"  # token by token, wherever blocks begin
+        self._way = way
+        self._slots = Slots(self.model, self.batch_size, self.tokens.mask_token_id, block_size=1 if one else None)
+        if way == "denoised":
+            self._decoding = Denoising(self._slots, self.stop_ids, self._ends, self.observer)
+        else:
+            drafter = MaskDrafter(self._slots) if one else GateDrafter(self._slots)
+            self._decoding = Verifying(self._slots, self._ends, drafter)
+
+    def _admit(self) -> list[int]:
+        """Take waiting requests into slots, as many as are written in the same way; returns these slots."""
+        if self._waiting and not self._slots.requests and (way := self._way_of(self._waiting[0])) != self._way:
+            spent = self._slots.query_tokens
+            self._take(way)
+            self._slots.query_tokens = spent
+        turn = deque(takewhile(lambda one: self._way_of(one) == self._way, self._waiting))
+        count = len(turn)
+        slots = self._slots.admit(turn)
+        for _ in range(count - len(turn)):
+            self._waiting.popleft()
+        return slots
+
+    def _way_of(self, numbered: tuple[int, Request]) -> Way:
+        return way_of(self.model, str(numbered[1].decoding["kind"]))
 
     def _drafts(self, slots: Sequence[int]) -> list[Event]:
         """Of the watched rows among `slots`."""
@@ -157,7 +183,8 @@ class Engine:
     def _check(self, request: Request) -> None:
         if not request.ids or not 0 <= request.first < request.end:
             raise UsageError("a request has no token to begin with, or nothing to write; give a prompt and a length")
-        self._decoding.check(str(request.decoding["kind"]))
+        if way_of(self.model, str(request.decoding["kind"])) == "checked" and not request.may_stop:
+            raise UsageError("'checked' writes from left to right and fills no gaps; choose another decoding")
         vocabulary = self._slots.vocabulary
         if not all(0 <= token < vocabulary for token in request.ids):
             raise UsageError(f"a token of the prompt does not exist; ids go from 0 to {vocabulary - 1}")

@@ -19,7 +19,9 @@ RULES: dict[str, tuple[CommitRule, tuple[str, ...]]] = {
 """Each with the names of its numbers, as the settings call them."""
 VERIFIED: dict[str, tuple[str, ...]] = {"verified": (), "typical": ("least",)}
 """Ways of a drafting model, which commits what its own check accepts; likewise."""
-_NUMBERS = {**{kind: names for kind, (_, names) in RULES.items()}, **VERIFIED}
+CHECKED: dict[str, tuple[str, ...]] = {"checked": ()}
+"""Of a student with masks that checks its own drafts; likewise."""
+_NUMBERS = {**{kind: names for kind, (_, names) in RULES.items()}, **VERIFIED, **CHECKED}
 MOST_NUMBERS = max(map(len, _NUMBERS.values()))
 _INDEX = {kind: index for index, kind in enumerate(_NUMBERS)}
 TYPICAL = _INDEX["typical"]
@@ -39,7 +41,7 @@ def history(decoding: Mapping[str, float]) -> int:
 
 def drafts(decoding: Mapping[str, float]) -> int:
     """Most drafts of a forward that a request asks for; the model may make fewer."""
-    return int(decoding["drafts"]) if decoding["kind"] in VERIFIED else 0
+    return int(decoding.get("drafts", 0))
 
 
 def decide(

@@ -46,9 +46,12 @@ class Slots:
         query_tokens: tokens computed so far.
     """
 
-    def __init__(self, model: BlockDiffusionModel, capacity: int, mask_token_id: int) -> None:
+    def __init__(
+        self, model: BlockDiffusionModel, capacity: int, mask_token_id: int, block_size: int | None = None
+    ) -> None:
+        """`block_size`: S, tokens in which rows advance; None: the model's."""
         self.model, self.capacity, self.mask_token_id = model, capacity, mask_token_id
-        self.size = model.geometry.block_size
+        self.size = block_size or model.geometry.block_size
         self.vocabulary = model.head_parameters()[0].shape[0]
         self.query_tokens = 0
         self.state = SlotState.of([], self.size, self.size, mask_token_id, model.device)

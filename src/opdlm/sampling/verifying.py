@@ -7,7 +7,7 @@ The text is what the AR model writes token by token, whatever the drafts are: gr
 temperature, the token that a random number of the row's seed and the position picks. Drafts are picked with the same
 numbers, so that they often agree. Source: docs/method.md, "Verified decoding".
 
-Shape letters: B slots, k drafts of a window, D most drafts of a row in this forward, A anchors, V vocabulary.
+Shape letters: B slots, D most drafts of a row in this forward, A anchors, w tokens of a window, H hidden size.
 """
 
 from collections.abc import Callable
@@ -17,14 +17,11 @@ from typing import Any
 
 import torch
 
-from opdlm.core.layout import CLEAN, PADDING, WindowAttention
+from opdlm.core.layout import CLEAN, PADDING, Attention
 from opdlm.core.propose import Proposals, chosen, present, propose, race
 from opdlm.core.types import NEVER
-from opdlm.core.windows import noise
-from opdlm.errors import UsageError
-from opdlm.models.drafting import DraftingModel
-from opdlm.models.pace import WindowShape
-from opdlm.sampling.rules import TYPICAL, VERIFIED, drafts
+from opdlm.sampling.drafters import Drafter
+from opdlm.sampling.rules import TYPICAL
 from opdlm.sampling.slots import Finished, Slots
 from opdlm.sampling.state import IDLE
 
@@ -32,31 +29,21 @@ from opdlm.sampling.state import IDLE
 class Verifying:
     """Check drafts, keep what holds and the AR model's own next token, and draft on from there."""
 
-    def __init__(self, slots: Slots, ends: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, slots: Slots, ends: Callable[[torch.Tensor], torch.Tensor], drafter: Drafter) -> None:
         """`ends`: positions [B, n] -> bool, tokens after which a text ends, once everything before is known."""
-        assert isinstance(slots.model, DraftingModel)
-        self.slots, self.ends, self.model = slots, ends, slots.model
-        self.gate = slots.model.gate
-        self.vocabulary = slots.vocabulary if self.gate.form == "noise" else 0
-        slots.margin = (self.model.window + 1) ** 2
+        self.slots, self.ends, self.drafter = slots, ends, drafter
+        slots.margin = drafter.margin
         self._pending = 0  # most drafts that a row has
-
-    def check(self, kind: str) -> None:
-        """UsageError for a decoding that this model does not have."""
-        if kind not in (*VERIFIED, "sequential"):
-            raise UsageError(
-                f"a lossless model does not decode by {kind!r}; choose verified, typical, or sequential (no drafts)"
-            )
 
     def step(self) -> list[Finished]:
         """One forward for all rows; hands out those that are done."""
         slots, state, began = self.slots, self.slots.state, perf_counter()
-        shape, before = self._shape(), slots.query_tokens
+        shape, before = self.drafter.shape(slots.requests), slots.query_tokens
         place = slots.columns[: self._pending + 1]
         checked = state.start[:, None] + place
         behind = checked if shape.every else (state.start + state.drafted)[:, None]
         clean, windows = self._hidden(checked, behind, shape.size)
-        seen = propose(self.model.logits(clean), **self._picking(checked))
+        seen = propose(slots.model.logits(clean), **self._picking(checked))
         guess = state.ids.gather(1, checked)
         held = (seen.token == guess) | self._typical(seen, guess)
         held &= place < state.drafted[:, None]
@@ -66,60 +53,45 @@ class Verifying:
         state.write(checked, fresh & slots.busy()[:, None], token, seen.confidence)
         state.step += 1
         state.forwards += 1
-        drafted = state.drafted
-        finished, counts = self._advance(checked, fresh, accepted)
-        self.model.pace.saw(slots.query_tokens - before, perf_counter() - began, *counts)
-        self._pending = shape.size if slots.requests else 0
+        # A window behind the last draft is of use where all drafts held.
+        useful = shape.every | (accepted == state.drafted)
+        index = accepted if shape.every else torch.zeros_like(accepted)
+        finished, counts = self._advance(checked, fresh, accepted, useful * shape.size)
+        self.drafter.saw(slots.query_tokens - before, perf_counter() - began, *counts)
         if self._pending:
-            # A window behind the last draft is of use where all drafts held.
-            index = accepted if shape.every else torch.zeros_like(accepted)
-            self._draft(windows, index, shape.size, slots.busy() & (shape.every | (accepted == drafted)))
+            self._draft(windows[torch.arange(len(index), device=index.device), index], shape.size)
         return finished
 
-    def _shape(self) -> WindowShape:
-        """The windows of this forward: as the requests want them, or as they are fastest."""
-        wanted = [request.decoding for request in self.slots.requests]
-        if any(one["kind"] == "typical" for one in wanted):
-            return WindowShape(self.model.window, True)  # its text depends on its drafts: always the same ones
-        most = min(self.model.window, max(map(drafts, wanted)))
-        if any(one.get("auto") for one in wanted):
-            return self.model.pace.choose(len(wanted), most)
-        return WindowShape(most, any(one.get("every") for one in wanted))
-
     def _hidden(self, checked: torch.Tensor, behind: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """[B, D + 1, H] hidden states that predict the tokens at `checked`, [B, A, k, H] of the windows at `behind`."""
+        """[B, D + 1, H] hidden states that predict the tokens at `checked`, [B, A, w, H] of the windows at `behind`."""
         slots, state = self.slots, self.slots.state
         (rows, count), lead, most = behind.shape, max(slots.lead, 1), self._pending
         begin = (state.start - lead).clamp(min=0)
         text = begin[:, None] + slots.columns[: lead + most]
         known = state.start + state.drafted
         within = (behind <= known[:, None]) & slots.busy()[:, None]
+        ids, position = self.drafter.windows(behind, size)
         number = torch.where(within, 1 + slots.columns[:count], PADDING)
-        position = behind[..., None] + slots.columns[:size]
-        anchor = behind[..., None].expand_as(position).flatten(1)
-        position, stream = position.flatten(1), number[..., None].expand(rows, -1, size).flatten(1)
-        ids = noise(state.seed[:, None], anchor, position - anchor, self.vocabulary)
-        if (limit := self.model.max_length) is not None:
+        stream = number[..., None].expand_as(position).flatten(1)
+        if (limit := slots.model.max_length) is not None:
             position = position.clamp(max=limit - 1)  # drafts behind the context's end are not used
+        position = position.flatten(1)
 
         width = slots.last_start + most
         columns = slots.columns[:width].expand(rows, -1)
-        attention = WindowAttention(
-            self.model.geometry,
+        attention = Attention(
+            slots.model.geometry,
             torch.cat([text, position], 1),
             torch.cat([self._stream(text, known), stream], 1),
             torch.cat([columns, position], 1),
             torch.cat([self._stream(columns, known), stream], 1),
             query_column=torch.cat([text, slots.columns[width : width + stream.shape[1]].expand(rows, -1)], 1),
-            query_anchor=torch.cat([text, anchor], 1),
-            causal_inside=self.gate.form == "noise",
-            windows=stream.shape[1],
-            size=size,
         )
-        hidden = slots.forward(torch.cat([state.ids.gather(1, text), ids], 1), attention)
+        attention = self.drafter.attention(attention, behind, size)
+        hidden = slots.forward(torch.cat([state.ids.gather(1, text), ids.flatten(1)], 1), attention)
         predictor = (checked - 1 - begin[:, None]).clamp(min=0)  # below 0 in idle slots
         predictor = predictor[..., None].expand(-1, -1, hidden.shape[-1])
-        return hidden.gather(1, predictor), hidden[:, text.shape[1] :].unflatten(1, (count, size))
+        return hidden.gather(1, predictor), hidden[:, text.shape[1] :].unflatten(1, (count, -1))
 
     def _stream(self, position: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
         """Text and drafts are clean; behind them there is nothing, as in all of an idle slot."""
@@ -145,11 +117,11 @@ class Verifying:
         return (probability >= state.numbers[:, :1]) & (state.rule == TYPICAL)[:, None]
 
     def _advance(
-        self, checked: torch.Tensor, fresh: torch.Tensor, accepted: torch.Tensor
+        self, checked: torch.Tensor, fresh: torch.Tensor, accepted: torch.Tensor, offered: torch.Tensor
     ) -> tuple[list[Finished], tuple[list[int], list[int]]]:
-        """Hand out the rows that are done; the others go on behind what they accepted.
+        """Hand out the rows that are done; the others go on behind what they accepted, with up to `offered` [B] drafts.
 
-        Returns these, and for each slot its drafts and how many of them held.
+        Returns the rows, and for each slot its drafts and how many of them held.
         """
         slots, state = self.slots, self.slots.state
         busy = slots.busy()
@@ -160,22 +132,23 @@ class Verifying:
         length = torch.where(stopped, state.start + stop.int().argmax(-1) + 1, torch.minimum(behind, state.end))
         start = torch.where(done | ~busy, 0, behind)
 
+        drafted = torch.minimum(torch.minimum(state.drafts, state.end - start), self.drafter.room(start))
+        drafted = torch.where(done | ~busy, 0, torch.minimum(drafted, offered))
+
         # The only question to the device in a step.
-        told = torch.cat([done.long(), state.drafted, accepted, start.max()[None]]).tolist()
-        count, slots.last_start, slots.lead = len(done), told[-1], 0
+        told = torch.cat([done.long(), state.drafted, accepted, start.max()[None], drafted.max()[None]]).tolist()
+        count, slots.last_start, slots.lead, self._pending = len(done), told[-2], 0, told[-1]
         finished = [slots.hand_out(slot, length, length, stopped) for slot in range(count) if told[slot]]
         state.start = start
-        state.drafted = torch.zeros_like(state.drafted)
+        state.drafted = drafted
         state.number.masked_fill_(done, IDLE)
         return finished, (told[count : 2 * count], told[2 * count : 3 * count])
 
-    def _draft(self, windows: torch.Tensor, index: torch.Tensor, size: int, useful: torch.Tensor) -> None:
-        """Put the next drafts behind the text of each row where they are `useful` [B], from its window `index` [B]."""
+    def _draft(self, window: torch.Tensor, size: int) -> None:
+        """Put the next drafts, of `window` [B, w, H] of each row, behind its text."""
         slots, state = self.slots, self.slots.state
-        rows = torch.arange(len(index), device=index.device)
         position = state.start[:, None] + slots.columns[:size]
-        token = chosen(self.model.logits(windows[rows, index]), **self._picking(position))
+        hidden = self.drafter.predicting(window, position)
+        token = chosen(slots.model.logits(hidden), **self._picking(position))
         open_ = (state.commit_step.gather(1, position) == NEVER) & slots.busy()[:, None]
         state.ids.scatter_(1, position, torch.where(open_, token, state.ids.gather(1, position)))
-        wanted = torch.minimum(state.drafts, state.end - state.start).clamp(0, size)
-        state.drafted = torch.where(useful, wanted, 0)
