@@ -60,7 +60,9 @@ def _run(arguments: Namespace, ending: Ending) -> int:
     resuming = arguments.resume is not None
     settings = given(arguments, ConvertSettings)
     if arguments.lossless:
-        settings = {"recipe": "lossless", **settings}
+        if resuming or "recipe" in settings:
+            raise UsageError("--lossless stands for --recipe lossless in a new run; leave out --recipe and --resume")
+        settings["recipe"] = "lossless"
     output, changes = _resumed(arguments.resume, settings) if resuming else (settings.get("output", ""), {})
     quiet_libraries()
     from opdlm.distill import api
