@@ -187,5 +187,7 @@ def test_the_commands(base: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "1 of 1" in capsys.readouterr().out
     assert call("export", tmp_path / "run", "--output", tmp_path / "uno") == 0
     assert "--speculative-algorithm UNO" in capsys.readouterr().out
+    both = ["convert", base, "--lossless", "--recipe", "small", "--prompts", prompts, "--output", tmp_path / "other"]
+    assert "leave out --recipe" in fails(capsys, *both)
     assert "is not empty" in fails(capsys, "export", tmp_path / "run", "--output", tmp_path / "uno")
     assert "no model" in fails(capsys, "export")
