@@ -1,12 +1,14 @@
 """Checked decoding writes what the student writes from left to right, in no more forwards than tokens."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from lossless import ENDLESS, drafting, responses
+from opdlm.checkpoints.save import save_checkpoint
 from opdlm.config import DistillSettings, GenerationSettings, settings_from
 from opdlm.core.layout import AUTOREGRESSIVE, Attention
 from opdlm.core.propose import Controls, present, propose, race
@@ -17,7 +19,7 @@ from opdlm.models.tokens import SpecialTokens
 from opdlm.sampling.engine import Completion, Engine
 from opdlm.sampling.requests import continuations, fillings
 from rollouts import random_prompts
-from support import ARCHITECTURES, MASK, VOCABULARY, tiny_model
+from support import ARCHITECTURES, MASK, VOCABULARY, tiny_model, tiny_tokenizer
 
 LENGTHS = (1, 2, 5, 8, 3, 11, 4)
 PROMPTS = random_prompts(LENGTHS)
@@ -195,3 +197,18 @@ def test_what_is_refused() -> None:
         settings_from(DistillSettings, {"rollout_decoding": "checked"})
     with pytest.raises(ConfigError, match="prediction shifted and context causal"):
         settings_from(DistillSettings, {"decoding": "checked"})
+
+
+def test_the_model_file_knows_it_too(tmp_path: Path) -> None:
+    """Else a folder whose default it is would not decode where opdlm is not installed."""
+    model, settings = student(), settings_of()
+    save_checkpoint(model, tiny_tokenizer(mask=True), tmp_path / "model", generation=settings, provenance={})
+    scope: dict[str, Any] = {"__name__": "modeling_opdlm", "__file__": str(tmp_path / "model" / "modeling_opdlm.py")}
+    exec((tmp_path / "model" / "modeling_opdlm.py").read_text(), scope)
+    plain = scope["BlockDiffusionForCausalLM"].from_pretrained(str(tmp_path / "model"))
+    prompt = PROMPTS[3]
+    made = plain.generate(torch.tensor([prompt]))[0, len(prompt) :].tolist()
+    assert made == plain.generate(torch.tensor([prompt]), decoding="checked:1")[0, len(prompt) :].tolist()
+    free = responses(written(model, settings_of()))[3]
+    assert made == free[: len(made)]
+    assert scope["_parsed"]("verified:auto") == {"kind": "verified", "drafts": 64, "every": True, "auto": True}

@@ -139,7 +139,9 @@ def _parsed(decoding: str | dict[str, Any]) -> dict[str, Any]:
     if kind not in DECODINGS:
         raise ValueError(f"unknown decoding {kind!r}; choose {', '.join(DECODINGS)}")
     known = DECODINGS[kind]
-    given = {next(iter(known)): float(number), **given} if number else given
+    if number:  # `verified:auto` has a word there
+        first = {number: True} if number == "auto" and "auto" in known else {next(iter(known)): float(number)}
+        given = {**first, **given}
     if unknown := sorted(set(given) - set(known)):
         raise ValueError(f"the decoding {kind} does not take {', '.join(unknown)}")
     values = {name: given.get(name, default) for name, (default, *_) in known.items()}
