@@ -1,4 +1,4 @@
-"""The examples of the Python API run; tests/parity/test_one_file.py runs the third."""
+"""The examples run; tests/parity/test_one_file.py runs `opd_one_file`."""
 
 import importlib.util
 from pathlib import Path
@@ -50,3 +50,13 @@ def test_convert(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     monkeypatch.setattr("sys.argv", ["convert.py", str(ar_model_path()), "prompts.jsonl", "run"])
     example("convert").main()
     assert "rollout 1/100   loss 0.5000" in capsys.readouterr().out
+
+
+def test_lossless_one_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Else the promise that it prints would be broken, or it would not learn."""
+    sizes = "--updates 3 --rows 2 --rank 4 --questions 2 --max-new-tokens 16".split()
+    monkeypatch.setattr("sys.argv", ["lossless_one_file.py", *sizes])
+    example("lossless_one_file").main()
+    printed = capsys.readouterr().out
+    assert "update    3   loss" in printed
+    assert "same text as the original: 2 of 2, at " in printed
