@@ -59,7 +59,7 @@ def examine(question: Question) -> Iterator[Findings]:
     geometry = Geometry(settings.block_size, settings.prediction, settings.context)
     model = BlockDiffusionModel(ar_model, geometry, mask["id"])
     context = model.max_length
-    shape = _shape(question, settings, context)
+    shape = shape_of(question, settings, context)
     check_lengths([[0] * min(shape.prompt_tokens, 16)], settings.block_size, context, settings.block_size)
     tokens = special_tokens(ar_model, tokenizer)
     yield {
@@ -79,7 +79,7 @@ def examine(question: Question) -> Iterator[Findings]:
     yield {"memory": memory, "device": str(device), "free_bytes": free, "training_fits": fits}
     saving = {} if fits or free is None else _what_fits(model, tokens, settings, question.lora_rank, shape, free)
     longest = settings.response_length.end
-    yield {"command": _command(question, context, longest, saving or {}), "command_fits": saving is not None}
+    yield {"command": command(question, context, longest, saving or {}), "command_fits": saving is not None}
     yield {"speed": measure(model, tokens, settings) if question.speed and fits else None}
 
 
@@ -106,7 +106,7 @@ def _what_fits(
     return next((flags for needed, flags in ways if needed <= free), None)
 
 
-def _shape(question: Question, settings: DistillSettings, context: int | None) -> footprint.Shape:
+def shape_of(question: Question, settings: DistillSettings, context: int | None) -> footprint.Shape:
     """The lengths asked for, within the context."""
     longest = question.response_tokens or settings.response_length.end
     if context is not None:
@@ -126,7 +126,7 @@ def _plan_mask(ar_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return {"id": index, "token": str(tokenizer.mask_token), "plan": "the tokenizer's own" if known else plan}
 
 
-def _command(question: Question, context: int | None, longest: int, saving: dict[str, str]) -> str:
+def command(question: Question, context: int | None, longest: int, saving: dict[str, str]) -> str:
     """What to type, with the flags that make it fit."""
     parts = ["opdlm", "convert", question.model, "--prompts", "PROMPTS.jsonl", "--output", "RUN"]
     for name, value in question.changes.items():

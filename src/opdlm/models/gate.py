@@ -16,6 +16,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from opdlm.errors import UnsupportedModelError
 from opdlm.models.parts import input_embedding
 
 GATE_FILE = "gate.safetensors"
@@ -115,9 +116,14 @@ class Gate(nn.Module):
 
 
 def adapted_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The linear layers of a decoder but its LM head, by name."""
+    """The linear layers of a decoder but its LM head, by name. UnsupportedModelError if there are none."""
     head = model.get_output_embeddings()
-    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
+    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
+    if not found:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no linear layers that a gate could adapt; convert without --lossless"
+        )
+    return found
 
 
 def _shape(layer: nn.Module) -> tuple[int, int]:
