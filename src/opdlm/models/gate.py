@@ -118,7 +118,9 @@ class Gate(nn.Module):
 def adapted_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     """The linear layers of a decoder but its LM head, by name. UnsupportedModelError if there are none."""
     head = model.get_output_embeddings()
-    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
+    found: dict[str, nn.Module] = {
+        n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head
+    }
     if not found:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no linear layers that a gate could adapt; convert without --lossless"
