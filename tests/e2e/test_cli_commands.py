@@ -7,7 +7,7 @@ import tomllib
 import pytest
 from rich.console import Console
 
-from cli_support import SMALL, call, fingerprint
+from cli_support import SMALL, call, fails, fingerprint
 from opdlm.cli.views import ConversionView
 from opdlm.cli.watch import MASK_SIGN, DraftView
 from opdlm.config import ConvertSettings
@@ -226,6 +226,26 @@ def test_doctor(ar_model, capsys):
     assert found["command"].startswith(f"opdlm convert {ar_model} --prompts PROMPTS.jsonl")
     assert call("doctor", ar_model, "--no-speed") == 0
     assert "not measured" in capsys.readouterr().out
+    assert fingerprint(ar_model) == before
+
+
+def test_doctor_of_a_lossless_conversion(ar_model, capsys):
+    """Else what a gate costs, and whether the model can have one, would be found out by an expensive try."""
+    before = fingerprint(ar_model)
+    assert call("doctor", ar_model, "--lossless", "--lora-rank", "2", "--response-tokens", "16", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["lossless"] is True
+    assert "mask_token" not in found
+    assert found["gate"]["bytes"] == 4 * found["gate"]["parameters"]
+    memory = found["memory"]
+    assert memory["training_bytes"] > memory["weights_bytes"] + 4 * memory["gate_bytes"] + memory["activation_bytes"]
+    assert found["command"] == f"opdlm convert {ar_model} --prompts PROMPTS.jsonl --output RUN --lossless --lora 2"
+    assert call("doctor", ar_model, "--lossless", "--lora-rank", "2") == 0
+    printed = capsys.readouterr().out
+    assert "own weights, which do not change" in printed
+    assert "with --adapter-only" in printed
+    assert "rank" in fails(capsys, "doctor", ar_model, "--lossless", "--lora-rank", "10000")
+    assert "--block-size" in fails(capsys, "doctor", ar_model, "--lossless", "--block-size", "4")
     assert fingerprint(ar_model) == before
 
 

@@ -191,3 +191,54 @@ def test_the_commands(base: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "leave out --recipe" in fails(capsys, *both)
     assert "is not empty" in fails(capsys, "export", tmp_path / "run", "--output", tmp_path / "uno")
     assert "no model" in fails(capsys, "export")
+
+
+class Watcher:
+    """Keeps all that a streamer of verified decoding sees."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[list[int], list[int]]] = []
+        self.final: list[int] = []
+
+    def put_verified(self, ids: torch.Tensor, drafts: torch.Tensor) -> None:
+        self.seen.append((ids.tolist(), drafts.tolist()))
+
+    def put_draft(self, ids: torch.Tensor) -> None:
+        raise AssertionError("drafts would not be seen")
+
+    def put(self, ids: torch.Tensor) -> None:
+        self.final = ids.tolist()
+
+    def end(self) -> None:
+        pass
+
+
+def test_a_streamer_sees_verified_text_and_drafts(run: Path) -> None:
+    """Else the live view would show a draft as text, or the wrong drafts as refused."""
+    model, watcher = opdlm.load(run), Watcher()
+    ids = [model.tokenizer(ASKED[1])["input_ids"]]
+    rollout = model.generate(ids, streamer=watcher, max_new_tokens=20, decoding="verified").rollout
+    assert len(watcher.seen) == int(rollout.forwards)  # one before the first forward, none behind the last
+    assert watcher.seen[0] == ([], [])
+    assert any(drafts for _, drafts in watcher.seen)
+    known = [verified for verified, _ in watcher.seen] + [watcher.final]
+    for (before, drafts), after in zip(watcher.seen, known[1:], strict=True):
+        new = after[len(before) :]
+        assert watcher.final[: len(after)] == after  # what is verified never changes
+        assert 1 <= len(new) <= len(drafts) + 1
+        assert new[:-1] == drafts[: len(new) - 1]  # all but the last token were drafted
+        assert len(drafts) <= min(3, 20 - len(before))
+    streamed = [text.tolist() for text in model.stream(ids, max_new_tokens=20, decoding="verified")]
+    assert streamed == known[1:]
+
+
+def test_watch(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`generate --watch` in a pipe: a line for each forward, and the text itself at the end."""
+    words = ("generate", run, ASKED[1], "--max-new-tokens", 8, "--decoding", "verified")
+    assert call(*words, "--json") == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert call(*words, "--watch") == 0
+    lines = [line[6:] for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == numbers["forwards"] + 1
+    assert "[" in lines[1]
+    assert lines[-1].startswith(numbers["text"].replace("\n", "⏎"))

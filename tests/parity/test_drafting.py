@@ -16,11 +16,13 @@ from opdlm.distill.loop import Trainer
 from opdlm.distill.losses import window_loss
 from opdlm.distill.pair import Pair
 from opdlm.distill.teacher import Teacher
+from opdlm.errors import UnsupportedModelError
 from opdlm.models.drafting import DraftingModel
+from opdlm.models.gate import Gate
 from opdlm.sampling.engine import Engine
 from opdlm.sampling.requests import continuations
 from rollouts import random_prompts
-from support import VOCABULARY, assert_close
+from support import VOCABULARY, assert_close, tiny_model
 
 PROMPTS = random_prompts((1, 3, 4, 6, 9))
 GREEDY = GenerationSettings.model_validate({"decoding": "verified", "max_new_tokens": 20})
@@ -157,3 +159,11 @@ def test_total_variation_is_the_chance_of_refusal() -> None:
     first, second = torch.tensor([[0.5, 0.5, 1e-30]]), torch.tensor([[0.25, 0.5, 0.25]])
     torch.testing.assert_close(total_variation(first.log(), second.log()), torch.tensor([0.25]))
     assert total_variation(first.log(), first.log()) == 0
+
+
+def test_a_decoder_without_linear_layers_has_no_gate() -> None:
+    """Else a gate that adapts nothing would be trained, and no draft would ever hold."""
+    model = tiny_model()
+    model.model.layers = torch.nn.ModuleList()
+    with pytest.raises(UnsupportedModelError, match="no linear layers"):
+        Gate(model, 4, "mask", 3)

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from opdlm.cli.views import ConversionView
-from opdlm.cli.watch import DraftView
+from opdlm.cli.watch import DraftView, VerifiedView
 from support import MASK, tiny_tokenizer
 
 
@@ -56,5 +56,65 @@ def test_a_text_longer_than_the_screen_shows_its_end() -> None:
     assert "line8" in drawn
     assert "step 0" in drawn
     assert "line0" not in drawn
+    view.end()
+    assert "line0" in screen.getvalue()
+
+
+# Verified text and drafts after each forward: two of three drafts hold, then none, then all, up to the text's end.
+VERIFIED = (("", ""), ("a", "bcx"), ("abcd", "yz"), ("abcde", "fgh"))
+
+
+def verified(console: Console) -> VerifiedView:
+    """A view that has seen all of it."""
+    tokenizer = tiny_tokenizer()
+
+    def ids(text: str) -> torch.Tensor:
+        return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
+
+    view = VerifiedView(console, tokenizer, 0)
+    for known, drafts in VERIFIED:
+        view.put_verified(ids(known), ids(drafts))
+    view.put(ids("abcdefg"))
+    return view
+
+
+def test_drafts_in_a_pipe() -> None:
+    """Else a log would not say which tokens are known, which are guessed, and which guesses were wrong."""
+    out = io.StringIO()
+    verified(Console(file=out, width=10_000)).end()
+    lines = [line.strip() for line in out.getvalue().splitlines()]
+    assert lines == ["0", "1  a[bcx]", "2  abc~x~d[yz]", "3  abcd~yz~e[fgh]", "4  abcdefg"]
+    assert "\x1b" not in out.getvalue()
+
+
+def test_drafts_on_a_terminal() -> None:
+    """Else nobody would see what is accepted and what is refused, or the last picture would keep a refused draft."""
+    screen = io.StringIO()
+    view = verified(Console(file=screen, force_terminal=True, width=80, color_system="standard"))
+    drawn = screen.getvalue()
+    assert "\x1b[1;32mbc\x1b[0m\x1b[9;31mx\x1b[0md\x1b[2myz" in drawn
+    assert "forward 2, 4 tokens, 2.00 tokens per forward, 2 of 3 drafts accepted" in drawn
+    assert "forward 4, 7 tokens, 1.75 tokens per forward, 4 of 7 drafts accepted" in drawn
+    screen.truncate(0)
+    view.end()
+    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
+    assert "abcdefg" in last
+
+
+@pytest.mark.parametrize(("width", "height"), [(20, 6), (7, 12), (30, 3)])
+def test_drafts_on_a_narrow_terminal(width: int, height: int) -> None:
+    """Else the counts, or the end of the text, where drafts stand, would be cut off."""
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=width, height=height)
+    view = VerifiedView(console, tiny_tokenizer(), 0)
+    text = torch.tensor(
+        tiny_tokenizer()("\n".join(f"line{i}" for i in range(9)), add_special_tokens=False)["input_ids"]
+    )
+    view.put_verified(text[:-1], text[-1:])
+    drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
+    assert "line8" in drawn
+    assert "line0" not in drawn
+    assert "forward" in drawn
+    assert all(len(line) <= width for line in drawn.replace("\r", "\n").split("\n"))
     view.end()
     assert "line0" in screen.getvalue()

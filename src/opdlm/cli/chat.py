@@ -56,13 +56,13 @@ class Chat:
 
     def _answer(self, prompt: str | list[dict[str, str]]) -> str:
         """Shown, too."""
-        from opdlm.cli.watch import DraftView
+        from opdlm.cli.watch import view_of
 
         if not self.watch:
             answer = self.model.write(prompt, **self.settings)
             print(answer)
             return answer
-        view = DraftView(self.console, self.model.tokenizer, self.model.tokens.mask_token_id)
+        view = view_of(self.model, self.console)
         try:
             return self.model.write(prompt, streamer=view, **self.settings)
         finally:

@@ -16,9 +16,14 @@ _DESCRIPTION = """
 Look at MODEL before any training: can a mask turn it into a block-diffusion model (if not, why, and exit code 2), does
 the adapted model equal the original, where does the mask token go, what do training and decoding cost in memory and on
 disk, which command to type, and how fast is a training step on this machine. With --prompts these are checked too, as
-`opdlm convert` does. Findings are printed as they come.
+`opdlm convert` does. Findings are printed as they come. With --lossless the same is asked of `opdlm convert --lossless`:
+how large is the gate that drafts, and what does it cost.
 """
-_EXAMPLES = ("opdlm doctor Qwen/Qwen3-0.6B", "opdlm doctor ./my-model --prompts prompts.jsonl --json")
+_EXAMPLES = (
+    "opdlm doctor Qwen/Qwen3-0.6B",
+    "opdlm doctor ./my-model --prompts prompts.jsonl --json",
+    "opdlm doctor Qwen/Qwen3-0.6B --lossless",
+)
 _CHECKED = {"block_size", "prompts", "prompts_column", "prompts_config", "prompts_split", "prompts_revision"}
 _BUDGETS = (1_000_000, 50_000_000)  # response tokens; the paper's conversions take 48 to 76 million
 
@@ -27,12 +32,17 @@ def parser() -> Parser:
     """The command's flags."""
     made = Parser("doctor", _DESCRIPTION, _EXAMPLES, "MODEL [options]")
     made.add_argument("model", nargs="?", help="folder or hub name of the autoregressive model")
-    made.add_argument("--lora-rank", type=int, metavar="N", help="rank of the LoRA estimate (default: 32)")
+    made.add_argument(
+        "--lora-rank", type=int, metavar="N", help="rank of the LoRA estimate, or of the gate (default: 32)"
+    )
     made.add_argument(
         "--prompt-tokens",
         type=int,
         metavar="N",
         help="memory: tokens of a prompt (default: the longest of --prompts, else 256); prompts are cut to that",
+    )
+    made.add_argument(
+        "--lossless", action="store_true", help="ask about a lossless conversion; its speed is not measured"
     )
     made.add_argument("--response-tokens", type=int, metavar="N", help="memory: of a response (default: the recipe's)")
     made.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (default)")
@@ -60,11 +70,14 @@ def run(arguments: Namespace) -> int:
     if "prompts" in changes and arguments.prompt_tokens is not None:
         changes["prompt_tokens"] = str(arguments.prompt_tokens)
     settings_from(ConvertSettings, changes)  # a wrong one is an error before any model is loaded
+    if arguments.lossless and "block_size" in changes:
+        raise UsageError("a lossless model has no blocks; leave out --block-size")
     console, found = make_console(), dict[str, Any]()
     if not arguments.json:
         _print(console, [("model", arguments.model)])  # at once: the libraries take seconds to load
     quiet_libraries()
     from opdlm.distill.preflight import Question, examine
+    from opdlm.distill.preflight_lossless import examine_lossless
 
     question = Question(
         model=arguments.model,
@@ -76,7 +89,7 @@ def run(arguments: Namespace) -> int:
         speed=not arguments.no_speed,
     )
     try:
-        for part in examine(question):
+        for part in (examine_lossless if arguments.lossless else examine)(question):
             found |= part
             if not arguments.json:
                 _print(console, _lines(part, found))
@@ -99,22 +112,27 @@ def _lines(part: dict[str, Any], found: dict[str, Any]) -> Iterator[tuple[str, s
     if "parameters" in part:
         yield "parameters", f"{part['parameters']:,}"
         yield "convertible", "yes, as far as its config tells"
-        yield "recipe", f"{part['recipe']}, by the number of parameters"
+        named = part["recipe"] == "lossless"
+        yield "recipe", part["recipe"] if named else f"{part['recipe']}, by the number of parameters"
     if "prompts" in part:
         yield "prompts", part["prompts"]
     if "longest_prompt" in part:
         yield "longest prompt", f"{part['longest_prompt']:,} tokens; all fit with their responses"
-    if "mask_token" in part:
-        mask = part["mask_token"]
+    if "architecture" in part:
         yield "architecture", part["architecture"]
         yield "vocabulary, context", f"{part['vocabulary']:,} tokens, {part['context'] or 'no limit'}"
-        yield "mask token", f"{mask['token']}, id {mask['id']}: {mask['plan']}"
+        if mask := part.get("mask_token"):
+            yield "mask token", f"{mask['token']}, id {mask['id']}: {mask['plan']}"
         yield "end token", _ends(part["end_tokens"])
         yield "chat template", "yes" if part["chat_template"] else "none: give prompts as plain text, not as messages"
     if "identity_difference" in part:
         yield "identity check", f"passed, largest difference of a logit {part['identity_difference']:.2g}"
         yield "mask honoured", "yes: with a bidirectional mask the model looks ahead, with a causal one it does not"
-    if "memory" in part:
+    if "lossless" in part:
+        yield "lossless", "yes: a gate drafts, and the model's own weights, which do not change, check every draft"
+    if "gate" in part:
+        yield from _gate_lines(part, found["parameters"])
+    elif "memory" in part:
         yield from _memory_lines(part)
     if "command" in part:
         yield "to convert it", part["command"]
@@ -133,7 +151,6 @@ def _ends(tokens: list[str]) -> str:
 def _memory_lines(part: dict[str, Any]) -> Iterator[tuple[str, str]]:
     memory = part["memory"]
     shape = "{rows} rows of {prompt} + {response} tokens".format_map(memory["shape"])
-    free = "unknown" if part["free_bytes"] is None else size(part["free_bytes"])
     activations = size(memory["activation_bytes"])
     yield "full training", f"{size(memory['training_bytes'])}, {activations} of them activations of {shape}"
     yield f"LoRA, rank {memory['lora_rank']}", size(memory["lora_bytes"])
@@ -142,7 +159,30 @@ def _memory_lines(part: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "", "LoRA saves nothing here: a checkpoint holds a merged copy of the weights, and small models have few"
     yield "decoding", f"{size(memory['decoding_bytes'])} and {token} for each token of text"
     yield "disk", f"{size(memory['disk_bytes'])} for the run ({size(memory['lora_disk_bytes'])} with LoRA)"
-    yield "device", f"{part['device']}, {free} free"
+    yield _device(part)
+
+
+def _gate_lines(part: dict[str, Any], parameters: int) -> Iterator[tuple[str, str]]:
+    gate, memory = part["gate"], part["memory"]
+    share = f"{gate['parameters'] / parameters:.1%} of the model's" if parameters else "beside the model's own"
+    yield "gate", f"rank {gate['rank']} on {gate['layers']} linear layers, windows of {gate['window']} drafts"
+    yield "", f"{gate['parameters']:,} weights, {share}; {size(gate['bytes'])} with --adapter-only"
+    shape = "{rows} rows of {prompt} + {response} tokens".format_map(memory["shape"])
+    fixed = f"{size(memory['weights_bytes'])} the model, {size(4 * gate['bytes'])} the gate with gradients and AdamW"
+    yield (
+        "training",
+        f"{size(memory['training_bytes'])}: {fixed}, {size(memory['activation_bytes'])} activations of {shape}",
+    )
+    token = size(memory["cache_bytes_per_token"])
+    yield "decoding", f"{size(memory['decoding_bytes'])} and {token} for each token of text"
+    alone = size(memory["adapter_only_disk_bytes"])
+    yield "disk", f"{size(memory['disk_bytes'])} for the run ({alone} with --adapter-only)"
+    yield _device(part)
+
+
+def _device(part: dict[str, Any]) -> tuple[str, str]:
+    free = "unknown" if part["free_bytes"] is None else size(part["free_bytes"])
+    return "device", f"{part['device']}, {free} free"
 
 
 def _time(speed: dict[str, Any] | None, fits: bool) -> str:

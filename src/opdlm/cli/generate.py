@@ -46,7 +46,7 @@ def parser() -> Parser:
     made.add_argument("prompt", nargs="?", help='the text to answer, or "-" to read it from the standard input')
     made.add_argument("--infill", metavar="TEXT", help="fill the gaps of TEXT: [[MASK:12]] stands for twelve tokens")
     show = made.add_mutually_exclusive_group()
-    show.add_argument("--watch", action="store_true", help="show the text while it is denoised")
+    show.add_argument("--watch", action="store_true", help="show the text while it is denoised, or drafted and checked")
     show.add_argument("--json", action="store_true", help="print one line of JSON: text, tokens, forwards, seconds")
     made.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (default)")
     made.add_argument("--compile", action="store_true", help="torch.compile: half a minute is lost first, then faster")
@@ -81,11 +81,11 @@ def run(arguments: Namespace) -> int:
 
 
 def _write_one(model: "DiffusionLM", prompt: str, arguments: Namespace, settings: dict[str, Any]) -> None:
-    from opdlm.cli.watch import DraftView
+    from opdlm.cli.watch import view_of
     from opdlm.models.tokens import encode_prompt
 
     gaps = None if arguments.infill is None else model.gaps(prompt)
-    view = DraftView(make_console(), model.tokenizer, model.tokens.mask_token_id, gaps) if arguments.watch else None
+    view = view_of(model, make_console(), gaps) if arguments.watch else None
     began = time.perf_counter()
     try:
         if gaps is not None:

@@ -1,8 +1,11 @@
-"""The denoising in the terminal: masks as dim blocks, what was just unmasked in colour, the counts below."""
+"""The denoising in the terminal: masks as dim blocks, what was just unmasked in colour, the counts below.
+
+Of a lossless model: its drafts, and what became of those of the last forward.
+"""
 
 import time
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
@@ -13,14 +16,110 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from opdlm.models.gaps import GapText
+    from opdlm.sampling.api import DiffusionLM
 
 MASK_SIGN = "▒"
 _PAUSE_S = 0.05  # a small model is faster than the eye
 _STYLES = {"mask": "dim", "fresh": "bold green", "fixed": ""}
 
 
-class DraftView:
-    """A streamer (`put_draft`, `put`, `end`): redraws on a terminal, prints each draft as a line elsewhere."""
+def view_of(model: "DiffusionLM", console: Console, gaps: "GapText | None" = None) -> "DraftView | VerifiedView":
+    """The streamer that shows what `model` does. `gaps`: as in DraftView."""
+    from opdlm.models.drafting import DraftingModel
+
+    if isinstance(model.model, DraftingModel):
+        return VerifiedView(console, model.tokenizer, model.tokens.pad_token_id)
+    return DraftView(console, model.tokenizer, model.tokens.mask_token_id, gaps)
+
+
+class _Screen:
+    """Redraws on a terminal, prints a line for each step elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._step = -1  # the first draft is what step 0 begins with
+        self._whole = Group()
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        if self._live is not None:
+            self._live.start()
+
+    def end(self) -> None:
+        """Leaves the last picture on the screen."""
+        if self._live is not None:
+            self._live.update(self._whole)
+            self._live.stop()
+
+    def _draw(self, text: Text, counts: str) -> None:
+        if self._live is None:
+            flat = text.plain.replace("\n", "⏎")
+            self.console.print(f"{self._step:4}  {flat}", markup=False, soft_wrap=True)
+            return
+        # While it grows, its end is what changes; all of it stays when it is complete.
+        lines = text.wrap(self.console, self.console.width)
+        below = len(Text(counts).wrap(self.console, self.console.width))
+        room = max(1, self.console.height - 2 - below)
+        shown = Text("\n").join(lines[-room:])
+        self._whole = Group(text, Text(counts, style="dim"))
+        self._live.update(Group(shown, Text(counts, style="dim")), refresh=True)
+        time.sleep(_PAUSE_S)
+
+
+class VerifiedView(_Screen):
+    """A streamer for a lossless model: accepted drafts in colour, refused ones struck through, the next ones dim.
+
+    Elsewhere than on a terminal: refused ones between ~ and ~, the next ones in brackets.
+    """
+
+    def __init__(self, console: Console, tokenizer: "PreTrainedTokenizerBase", front: int) -> None:
+        """`front`: any token, see `decode_inside`."""
+        super().__init__(console)
+        self.tokenizer, self.front = tokenizer, front
+        self._before, self._offered = list[int](), list[int]()
+        self._held, self._checked = 0, 0
+
+    def put_verified(self, ids: Any, drafts: Any) -> None:
+        """[L] verified response ids, [d] drafts; tensors."""
+        self._put(ids.tolist(), drafts.tolist())
+
+    def put_draft(self, ids: Any) -> None:
+        """[L] verified response ids; a tensor."""
+        self._put(ids.tolist(), [])
+
+    def put(self, ids: Any) -> None:
+        """[L] final response ids; a tensor."""
+        self._put(ids.tolist(), [], final=True)
+
+    def _put(self, ids: list[int], drafts: list[int], final: bool = False) -> None:
+        self._step += 1
+        new = ids[len(self._before) :]
+        held = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(new, self._offered, strict=False))))
+        # Behind the end of a text drafts are neither right nor wrong.
+        reached = self._offered[: len(new)] if final else self._offered
+        self._held, self._checked = self._held + held, self._checked + len(reached)
+        text = Text(self._decode(self._before))
+        text.append(self._decode(new[:held]), "bold green")
+        if not final:
+            self._append(text, self._offered[held:], "red strike", "~~")
+        text.append(self._decode(new[held:]))
+        self._append(text, drafts, "dim", "[]")
+        self._before, self._offered = ids, drafts
+        rate = len(ids) / max(1, self._step)
+        counts = f"forward {self._step}, {len(ids)} tokens, {rate:.2f} tokens per forward"
+        self._draw(text, f"{counts}, {self._held} of {self._checked} drafts accepted")
+
+    def _append(self, text: Text, ids: list[int], style: str, signs: str) -> None:
+        if ids:
+            shown = self._decode(ids)
+            text.append(shown if self.console.is_terminal else f"{signs[0]}{shown}{signs[1]}", style)
+
+    def _decode(self, ids: list[int]) -> str:
+        from opdlm.models.tokens import decode_inside
+
+        return decode_inside(self.tokenizer, self.front, ids) if ids else ""
+
+
+class DraftView(_Screen):
+    """A streamer (`put_draft`, `put`, `end`) for a block-diffusion model."""
 
     def __init__(
         self,
@@ -30,13 +129,9 @@ class DraftView:
         gaps: "GapText | None" = None,
     ) -> None:
         """`gaps`: the text that is filled; what it gives is shown as it was written."""
-        self.console, self.tokenizer, self.mask, self.gaps = console, tokenizer, mask_token_id, gaps
+        super().__init__(console)
+        self.tokenizer, self.mask, self.gaps = tokenizer, mask_token_id, gaps
         self._before: list[int] = []
-        self._step = -1  # the first draft is what step 0 begins with
-        self._whole = Group()
-        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
-        if self._live is not None:
-            self._live.start()
 
     def put_draft(self, ids: Any) -> None:
         """[L] response ids, the mask token where nothing is committed; a tensor."""
@@ -48,25 +143,10 @@ class DraftView:
         self._step += 1
         self._show(ids.tolist())
 
-    def end(self) -> None:
-        """Leaves the last picture on the screen."""
-        if self._live is not None:
-            self._live.update(self._whole)
-            self._live.stop()
-
     def _show(self, ids: list[int]) -> None:
         text, counts = self._coloured(ids), self._counts(ids)
         self._before = ids
-        if self._live is None:
-            flat = text.plain.replace("\n", "⏎")
-            self.console.print(f"{self._step:4}  {flat}", markup=False, soft_wrap=True)
-            return
-        # While it grows, its end is what changes; all of it stays when it is complete.
-        lines = text.wrap(self.console, self.console.width)
-        shown = Text("\n").join(lines[max(0, len(lines) - self.console.height + 3) :])
-        self._whole = Group(text, Text(counts, style="dim"))
-        self._live.update(Group(shown, Text(counts, style="dim")), refresh=True)
-        time.sleep(_PAUSE_S)
+        self._draw(text, counts)
 
     def _counts(self, ids: Sequence[int]) -> str:
         fixed = sum(token != self.mask for token in ids)

@@ -7,6 +7,7 @@ weights) with their square.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,18 @@ from torch.nn import Linear
 from opdlm.config import DistillSettings
 from opdlm.core.states import StateChoice, select_states
 from opdlm.core.types import StateBatch
-from opdlm.distill.pair import CHUNK_FLOATS, TrainingPass
+from opdlm.core.windows import WindowChoice, select_windows
+from opdlm.distill.pair import CHUNK_FLOATS, TrainingPass, WindowPass
 from opdlm.distill.rollout import given
+from opdlm.distill.teacher import Teacher
 from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.models.drafting import DraftingModel
 from opdlm.models.tokens import SpecialTokens
 
 _FLOAT = 4  # bytes; conversions hold weights, gradients and optimiser state in float32
-_SHORT = (24, 48)  # response tokens of the two measured passes
+_PROMPT, _SHORT = 8, (24, 48)  # prompt and response tokens of the two measured passes
 _CHUNK_TENSORS = 5  # of the LM head's chunk that live at once: outputs, student, teacher, their difference, gradient
+_CHECK_TENSORS = 3  # [rows, drafts, vocabulary] that live at once while drafts are checked
 _ADAPTER_HEAP = 1.25
 """Among the many small matrices of an adapter more freed memory stays with the process (measured, docs/log.md)."""
 _STATM = Path("/proc/self/statm")
@@ -80,6 +85,39 @@ def estimate(
     }
 
 
+def estimate_lossless(
+    model: DraftingModel, tokens: SpecialTokens, settings: DistillSettings, shape: Shape
+) -> dict[str, Any]:
+    """Bytes, by purpose, of a lossless conversion with the gate of `model`.
+
+    The weights are there once: they are the teacher, and never change. Only the gate has gradients and two moments of
+    AdamW; only window tokens have activations that a backward pass needs.
+    """
+    weights = _FLOAT * sum(p.numel() for p in model.model.parameters())
+    gate = _FLOAT * sum(p.numel() for p in model.gate.parameters())
+    base = _base_bytes(weights) if model.device.type == "cpu" else 0
+    activations, window = _window_bytes(model, tokens, settings, shape), model.window
+    vocabulary = model.head_parameters()[0].shape[0]
+    chunk = min(shape.rows * shape.response_tokens * window * vocabulary, max(CHUNK_FLOATS, vocabulary))
+    rows, text = shape.rollout_rows, shape.prompt_tokens + shape.response_tokens
+    cache = rows * (text + (window + 1) ** 2) * _cache_bytes(model)  # room for all windows of a forward
+    checked = _FLOAT * _CHECK_TENSORS * rows * (window + 1) * vocabulary
+    passing = max(_ADAPTER_HEAP * activations + _FLOAT * _CHUNK_TENSORS * chunk, cache + checked)
+    return {
+        "shape": {"rows": shape.rows, "prompt": shape.prompt_tokens, "response": shape.response_tokens},
+        "base_bytes": base,
+        "weights_bytes": weights,
+        "gate_bytes": gate,
+        "activation_bytes": activations,
+        "rollout_bytes": cache + checked,
+        "training_bytes": int(base + weights + 4 * gate + passing),
+        "decoding_bytes": base + weights + gate,
+        "cache_bytes_per_token": _cache_bytes(model),
+        "disk_bytes": (settings.keep_checkpoints + 1) * 3 * gate + weights + gate,
+        "adapter_only_disk_bytes": (settings.keep_checkpoints + 1) * 3 * gate + gate,
+    }
+
+
 def _base_bytes(weights: int) -> int:
     """What this process holds beside the model's weights."""
     if not _STATM.is_file():
@@ -107,7 +145,7 @@ def _activation_bytes(
     model: BlockDiffusionModel, tokens: SpecialTokens, settings: DistillSettings, shape: Shape
 ) -> int:
     """What a training pass over the shape's packed sequences keeps for its backward pass."""
-    states = [_states(model, tokens, settings, 1, 8, response) for response in _SHORT]
+    states = [_states(model, tokens, settings, 1, _PROMPT, response) for response in _SHORT]
     (x1, y1), (x2, y2) = ((one.input_ids.shape[1], _saved_bytes(model, settings, one)) for one in states)
     square = max(0.0, (y2 / x2 - y1 / x1) / (x2 - x1))  # y = linear x + square x^2
     linear = y1 / x1 - square * x1
@@ -128,8 +166,41 @@ def _states(
 
 
 def _saved_bytes(model: BlockDiffusionModel, settings: DistillSettings, states: StateBatch) -> int:
-    """Bytes of all storages that autograd keeps in one pass, the parameters aside."""
-    own = {p.untyped_storage().data_ptr() for p in model.model.parameters()}
+    """What one pass over block-diffusion states keeps."""
+    was_training = model.training
+    if settings.gradient_checkpointing:
+        model.checkpoint_activations()
+    model.train()
+    saved = _kept_bytes(model, lambda: TrainingPass(model)(states, _any_loss))
+    if settings.gradient_checkpointing:
+        model.checkpoint_activations(False)
+    model.train(was_training)
+    return saved
+
+
+def _window_bytes(model: DraftingModel, tokens: SpecialTokens, settings: DistillSettings, shape: Shape) -> int:
+    """What a training pass over windows at all anchors of the shape's texts keeps, the texts' keys included."""
+    choice = WindowChoice(model.window, settings.anchors)
+
+    def measured(response: int) -> tuple[int, int, int]:
+        """Window tokens of a row, keys that they may see, and bytes."""
+        text = given([[1] * _PROMPT], [[1] * response], tokens, 1, response).to(model.device)
+        windows = select_windows(text, choice, torch.zeros(1, dtype=torch.int64, device=model.device))
+        clean = Teacher(model).clean_pass(text)
+        queries = windows.input_ids.shape[1]
+        saved = _kept_bytes(model, lambda: WindowPass(model)(windows, _any_loss, clean))
+        return queries, _PROMPT + response + queries, saved
+
+    (q1, k1, y1), (q2, k2, y2) = (measured(response) for response in _SHORT)
+    square = max(0.0, (y2 / q2 - y1 / q1) / (k2 - k1))  # y = linear q + square q k: masks have an entry for each pair
+    linear = y1 / q1 - square * k1
+    queries = max(1, shape.response_tokens - 1) * model.window
+    return int(shape.rows * queries * (linear + square * (shape.prompt_tokens + shape.response_tokens + queries)))
+
+
+def _kept_bytes(model: BlockDiffusionModel, run: Callable[[], object]) -> int:
+    """Bytes of all storages that autograd keeps while `run` runs, the parameters aside."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -138,13 +209,11 @@ def _saved_bytes(model: BlockDiffusionModel, settings: DistillSettings, states: 
             kept[storage.data_ptr()] = storage
         return tensor.detach()  # itself would hold its own graph, for ever
 
-    was_training = model.training
-    if settings.gradient_checkpointing:
-        model.checkpoint_activations()
-    model.train()
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        TrainingPass(model)(states, lambda outputs, part: outputs.float().logsumexp(-1))
-    if settings.gradient_checkpointing:
-        model.checkpoint_activations(False)
-    model.train(was_training)
+        run()
     return sum(storage.nbytes() for storage in kept.values())
+
+
+def _any_loss(outputs: torch.Tensor, part: slice) -> torch.Tensor:
+    """[m] a loss of every row of `outputs` [m, V]."""
+    return outputs.float().logsumexp(-1)

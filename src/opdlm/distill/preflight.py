@@ -23,7 +23,7 @@ from opdlm.models.tokens import SpecialTokens, find_or_add_mask_token, special_t
 from opdlm.recipes import load_recipe, recipe_for
 
 Findings = dict[str, Any]
-_RANK, _PROMPT_TOKENS = 32, 256
+_RANK, PROMPT_TOKENS = 32, 256
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Question:
         changes: settings in place of the recipe's; with prompts among them these are checked as by a conversion.
         lora_rank: of the estimate with an adapter; None: _RANK, or the model's largest.
         prompt_tokens, response_tokens: lengths that memory is estimated for; None: the longest prompt, or
-            _PROMPT_TOKENS without any, and the recipe's longest response.
+            PROMPT_TOKENS without any, and the recipe's longest response.
         device: "cpu", "cuda", "mps" or "auto".
         speed: whether some training steps are timed.
     """
@@ -80,19 +80,19 @@ def examine(question: Question) -> Iterator[Findings]:
         "chat_template": bool(tokenizer.chat_template),
     }
     ids = encoded(texts or ["Hello"], tokenizer, settings)  # a broken chat template is an error without prompts too
-    advised = _within(settings, context)
+    advised = within_context(settings, context)
     check_fit(model, ids, advised)
     if texts:
         yield {"longest_prompt": max(map(len, ids))}
     yield {"identity_difference": identity_check(model), "mask_honoured": True}  # part of the identity check
 
-    shape = _shape(question, settings, max(map(len, ids)) if texts else _PROMPT_TOKENS, context)
+    shape = shape_of(question, settings, max(map(len, ids)) if texts else PROMPT_TOKENS, context)
     memory = footprint.estimate(model, tokens, settings, rank, shape)
     free = free_bytes(device)
     fits = free is None or memory["training_bytes"] <= free
     yield {"memory": memory, "device": str(device), "free_bytes": free, "training_fits": fits}
     saving = {} if fits or free is None else _what_fits(model, tokens, settings, rank, shape, free)
-    yield {"command": _command(question, settings, advised, saving or {}), "command_fits": saving is not None}
+    yield {"command": command(question, settings, advised, saving or {}), "command_fits": saving is not None}
     yield {"speed": measure(model, tokens, settings) if question.speed and fits else None}
 
 
@@ -119,7 +119,7 @@ def _what_fits(
     return next((flags for needed, flags in ways if needed <= free), None)
 
 
-def _within(settings: ConvertSettings, context: int | None) -> ConvertSettings:
+def within_context(settings: ConvertSettings, context: int | None) -> ConvertSettings:
     """With responses of half the context at most, where the recipe's are longer."""
     ramp = settings.response_length
     if context is None or context >= 2 * ramp.end:
@@ -129,7 +129,7 @@ def _within(settings: ConvertSettings, context: int | None) -> ConvertSettings:
     return settings.model_copy(update={"response_length": shorter})
 
 
-def _shape(question: Question, settings: DistillSettings, usual: int, context: int | None) -> footprint.Shape:
+def shape_of(question: Question, settings: DistillSettings, usual: int, context: int | None) -> footprint.Shape:
     """The lengths asked for, within the context."""
     prompt = question.prompt_tokens or usual
     longest = question.response_tokens or settings.response_length.end
@@ -150,7 +150,7 @@ def _plan_mask(ar_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return {"id": index, "token": str(tokenizer.mask_token), "plan": "the tokenizer's own" if known else plan}
 
 
-def _command(question: Question, settings: ConvertSettings, advised: ConvertSettings, saving: dict[str, str]) -> str:
+def command(question: Question, settings: ConvertSettings, advised: ConvertSettings, saving: dict[str, str]) -> str:
     """What to type, with the flags that make it fit."""
     parts = ["opdlm", "convert", question.model, "--prompts", settings.prompts or "PROMPTS.jsonl", "--output", "RUN"]
     for name, value in question.changes.items():

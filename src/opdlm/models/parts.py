@@ -8,6 +8,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from opdlm.errors import UnsupportedModelError
+
 
 def input_embedding(model: PreTrainedModel) -> nn.Embedding:
     """The token embedding; its rows may be more than the tokenizer has tokens."""
@@ -24,9 +26,17 @@ def lm_head(model: PreTrainedModel) -> nn.Module:
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The linear layers of a decoder but its LM head, by name: what an adapter changes."""
-    head = model.get_output_embeddings()
-    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
+    """The linear layers of a decoder but its LM head, by name: what an adapter changes.
+
+    Raises UnsupportedModelError if there are none.
+    """
+    head, found = model.get_output_embeddings(), dict[str, nn.Module]()
+    found |= {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
+    if not found:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no linear layers that an adapter could change; convert all weights"
+        )
+    return found
 
 
 def cache_argument(forward: Callable[..., Any]) -> str | None:

@@ -6,7 +6,7 @@ Names follow the text-diffusion API of transformers (`tokens_per_forward`, a str
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -30,7 +30,7 @@ class DraftStreamer(Protocol):
     """Receives a row's text while it is written (one prompt at a time, as streamers of transformers do)."""
 
     def put_draft(self, ids: torch.Tensor) -> None:
-        """[L] response ids as they are now, the mask token where nothing is committed."""
+        """[L] response ids as they are now, the mask token where nothing is committed; a lossless model: verified."""
         ...
 
     def put(self, ids: torch.Tensor) -> None:
@@ -39,6 +39,15 @@ class DraftStreamer(Protocol):
 
     def end(self) -> None:
         """The response is complete."""
+        ...
+
+
+@runtime_checkable
+class VerifiedStreamer(DraftStreamer, Protocol):
+    """Sees a lossless model's drafts as well."""
+
+    def put_verified(self, ids: torch.Tensor, drafts: torch.Tensor) -> None:
+        """In place of `put_draft`: [L] verified response ids, [d] drafts behind them that the next forward checks."""
         ...
 
 
@@ -127,7 +136,10 @@ class DiffusionLM:
         return self._output(rollout, texts, int((rollout.length - rollout.prompt_length).sum()))
 
     def stream(self, input_ids: torch.Tensor | Sequence[Sequence[int]], **settings: Any) -> Iterator[torch.Tensor]:
-        """The response to one row [1, P] as it is after each step: [L] ids, mask tokens where nothing is known yet."""
+        """The response to one row [1, P] as it is after each step: [L] ids, mask tokens where nothing is known yet.
+
+        Of a lossless model: what is verified.
+        """
         prompts, chosen = _rows(input_ids, None), self._settings(settings)
         begin = _only(prompts)
         events = self._watched(continuations(prompts, chosen, watched=True)[0])
@@ -136,7 +148,7 @@ class DiffusionLM:
             if isinstance(event, Completion):
                 yield event.rollout.input_ids[0, begin : int(event.rollout.length[0])].clone()
             else:
-                yield event.input_ids[begin:]
+                yield event.input_ids[begin : event.known if self._drafts else None]
 
     def fill(
         self,
@@ -181,7 +193,7 @@ class DiffusionLM:
 
     def gaps(self, text: str) -> GapText:
         """`text` as ids for `fill`, and what makes text of them again. ContextLengthError if the gaps are too long."""
-        if self.model.mask_token_id == NO_MASK:
+        if self._drafts:
             raise UsageError("a lossless model writes from left to right and fills no gaps; convert without --lossless")
         return GapText(self.tokenizer, text, self.tokens.mask_token_id, self.model.max_length)
 
@@ -202,6 +214,11 @@ class DiffusionLM:
         ends = zip(r.prompt_length.tolist(), r.length.tolist(), strict=True)
         ids = [r.input_ids[i, begin:end].tolist() for i, (begin, end) in enumerate(ends)]
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+    @property
+    def _drafts(self) -> bool:
+        """Whether the model is a lossless one."""
+        return self.model.mask_token_id == NO_MASK
 
     def _settings(self, given: dict[str, Any]) -> GenerationSettings:
         return settings_from(GenerationSettings, {**self.defaults.model_dump(), **given})
@@ -233,6 +250,13 @@ class DiffusionLM:
         for event in self._watched(requests[0]):
             if isinstance(event, Completion):
                 rollouts.append(event.rollout)
+                continue
+            if self._drafts:
+                verified, drafts = event.input_ids[begin : event.known], event.input_ids[event.known :]
+                if isinstance(streamer, VerifiedStreamer):
+                    streamer.put_verified(verified, drafts)
+                else:
+                    streamer.put_draft(verified)
                 continue
             known = torch.tensor(text[len(event.input_ids) :], dtype=torch.int64, device=event.input_ids.device)
             streamer.put_draft(torch.cat([event.input_ids[begin:], known]))

@@ -38,11 +38,14 @@ class Draft:
     Attributes:
         request: its number.
         input_ids: [n] int64, from the prompt's first token to the end of the current block, mask tokens where nothing
-            is committed.
+            is committed. Of a model that drafts: to the last draft.
+        known: how many tokens, from the first, stand in finished blocks. Of a model that drafts: are verified; the
+            drafts behind them are checked by the next forward.
     """
 
     request: int
     input_ids: torch.Tensor
+    known: int
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ class Engine:
     def _drafts(self, slots: Sequence[int]) -> list[Event]:
         """Of the watched rows among `slots`."""
         held = [(slot, one) for slot in slots if (one := self._slots.held[slot]) is not None]
-        return [Draft(number, self._slots.draft(slot)) for slot, (number, request) in held if request.watched]
+        return [Draft(number, *self._slots.draft(slot)) for slot, (number, request) in held if request.watched]
 
     def _ends(self, block: torch.Tensor) -> torch.Tensor:
         """[B, S] bool: tokens after which a text ends, once everything before them is committed."""

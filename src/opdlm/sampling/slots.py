@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from opdlm.core.layout import CLEAN, PADDING, Attention
 from opdlm.core.propose import Controls
 from opdlm.core.types import Rollout
-from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.models.block_diffusion import NO_MASK, BlockDiffusionModel
 from opdlm.models.cache import KVCache
 from opdlm.sampling.request import Request
 from opdlm.sampling.state import IDLE, Drift, Numbered, SlotState
@@ -250,10 +250,11 @@ class Slots:
         self.state.number[slot] = IDLE
         self.state.start[slot] = 0
 
-    def draft(self, slot: int) -> torch.Tensor:
-        """[n] the row's text as it is now: up to the end of its current block, or to its own end."""
-        until = min(int(self.state.start[slot]) + self.size, int(self.state.end[slot]))
-        return self.state.ids[slot, :until].clone()
+    def draft(self, slot: int) -> tuple[torch.Tensor, int]:
+        """[n] the row's text as it is now, and how much of it is known: see `Draft`."""
+        known = int(self.state.start[slot])
+        ahead = int(self.state.drafted[slot]) if self.model.mask_token_id == NO_MASK else self.size
+        return self.state.ids[slot, : min(known + ahead, int(self.state.end[slot]))].clone(), known
 
 
 def _shared_prefix(requests: Sequence[Request], block_size: int) -> list[int]:
