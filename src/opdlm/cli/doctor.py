@@ -16,8 +16,8 @@ _DESCRIPTION = """
 Look at MODEL before any training: can a mask turn it into a block-diffusion model (if not, why, and exit code 2), does
 the adapted model equal the original, where does the mask token go, what do training and decoding cost in memory and on
 disk, which command to type, and how fast is a training step on this machine. With --prompts these are checked too, as
-`opdlm convert` does. Findings are printed as they come. With --lossless the same is asked of `opdlm convert --lossless`:
-how large is the gate that drafts, and what does it cost.
+`opdlm convert` does. Findings are printed as they come. With --lossless the same is asked of a lossless conversion: how
+large is the gate that drafts, and what does it cost.
 """
 _EXAMPLES = (
     "opdlm doctor Qwen/Qwen3-0.6B",
