@@ -94,7 +94,7 @@ def test_a_file_that_was_interrupted_goes_on(rows, tmp_path, capsys, monkeypatch
         (["--output", "o.jsonl", "a prompt"], "name it with --prompts"),
         (["--prompts", "in.jsonl", "--output", "o.jsonl", "--watch"], "leave out watch"),
         (["--prompts", "in.jsonl", "--output", "o.jsonl", "model", "a prompt"], "leave out prompt"),
-        (["--prompts", "in.jsonl", "--output", "no/o.jsonl"], "does not exist; make it"),
+        (["--prompts", "in.jsonl", "--output", "no/o.jsonl"], "is no folder; make it"),
         (["--prompts", "in.jsonl", "--output", "o.jsonl", "--batch-size", "0"], "at least 1"),
         (["--prompts", "in.jsonl", "--output", "o.jsonl", "--prompt-limit", "0"], "at least 1"),
         (["--prompts", "bad.jsonl", "--output", "o.jsonl"], "line 2 is neither text nor a list of messages"),
