@@ -48,6 +48,10 @@ _ADAPTER_USAGE = """\
 This is an adapter alone. It needs opdlm, peft and its base, whose weights are checked by their hash:
 `opdlm generate FOLDER "..." --watch`, or `opdlm.load(FOLDER)`. adapter_config.json says where the base is."""
 
+_GATE_USAGE = """\
+This is a gate alone. It needs opdlm and its base, whose weights are checked by their hash:
+`opdlm generate FOLDER "..." --watch`, or `opdlm.load(FOLDER)`. config.json says where the base is."""
+
 
 def model_card(
     model: BlockDiffusionModel, generation: GenerationSettings, provenance: dict[str, Any], *, adapter: bool = False
@@ -71,7 +75,7 @@ def model_card(
         title=f"{base or 'Model'} {'without loss, in fewer forwards' if drafts else 'as a block-diffusion model'}",
         what=_LOSSLESS.format(window=model.window) if drafts else _BLOCKS.format(block_size=geometry.block_size),
         version=__version__,
-        usage=_ADAPTER_USAGE if adapter else _FOLDER_USAGE,
+        usage=(_GATE_USAGE if drafts else _ADAPTER_USAGE) if adapter else _FOLDER_USAGE,
         rows="\n".join(f"| {name} | {value} |" for name, value in facts.items()),
     )
 

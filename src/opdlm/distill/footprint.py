@@ -113,8 +113,9 @@ def estimate_lossless(
         "training_bytes": int(base + weights + 4 * gate + passing),
         "decoding_bytes": base + weights + gate,
         "cache_bytes_per_token": _cache_bytes(model),
-        "disk_bytes": (settings.keep_checkpoints + 1) * 3 * gate + weights + gate,
-        "adapter_only_disk_bytes": (settings.keep_checkpoints + 1) * 3 * gate + gate,
+        # Each checkpoint: the gate's training state, and the model folder, with the base's weights or without.
+        "disk_bytes": (settings.keep_checkpoints + 1) * (4 * gate + weights) + weights + gate,
+        "adapter_only_disk_bytes": (settings.keep_checkpoints + 1) * 4 * gate + gate,
     }
 
 
