@@ -16,6 +16,7 @@ import measuring
 from studies import arm
 from studies.driver import run_all
 from studies.questions import ARMS, BASE, QUESTIONS
+from studies.record import Effort
 
 ARM_FILES = measuring.RESULTS / "studies"
 FIGURES = Path(__file__).parent.parent / "docs" / "studies"
@@ -49,7 +50,9 @@ def run(args: argparse.Namespace) -> int:
     if unknown:
         raise SystemExit(f"no such arms: {', '.join(unknown)}; there are {', '.join(names)}")
     chosen = [name for name in names if not args.arms or name in args.arms]
-    well = run_all(chosen, args.seeds, effort(args), args.output, Path(__file__), args.jobs, args.minutes)
+    well = run_all(
+        arm.definition, chosen, args.seeds, effort(args), args.output, Path(__file__), args.jobs, args.minutes
+    )
     return 0 if well else 1
 
 
@@ -78,8 +81,8 @@ def summary(args: argparse.Namespace) -> int:
     return 0
 
 
-def effort(args: argparse.Namespace) -> arm.Effort:
-    return arm.Effort(args.scale, args.per_family)
+def effort(args: argparse.Namespace) -> Effort:
+    return Effort(args.scale, args.per_family)
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:

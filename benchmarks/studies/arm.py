@@ -2,8 +2,6 @@
 
 import copy
 import itertools
-import json
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -12,9 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import measuring
 import torch
-import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -38,6 +34,7 @@ from studies.foreign import remarked, restyled
 from studies.hindsight import hindsight_loss
 from studies.mask_fault import commit_mask_fault
 from studies.questions import ARMS, BASE, QUESTIONS, Arm, Values
+from studies.record import Effort, circumstances, path_of, write
 
 _EXAMINED_MORE = {*QUESTIONS["order"].arms, *QUESTIONS["method"].arms}
 POINTS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
@@ -45,19 +42,6 @@ POINTS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 
 
 # --- what is to be run --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much is spent on an arm.
-
-    Attributes:
-        scale: factor of all numbers of rollouts.
-        per_family: questions of each family in the final examination; a fifth of that on the way.
-    """
-
-    scale: float = 1.0
-    per_family: int = 250
 
 
 def definition(name: str, seed: int, effort: Effort) -> dict[str, Any]:
@@ -87,17 +71,6 @@ def _scaled(values: Values, scale: float) -> Values:
         "warm_start_rollouts": round(scale * values["warm_start_rollouts"]),
         "response_length": {**ramp, "rollouts": round(scale * ramp["rollouts"])},
     }
-
-
-def path_of(folder: Path, name: str, seed: int) -> Path:
-    """Where the result of an arm stands."""
-    return folder / f"{name}-seed{seed}.json"
-
-
-def is_done(folder: Path, name: str, seed: int, effort: Effort) -> bool:
-    """Whether the folder holds the result of this very definition."""
-    path = path_of(folder, name, seed)
-    return path.exists() and json.loads(path.read_text())["definition"] == definition(name, seed, effort)
 
 
 # --- a run --------------------------------------------------------------------------------------------------------
@@ -173,7 +146,7 @@ def run(name: str, seed: int, effort: Effort, folder: Path) -> dict[str, Any]:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     began = perf_counter()
-    arm, about, circumstances = ARMS[name], definition(name, seed, effort), _circumstances()
+    arm, about, found = ARMS[name], definition(name, seed, effort), circumstances()
     exam = Exam.of_size(effort.per_family)
     models = Models.load()
     teacher = {
@@ -186,13 +159,13 @@ def run(name: str, seed: int, effort: Effort, folder: Path) -> dict[str, Any]:
     record = {
         "definition": about,
         "reason": arm.reason,
-        **circumstances,
+        **found,
         "seconds": round(perf_counter() - began, 1),
         "teacher": teacher,
         "curve": curve.points,
         "final": final,
     }
-    _write(path_of(folder, name, seed), record)
+    write(path_of(folder, name, seed), record)
     return record
 
 
@@ -240,22 +213,3 @@ def _answers(arm: Arm, models: Models, problems: Sequence[Problem]) -> list[list
     texts = map(_IN_WORDS[arm.answers], problems)
     encoded = (models.tokenizer.encode(text, add_special_tokens=False) for text in texts)
     return [[*ids, models.tokens.stop_token_ids[0]] for ids in encoded]
-
-
-def _circumstances() -> dict[str, Any]:
-    """Taken before the run: the code may change while it lasts."""
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    return {
-        "commit": measuring.commit(),
-        "hardware": measuring.hardware(),
-        "versions": {**versions, "python": platform.python_version()},
-    }
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    """Complete or not at all: a file says that the arm is done."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".partial")
-    lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in record.items())
-    draft.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    draft.rename(path)

@@ -4,13 +4,18 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from studies.arm import Effort, is_done
+from studies.record import Effort, is_done
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+Definition = Callable[[str, int, Effort], dict[str, Any]]
+"""(arm, seed, effort) -> all that decides its result."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class Job:
 
 
 def run_all(
+    definition: Definition,
     names: Sequence[str],
     seeds: Sequence[int],
     effort: Effort,
@@ -39,6 +45,7 @@ def run_all(
     """All arms with the first seed, then with the next; those whose files exist are skipped.
 
     Args:
+        definition: of an arm; its file is known by it.
         script: its command `arm` runs one arm.
         jobs: arms at once.
         minutes: no arm is started later than that.
@@ -47,7 +54,7 @@ def run_all(
         Whether all went well (arms that time did not allow aside).
     """
     wanted = [(name, seed) for seed in seeds for name in names]
-    todo = [pair for pair in wanted if not is_done(folder, *pair, effort)]
+    todo = [pair for pair in wanted if not is_done(folder, definition(*pair, effort))]
     print(f"{len(todo)} runs, {len(wanted) - len(todo)} done before", flush=True)
     waiting = [Job(*pair, place=f"{i}/{len(todo)}") for i, pair in enumerate(todo, start=1)]
     running: dict[subprocess.Popen, Job] = {}

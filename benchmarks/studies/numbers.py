@@ -9,9 +9,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from studies.arm import Effort, definition
+from studies.arm import definition
 from studies.exam import ON_THE_WAY, Result
 from studies.questions import ARMS, QUESTIONS
+from studies.record import Effort
 
 Record = dict[str, Any]
 """What the file of a run holds."""
