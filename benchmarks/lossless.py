@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from opdlm.config import GenerationSettings, settings_from
-from opdlm.core.types import Rollout
+from opdlm.evals.acceptance import acceptance_of
 from opdlm.models.tokens import encode_prompt
 from opdlm.sampling.api import DiffusionLM, load
 from opdlm.tiny.families import evaluation_set
@@ -40,19 +40,6 @@ AR, AR_COMPILED, OURS, OURS_COMPILED = "transformers AR", "transformers AR, comp
 
 def settings_of(decoding: str) -> GenerationSettings:
     return settings_from(GenerationSettings, {"decoding": decoding, "max_new_tokens": MAX_NEW_TOKENS})
-
-
-def acceptance(rollout: Rollout, window: int) -> list[float]:
-    """Of each place, the share of drafts that held, given that those before it did; the last forward is left out."""
-    tried, held = [0] * window, [0] * window
-    for row in range(len(rollout.length)):
-        steps = rollout.commit_step[row, int(rollout.prompt_length[row]) : int(rollout.length[row])]
-        groups = steps.unique_consecutive(return_counts=True)[1].tolist()
-        for tokens in groups[1:-1]:  # the first forward has no drafts, the last may be cut
-            for place in range(min(tokens, window)):
-                tried[place] += 1
-                held[place] += tokens > place + 1
-    return [round(good / max(1, all_), 3) for good, all_ in zip(held, tried, strict=True)]
 
 
 def same_text(
@@ -74,8 +61,10 @@ def same_text(
         rate = sum(tokens[i] for i in mine) / sum(forwards[i] for i in mine)
         rows.append(measuring.row("tokens per forward", "token", [rate], [1.0], AR, {"family": family}))
         print(f"{family}: {rate:.2f} tokens a forward", flush=True)
-    for place, share in enumerate(acceptance(rollout, model.model.window), 1):  # type: ignore[attr-defined]
-        rows.append(measuring.row("acceptance", "share", [share], [1.0], AR, {"place": place}))
+    drafts = acceptance_of(model, settings_of("verified"))
+    drafts.saw(rollout)
+    for place, share in enumerate(drafts.shares, 1):
+        rows.append(measuring.row("acceptance", "share", [round(share, 3)], [1.0], AR, {"place": place}))
         print(f"drafts at place {place}: {share:.1%} accepted", flush=True)
     return rows
 

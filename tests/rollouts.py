@@ -88,11 +88,11 @@ def states_of(
     selection: Selection,
     seeds: torch.Tensor | None = None,
     capacity: float = 0,
-    **choice: bool,
+    **choice: bool | float,
 ) -> StateBatch:
     """States of all rows; row i has the seed i, if no others are given."""
     seeds = torch.arange(len(rollout.length)) if seeds is None else seeds
-    chosen = StateChoice(selection, **choice)
+    chosen = StateChoice(selection, **choice)  # type: ignore[arg-type]
     return select_states(rollout, geometry, chosen, seeds, mask_token_id=MASK, capacity=capacity)
 
 

@@ -36,7 +36,7 @@ from studies.mask_fault import commit_mask_fault
 from studies.questions import ARMS, BASE, QUESTIONS, Arm, Values
 from studies.record import Effort, circumstances, path_of, write
 
-_EXAMINED_MORE = {*QUESTIONS["order"].arms, *QUESTIONS["method"].arms}
+_EXAMINED_MORE = {name for key in ("order", "method", "clean") for name in QUESTIONS[key].arms}
 POINTS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 """Shares of the budget at which the student is examined; and before it."""
 

@@ -18,7 +18,7 @@ from opdlm.tiny.families import FAMILIES, GENERATORS
 from opdlm.tiny.problems import Problem
 
 DECODINGS = ("static", "sequential", "dynamic:0.9", "dynamic:0.8", "dynamic:0.7")
-MORE_DECODINGS = ("dynamic:0.98", "dynamic:0.95", "prefix:0.98", "prefix:0.95", "prefix:0.9", "prefix:0.8")
+MORE_DECODINGS = ("dynamic:0.98", "dynamic:0.95", "prefix:0.98", "prefix:0.95", "prefix:0.9", "prefix:0.8", "checked")
 """For the arms of some questions only."""
 SUREST_FIRST = ("static", "dynamic:0.98", "dynamic:0.95", "dynamic:0.9", "dynamic:0.8", "dynamic:0.7")
 LEFT_TO_RIGHT = ("sequential", "prefix:0.98", "prefix:0.95", "prefix:0.9", "prefix:0.8")

@@ -185,6 +185,11 @@ ARMS: dict[str, Arm] = {
     "top-16": Arm("the teacher's 16 most probable tokens and a bucket for the rest", {"top_k": 16}),
     "top-16-no-rest": Arm("the published partial sum", {"top_k": 16, "rest_bucket": False}),
     "hindsight": Arm("positions whose proposal changes later weigh four times as much", hindsight=4.0),
+    "no-clean": Arm("the base again: nothing holds the clean text"),
+    **{
+        f"clean-{weight:g}": Arm("the clean text is held too, with this weight", {"clean_weight": weight})
+        for weight in (0.3, 1.0, 3.0)
+    },
     "no-end": Arm("the end of the sequence not supervised, as published", {"supervise_end": False}),
 }
 
@@ -272,6 +277,12 @@ QUESTIONS: dict[str, Question] = {
         "Which divergence, over how many tokens, at how many states?",
         ("opd", "reverse-kl", "opd-one-state", "top-16", "top-16-no-rest", "jsd", "hindsight", "no-end"),
         "opd",
+        "speeds",
+    ),
+    "clean": Question(
+        "Does training on the clean text make the student a better reader of its own drafts?",
+        ("no-clean", "clean-1", "clean-3", "clean-0.3"),
+        "no-clean",
         "speeds",
     ),
     "budget": Question(

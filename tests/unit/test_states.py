@@ -184,3 +184,23 @@ def test_a_response_that_is_only_its_end_can_be_left_out() -> None:
     only_end = scripted([("pppp0...", 5)], stopped=True)
     states = chosen(only_end, "one_per_block", supervise_end=False)
     assert len(states.row) == 0
+
+
+@pytest.mark.parametrize("supervise_end", [True, False])
+def test_clean_text_predicts_its_next_token(supervise_end: bool) -> None:
+    """Else `clean_weight` would train on other tokens than those that decoding `checked` reads from left to right."""
+    rollout = scripted([("ppppp101201.", 11), ("pp10", 4)])
+    geometry, seeds = Geometry(4, "shifted", "causal"), torch.arange(2)
+    plain = states_of(rollout, geometry, "all", seeds, supervise_end=supervise_end)
+    states = states_of(rollout, geometry, "all", seeds, supervise_end=supervise_end, clean_weight=0.5)
+    more = slice(len(plain.row), None)
+    assert torch.equal(states.position[: len(plain.row)], plain.position), "the others stay as they were"
+    assert states.weight[: len(plain.row)].eq(1).all()
+    assert states.weight[more].eq(0.5).all()
+    row, position, place = states.row[more], states.position[more], (states.sequence[more], states.predictor[more])
+    assert states.stream[place].eq(0).all()
+    assert torch.equal(states.document[place], row)
+    assert torch.equal(states.input_ids[place], rollout.input_ids[row, position - 1])
+    ends = [int(rollout.length[r]) - int(rollout.stopped[r] and not supervise_end) for r in range(2)]
+    expected = [[*range(5, ends[0])], [*range(2, ends[1])]]
+    assert [sorted(position[row == r].tolist()) for r in range(2)] == expected

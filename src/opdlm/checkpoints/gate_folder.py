@@ -33,6 +33,13 @@ def save_gate(gate: Gate, folder: Path) -> None:
     save_file(gate.tensors(), folder / GATE_FILE, metadata={"format": "pt"})
 
 
+def base_of(place: str | Path, about: Drafting) -> str:
+    """Name or path of the base of a gate that stands alone; a relative path is one from its folder `place`, which may
+    have moved along with the base."""
+    beside = Path(place) / str(about.base)
+    return str(beside.resolve()) if about.base and beside.is_dir() else str(about.base)
+
+
 def with_gate(base: PreTrainedModel, place: str | Path, about: Drafting) -> DraftingModel:
     """The base with the gate of the folder or hub name `place`. Raises CheckpointError if that is damaged."""
     gate = Gate(base, about.rank, about.form, about.window)

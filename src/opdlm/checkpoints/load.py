@@ -19,7 +19,7 @@ from transformers import (
 
 from opdlm.checkpoints import adapter_folder
 from opdlm.checkpoints.damage import blamed_on, reason_of
-from opdlm.checkpoints.gate_folder import Drafting, with_gate
+from opdlm.checkpoints.gate_folder import Drafting, base_of, with_gate
 from opdlm.checkpoints.source import FIX_CONFIG, check_sizes, locate, read_config, read_json
 from opdlm.config import GenerationSettings
 from opdlm.config.distill import Context, Prediction
@@ -147,8 +147,7 @@ def _load_drafting(
     if entry.base_sha256 is None:
         model, tokenizer = _load(place, config, dtype, device)
         return with_gate(model, place, about), tokenizer
-    beside = Path(place) / str(about.base)  # a relative path: of the folder, which may have moved along with its base
-    name = str(beside.resolve()) if about.base and beside.is_dir() else str(about.base)
+    name = base_of(place, about)
     try:
         model, _ = load_ar_model(name, dtype=dtype, device=device)
     except ModelNotFoundError as error:

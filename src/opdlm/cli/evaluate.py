@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from opdlm.cli.options import Parser, add_settings, flag, given
 from opdlm.cli.outputs import check_writable, json_lines, write_json
 from opdlm.cli.progress import answering
-from opdlm.cli.tables import comparison_table, likelihood_table
+from opdlm.cli.tables import acceptance_lines, comparison_table, likelihood_table
 from opdlm.cli.terminal import make_console, quiet_libraries
 from opdlm.config import GenerationSettings, settings_from
 from opdlm.errors import UsageError
@@ -177,8 +177,9 @@ def _run_problems(
     title += f", temperature {temperature:g}" if temperature else ""
     console = make_console()
     console.print(comparison_table(comparison, title))
-    for hint in empty_hints([comparison.teacher, *comparison.students]):
-        console.print(f"note: {hint}", markup=False, soft_wrap=True)
+    hints = (f"note: {hint}" for hint in empty_hints([comparison.teacher, *comparison.students]))
+    for line in (*acceptance_lines(comparison), *hints):
+        console.print(line, markup=False, soft_wrap=True)
     if arguments.json:
         write_json(Path(arguments.json), comparison.to_json())
     if answers is not None:

@@ -86,6 +86,16 @@ def comparison_table(comparison: Comparison, title: str) -> ResultTable:
     )
 
 
+def acceptance_lines(comparison: Comparison) -> list[str]:
+    """Of each decoding with drafts, how many held, by their place in the window."""
+    return [
+        f"{student.decoding}: drafts accepted, place by place in the window, where those before were: "
+        + ", ".join(f"{share:.0%}" for share in student.acceptance)
+        for student in comparison.students
+        if student.acceptance
+    ]
+
+
 def _cells(evaluation: Evaluation, shown: Sequence[Score]) -> list[str]:
     rows = (evaluation.row(row.family, row.tag) for row in shown)
     return [*(f"{row.accuracy:.1%}" for row in rows), f"{evaluation.accuracy:.1%}"]

@@ -115,6 +115,12 @@ class DistillSettings(Settings):
         default=True, description="with top_k: all other tokens count as one (else a partial sum)"
     )
     supervise_end: bool = Field(default=True, description="train on the end-of-sequence token")
+    clean_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the same loss where the student reads clean text from left to right, which is how "
+        "decoding checked checks; 0: not trained",
+    )
     normalisation: Literal["global", "per_row_mean"] = Field(
         default="global", description="mean over tokens, or over rows"
     )
@@ -161,6 +167,10 @@ class DistillSettings(Settings):
             raise ValueError("rollouts by checked visit no states to train on; set another rollout_decoding")
         if self.usual_decoding.kind == "checked" and (self.prediction, self.context) != ("shifted", "causal"):
             raise ValueError("decoding checked needs prediction shifted and context causal; set both, or another")
+        if self.clean_weight and self.method in ("sft", "lossless"):
+            raise ValueError(f"method {self.method!r} has no clean_weight; leave it out")
+        if self.clean_weight and (self.prediction, self.context) != ("shifted", "causal"):
+            raise ValueError("clean_weight needs prediction shifted and context causal; set both, or leave it out")
         if self.method != "opd" and self.states not in ("random_mask", "one_per_block"):
             raise ValueError(f"method {self.method!r} trains on random masks; set states to random_mask")
         if self.adapter_only and self.lora_rank is None:

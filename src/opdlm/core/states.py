@@ -4,7 +4,7 @@ Shape letters: B rows, T columns of the rollout, C noised streams, S block size,
 state of a block at step r is what the decoder saw then: the tokens with commit_step >= r masked.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -30,11 +30,14 @@ class StateChoice:
         supervise_end: whether the stop token itself is in the loss.
         bound_weight: weigh each position by n/m of its block, n tokens of which m are masked: with "random_mask" the
             sum of cross-entropies is then an unbiased estimate of the masked-diffusion bound. Otherwise all are 1.
+        clean_weight: above 0, the clean stream predicts its own next tokens too, each with this weight: a reading from
+            left to right where prediction is shifted and context causal.
     """
 
     selection: Selection
     supervise_end: bool = True
     bound_weight: bool = False
+    clean_weight: float = 0.0
 
 
 def select_states(
@@ -61,7 +64,9 @@ def select_states(
     last = rollout.length - (rollout.stopped & (not choice.supervise_end)).long()
     supervised = masked & (columns < last[:, None])[:, None]
     weight = _inverse_share(masked, rollout, geometry.block_size) if choice.bound_weight else None
-    return _pack(rollout, geometry, mask_token_id, masked, supervised, weight, capacity)
+    present = _present(rollout, geometry.block_size, supervised, whole=choice.clean_weight > 0)
+    states = _pack(rollout, geometry, mask_token_id, masked, supervised, weight, present, capacity)
+    return _with_clean_text(states, rollout, choice.clean_weight, last) if choice.clean_weight else states
 
 
 def _blocks(rollout: Rollout, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,10 +133,10 @@ def _pack(
     masked: torch.Tensor,
     supervised: torch.Tensor,
     weight: torch.Tensor | None,
+    present: torch.Tensor,
     capacity: float,
 ) -> StateBatch:
-    """The tokens that are needed, document after document, packed; `masked`, `supervised`, `weight`: [B, C, T]."""
-    present = _present(rollout, geometry.block_size, supervised)
+    """The tokens that are `present`, document after document, packed; `masked`, `supervised`, `weight`: [B, C, T]."""
     rank = (present.flatten(1).cumsum(1) - 1).view_as(present)  # of each token in its document
     packing = pack(rank[:, -1, -1] + 1, capacity)
     token = document, stream, position = present.nonzero(as_tuple=True)
@@ -157,10 +162,11 @@ def _pack(
     )
 
 
-def _present(rollout: Rollout, block_size: int, supervised: torch.Tensor) -> torch.Tensor:
+def _present(rollout: Rollout, block_size: int, supervised: torch.Tensor, whole: bool) -> torch.Tensor:
     """[B, 1 + C, T] bool: the tokens of the clean stream (first) and of each noised one that the student must compute.
 
-    A noised block is there where it has something to learn; the clean text up to the last block, which nobody sees.
+    A noised block is there where it has something to learn; the clean text up to the last block, which nobody sees, or
+    with `whole` all of it.
     """
     rows, streams, width = supervised.shape
     columns = torch.arange(width, device=supervised.device)
@@ -168,5 +174,15 @@ def _present(rollout: Rollout, block_size: int, supervised: torch.Tensor) -> tor
     learnt = supervised.new_zeros(rows, streams, -(-width // block_size))
     learnt = learnt.scatter_reduce(2, block.expand_as(supervised), supervised, "amax")
     noised = learnt[:, :, block] & (columns < rollout.end[:, None])[:, None]
-    clean = columns < (rollout.end - block_size)[:, None]
+    clean = columns < (rollout.length if whole else rollout.end - block_size)[:, None]
     return torch.cat([clean[:, None], noised], 1)
+
+
+def _with_clean_text(states: StateBatch, rollout: Rollout, weight: float, last: torch.Tensor) -> StateBatch:
+    """The same sequences, in which the clean stream predicts the response before column `last` [B] too."""
+    sequence, column = (states.stream == CLEAN).nonzero(as_tuple=True)
+    row, position = states.document[sequence, column], states.position_ids[sequence, column] + 1
+    chosen = (position >= rollout.prompt_length[row]) & (position < last[row])
+    more = {"row": row, "sequence": sequence, "predictor": column, "position": position}
+    more["weight"] = torch.full(row.shape, weight, device=row.device)
+    return replace(states, **{name: torch.cat([getattr(states, name), more[name][chosen]]) for name in more})

@@ -34,7 +34,7 @@ def opd(settings: DistillSettings, pair: Pair, index: int) -> Plan:
     """On-policy distillation: the student's own text, the states that it visited, the teacher's opinion of them."""
     if index < settings.warm_start_rollouts:
         return offpolicy_kd(settings, pair, index)
-    choice = StateChoice(settings.states, settings.supervise_end)
+    choice = StateChoice(settings.states, settings.supervise_end, clean_weight=settings.clean_weight)
     return _distilled(settings, pair, partial(_by_student, settings, pair, index), choice)
 
 
@@ -42,13 +42,13 @@ def onpolicy_text(settings: DistillSettings, pair: Pair, index: int) -> Plan:
     """The student's own text, with random masks in place of visited states (the paper's OPDLM_off)."""
     if index < settings.warm_start_rollouts:
         return offpolicy_kd(settings, pair, index)
-    choice = StateChoice("random_mask", settings.supervise_end)
+    choice = StateChoice("random_mask", settings.supervise_end, clean_weight=settings.clean_weight)
     return _distilled(settings, pair, partial(_by_student, settings, pair, index), choice)
 
 
 def offpolicy_kd(settings: DistillSettings, pair: Pair, index: int) -> Plan:
     """The teacher's text with random masks; also the warm start of the two methods above."""
-    choice = StateChoice("random_mask", settings.supervise_end)
+    choice = StateChoice("random_mask", settings.supervise_end, clean_weight=settings.clean_weight)
     return _distilled(settings, pair, partial(_by_teacher, settings, pair, index), choice)
 
 

@@ -3,7 +3,10 @@
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
+from opdlm.config import GenerationSettings, VerifiedDecoding
 from opdlm.core.types import Rollout
+from opdlm.models.drafting import DraftingModel
+from opdlm.sampling.api import DiffusionLM
 
 
 class Acceptance:
@@ -39,3 +42,12 @@ class Acceptance:
     def shares(self) -> tuple[float, ...]:
         """Of each place; 0 where none was offered."""
         return tuple(held / max(1, offered) for offered, held in zip(self.offered, self.held, strict=True))
+
+
+def acceptance_of(model: DiffusionLM, settings: GenerationSettings) -> Acceptance:
+    """Counts for texts that `model` writes with these settings; without places where commit steps do not tell them."""
+    decoding = settings.decoding
+    if not isinstance(decoding, VerifiedDecoding) or decoding.auto or not decoding.every:
+        return Acceptance(0)
+    assert isinstance(model.model, DraftingModel)
+    return Acceptance(min(model.model.window, decoding.drafts))

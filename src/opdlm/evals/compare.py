@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from opdlm.checkpoints.load import load_ar_model
 from opdlm.config import LOSSLESS, GenerationSettings, settings_from
 from opdlm.errors import CheckpointError, UsageError
+from opdlm.evals.acceptance import acceptance_of
 from opdlm.evals.answers import answered
 from opdlm.evals.graders import confinement_for
 from opdlm.evals.original import original_of
@@ -138,11 +139,17 @@ def compare(
     teacher = run("teacher", writer, on_progress=partial(on_progress, "teacher"), on_answer=keep)
     students = []
     for text, chosen in settings.items():
-        writer = diffusion_writer(partial(student.finished, settings=chosen, batch_size=batch_size), student.tokenizer)
+        write, drafts = (
+            partial(student.finished, settings=chosen, batch_size=batch_size),
+            acceptance_of(student, chosen),
+        )
+        writer = diffusion_writer(
+            lambda ids, write=write, drafts=drafts: drafts.watching(write(ids)), student.tokenizer
+        )
         show = partial(on_progress, text)
         made = run(f"student, {text}", writer, decoding=text, on_progress=show, on_answer=keep)
         same = sum(texts[text][number] == response for number, response in texts[""].items())
-        students.append(made.model_copy(update={"same_text": same}))
+        students.append(made.model_copy(update={"same_text": same, "acceptance": drafts.shares}))
     return Comparison(teacher=teacher, students=tuple(students), batch_size=batch_size)
 
 

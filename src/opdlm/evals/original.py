@@ -5,13 +5,15 @@ from pathlib import Path
 import yaml
 from huggingface_hub import metadata_load
 
+from opdlm.checkpoints.gate_folder import Drafting, base_of
+from opdlm.checkpoints.load import ENTRY
 from opdlm.checkpoints.source import load_config
 from opdlm.errors import UsageError
 from opdlm.records.run_folder import RunFolder
 
 
 def original_of(model: str | Path) -> str:
-    """Folder or hub name of the AR model, as the run that made `model` has it, else as its model card has it.
+    """Folder or hub name of the AR model, as the run that made `model` has it, else its config or its model card.
 
     Args:
         model: folder of a run, or of a model or checkpoint in it; a folder with a model card (README.md).
@@ -23,11 +25,19 @@ def original_of(model: str | Path) -> str:
     run = _run_of(Path(model))
     if run is not None:
         return RunFolder(run).settings().model
-    load_config(model)
-    base = _base_on_card(Path(model) / "README.md")
+    base = _base_of_gate(model) or _base_on_card(Path(model) / "README.md")
     if base is None:
         raise UsageError(f"{model} does not say which model it was made from; name it with --against")
     return base
+
+
+def _base_of_gate(model: str | Path) -> str | None:
+    """The AR model that a gate without weights belongs to."""
+    content = getattr(load_config(model), ENTRY, None)
+    about = content.get("drafting") if isinstance(content, dict) else None
+    if not about or not about.get("base"):
+        return None
+    return base_of(model, Drafting.model_validate(about))
 
 
 def _run_of(folder: Path) -> Path | None:

@@ -71,6 +71,7 @@ class Evaluation(Record):
         seconds: wall-clock time in which all responses were written, grading and warm-up not counted.
         decoding: how the student decoded; "" for an AR model.
         same_text: responses that are the teacher's, character for character; None where they were not compared.
+        acceptance: with `verified`, of each place in the window, the share of drafts that held where those before did.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Evaluation(Record):
     seconds: float
     decoding: str = ""
     same_text: int | None = None
+    acceptance: tuple[float, ...] = ()
 
     @property
     def families(self) -> tuple[Score, ...]:
