@@ -3,6 +3,7 @@
 import itertools
 import time
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,34 +11,43 @@ from typing import TYPE_CHECKING
 from opdlm.cli.convert import how_to_continue
 from opdlm.cli.options import Parser
 from opdlm.cli.outputs import check_writable
-from opdlm.cli.progress import answering
+from opdlm.cli.progress import OnProgress, answering
+from opdlm.cli.sampler import Sampler
 from opdlm.cli.signals import Ending
-from opdlm.cli.tables import comparison_table
+from opdlm.cli.tables import side_by_side
 from opdlm.cli.terminal import duration, make_console, quiet_libraries
 from opdlm.cli.views import ConversionView
 from opdlm.config import ConvertSettings, as_text
 from opdlm.errors import ConfigError
-from opdlm.records.evaluation import empty_hints
+from opdlm.records.evaluation import Comparison, empty_hints
 from opdlm.tiny import QUESTIONS
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from rich.console import Console
 
     from opdlm.distill.loop import Trainer
     from opdlm.evals.problem import Problem
-    from opdlm.records.evaluation import Comparison
     from opdlm.records.metrics import StepMetrics
-    from opdlm.records.trajectory import Trajectory
 
 _DESCRIPTION = """
 Everything in one go, on a CPU and without the network: take the small autoregressive model that ships with the package,
-check that the adapted model equals it, convert it by on-policy distillation (watch one answer change on the way),
-compare teacher and student on questions that neither saw, and write OUTPUT/report.html and OUTPUT/evaluation.json.
+check that the adapted model equals it, convert it in both ways, by on-policy distillation and without loss (watch one
+answer change on the way), compare original and conversions on questions that none of them saw, one at a time and many
+at once, and write OUTPUT/report.html and OUTPUT/evaluation.json. The lossless conversion is in OUTPUT/lossless.
 """
 _EXAMPLES = ("opdlm demo", "opdlm demo --quick --output quick-demo")
-_SAMPLES_SHOWN = 8
 _FOLDER = "opdlm-demo"
+_LOSSLESS = "lossless"  # recipe: demo-lossless; folder: inside the demo's
 _QUICK = 10  # a quick demo does a tenth
+_ONE_BY_ONE = 8  # of the questions, one in so many is also asked at batch size 1
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One conversion and its original: many questions in batches, and some of them one by one."""
+
+    batched: Comparison
+    single: Comparison
 
 
 def parser() -> Parser:
@@ -45,7 +55,9 @@ def parser() -> Parser:
     made = Parser("demo", _DESCRIPTION, _EXAMPLES, "[options]")
     made.add_argument("--output", metavar="DIR", help="new folder (default: opdlm-demo, or opdlm-demo-2 and so on)")
     made.add_argument("--quick", action="store_true", help="a tenth of the training and of the questions")
-    made.add_argument("--recipe", default="demo", help="name of a recipe, or a .toml file (default: demo)")
+    made.add_argument(
+        "--recipe", default="demo", help="of the distillation: name of a recipe, or a .toml file (default: demo)"
+    )
     made.add_argument("--model", help="another autoregressive model, made with the same tokenizer and chat template")
     made.add_argument("--per-family", type=int, default=100, metavar="N", help="questions of each task (default: 100)")
     made.add_argument("--resume", action="store_true", help="continue a demo that was stopped")
@@ -76,91 +88,80 @@ def _free_folder() -> str:
 
 
 def _story(arguments: Namespace, output: Path) -> None:
-    import opdlm
     from opdlm.evals.compare import usual_decodings
     from opdlm.records.run_folder import RunFolder
     from opdlm.report.html import write_report
     from opdlm.tiny.families import evaluation_set
 
     began = time.perf_counter()
-    settings = _settings(arguments, output)
+    distilled = _settings(arguments, arguments.recipe, output)
+    lossless = _settings(arguments, f"demo-{_LOSSLESS}", output / _LOSSLESS)
     problems = evaluation_set(max(2, arguments.per_family // (_QUICK if arguments.quick else 1)))
-    view = ConversionView(make_console(record=arguments.picture is not None))
+    console = make_console(record=arguments.picture is not None)
+    note = ConversionView(console).note
     if arguments.output is None and output.name != _FOLDER:
-        view.note(f"{_FOLDER} is there already; this demo goes to {output}")
-    view.note(f"teacher: {arguments.model or 'the small model that ships with opdlm'}\n")
-    sampler = _Sampler(problems[0], view, settings)
-    with view:
-        model = _convert(settings, output if arguments.resume else None, view, sampler)
-    folder = RunFolder(output)
-    folder.keep_sample(sampler.finished(model))
-    view.note("\nteacher and student answer the same new questions ...")
+        note(f"{_FOLDER} is there already; this demo goes to {output}")
+    note(f"original: {arguments.model or 'the small model that ships with opdlm'}")
+    note("\n1. on-policy distillation: blocks of masks, several tokens a forward at some loss")
+    student = _converted(distilled, problems[0], console)
+    note("\n2. lossless: an adapter drafts, the original's own weights verify; the text stays the same")
+    drafting = _converted(lossless, problems[0], console)
+
+    note("\nall answer the same new questions ...")
+    usual = usual_decodings(distilled.usual_decoding.kind)
     with answering(make_console(stderr=True)) as show:
-        comparison = opdlm.evaluate(
-            model,
-            settings.model,
-            problems,
-            tuple(dict.fromkeys((*usual_decodings(settings.usual_decoding.kind), sampler.decoding))),
-            max_new_tokens=settings.response_length.end,
-            batch_size=settings.rollout_batch,
-            device=settings.device,
-            on_progress=show,
-        )
-    total, seconds = folder.logged()[-1].total, time.perf_counter() - began
-    folder.keep_evaluation(comparison.model_copy(update={"conversion": total, "seconds": seconds}))
+        exact = _compared(drafting, lossless, problems, (_decoding(lossless),), show)
+        lossy = _compared(student, distilled, problems, tuple(dict.fromkeys((*usual, _decoding(distilled)))), show)
+    seconds = time.perf_counter() - began
+    for settings, compared in ((lossless, exact), (distilled, lossy)):
+        folder = RunFolder(Path(settings.output))
+        cost = folder.logged()[-1].total
+        folder.keep_evaluation(compared.batched.model_copy(update={"conversion": cost, "seconds": seconds}))
     report = write_report(output)
-    title = f"{len(problems)} new questions, batches of {settings.rollout_batch}"
-    view.console.print(comparison_table(comparison, title))
-    for line in _verdict(comparison, sampler.decoding):
-        view.note(line)
-    view.note(
-        f"{total.tokens_rolled_out:,} tokens written in rollouts, {total.tokens_trained:,} trained on, "
-        f"{duration(total.seconds)} of training, {duration(seconds)} in all"
-    )
-    if (worth := folder.kept_worth()) is not None:
-        view.worth(worth)
+    some = len(problems[::_ONE_BY_ONE])
+    title = f"{len(problems)} new questions in batches of {distilled.rollout_batch}, {some} of them one by one"
+    named = (("lossless", exact), ("distilled", lossy))
+    console.print(side_by_side([(name, one.batched, one.single) for name, one in named], title))
+    told = (*_exactly(exact), *_verdict(lossy.batched, _decoding(distilled)))
+    for line in (*told, *_costs((distilled, lossless), seconds)):
+        note(line)
     if arguments.quick:
-        view.note("this was a tenth of the training: too little for a good student; leave --quick out to see one")
-    view.note(f'the report is {report}, the model {model}. Next:\n  opdlm generate {model} "{QUESTIONS[0]}" --watch')
+        note("this was a tenth of the training: too little for good models; leave --quick out to see them")
+    note(f'the report is {report}. Next:\n  opdlm generate {drafting} "{QUESTIONS[0]}" --watch')
+    note(f'  opdlm generate {student} "{QUESTIONS[0]}" --watch')
     if arguments.picture is not None:
-        view.console.save_svg(arguments.picture, title="opdlm demo")
+        console.save_svg(arguments.picture, title="opdlm demo")
 
 
-def _verdict(comparison: "Comparison", decoding: str) -> list[str]:
-    """The student as it decodes by default, against its teacher: better or worse, faster or slower."""
-    teacher = comparison.teacher
-    student = next(one for one in comparison.students if one.decoding == decoding)
-    better = "as good as" if student.accuracy >= teacher.accuracy else "worse than"
-    faster = "faster" if student.tokens_per_second > teacher.tokens_per_second else "slower"
-    line = (
-        f"the student, {decoding}, is {better} its teacher ({student.accuracy:.1%} right against "
-        f"{teacher.accuracy:.1%}) and {faster} here ({student.tokens_per_second:,.0f} tokens/s against "
-        f"{teacher.tokens_per_second:,.0f})"
-    )
-    return [line, *(f"note: {hint}" for hint in empty_hints([teacher, *comparison.students]))]
-
-
-def _settings(arguments: Namespace, output: Path) -> ConvertSettings:
+def _settings(arguments: Namespace, recipe: str, output: Path) -> ConvertSettings:
     """The recipe's settings for this demo, or those of the run that is continued."""
     from opdlm.distill.api import resolve
     from opdlm.records.run_folder import RunFolder
     from opdlm.tiny.weights import ar_model_path
 
-    if arguments.resume:
+    if arguments.resume and output.exists():
         return RunFolder.found(output).settings()
     model = arguments.model or str(ar_model_path())
-    settings = resolve(recipe=arguments.recipe, model=model, output=str(output))
+    settings = resolve(recipe=recipe, model=model, output=str(output))
     if settings.rollouts is None:
-        raise ConfigError(f"recipe {arguments.recipe} does not set `rollouts`; the demo needs their number, add it")
+        raise ConfigError(f"recipe {recipe} does not set `rollouts`; the demo needs their number, add it")
     if not arguments.quick:
         return settings
     return settings.model_copy(update={"rollouts": max(1, settings.rollouts // _QUICK)})
 
 
-def _convert(settings: ConvertSettings, resumed: Path | None, view: ConversionView, sampler: "_Sampler") -> Path:
-    """The conversion, or the rest of the one in the folder `resumed`."""
+def _decoding(settings: ConvertSettings) -> str:
+    return as_text(settings.usual_decoding)
+
+
+def _converted(settings: ConvertSettings, asked: "Problem", console: "Console") -> Path:
+    """The folder of the model: of a new run, or of one that is gone on with."""
     from opdlm.distill import api
+    from opdlm.records.run_folder import RunFolder
     from opdlm.tiny.families import mixed
+
+    folder, view = RunFolder(Path(settings.output)), ConversionView(console)
+    sampler = Sampler(asked, view, settings)
 
     def start(trainer: "Trainer", difference: float) -> None:
         view.start(trainer, difference)
@@ -170,66 +171,73 @@ def _convert(settings: ConvertSettings, resumed: Path | None, view: ConversionVi
         view.step(metrics)
         sampler.step(metrics)
 
-    if resumed is not None:
-        return api.resume(resumed, on_start=start, on_step=step)
-    assert settings.rollouts is not None
-    count = settings.rollouts * settings.prompts_per_rollout
-    prompts = [problem.prompt for problem in itertools.islice(mixed(settings.seed, "conversion"), count)]
-    return api.run(settings, prompts, on_start=start, on_step=step)
+    with view:
+        if folder.path.exists():
+            model = api.resume(folder.path, on_start=start, on_step=step)
+        else:
+            assert settings.rollouts is not None
+            count = settings.rollouts * settings.prompts_per_rollout
+            prompts = [problem.prompt for problem in itertools.islice(mixed(settings.seed, "conversion"), count)]
+            model = api.run(settings, prompts, on_start=start, on_step=step)
+    folder.keep_sample(sampler.finished(model))
+    if (worth := folder.kept_worth()) is not None:
+        view.worth(worth)
+    return model
 
 
-@dataclass
-class _Sampler:
-    """One question that the student answers again and again while it learns."""
+def _compared(
+    model: Path, settings: ConvertSettings, problems: "Sequence[Problem]", decodings: Sequence[str], show: OnProgress
+) -> Compared:
+    import opdlm
 
-    problem: "Problem"
-    view: ConversionView
-    settings: ConvertSettings
-    tokenizer: "PreTrainedTokenizerBase | None" = None
-    trainer: "Trainer | None" = None
+    asked = ((problems, settings.rollout_batch), (problems[::_ONE_BY_ONE], 1))
+    batched, single = (
+        opdlm.evaluate(
+            model,
+            settings.model,
+            some,
+            decodings,
+            max_new_tokens=settings.response_length.end,
+            batch_size=batch_size,
+            device=settings.device,
+            on_progress=show,
+        )
+        for some, batch_size in asked
+    )
+    return Compared(batched, single)
 
-    @property
-    def decoding(self) -> str:
-        """As the finished student decodes."""
-        return as_text(self.settings.usual_decoding)
 
-    def start(self, trainer: "Trainer") -> None:
-        """Before the first rollout: what the untrained student answers."""
-        from transformers import AutoTokenizer
+def _exactly(compared: Compared) -> list[str]:
+    """What the lossless conversion is worth beside the original."""
+    (student,), teacher = compared.batched.students, compared.batched.teacher
+    (alone,), before = compared.single.students, compared.single.teacher
+    return [
+        f"lossless: {student.same_text} of {student.total.n} answers are the original's, letter for letter, with "
+        f"{alone.tokens_per_forward:.2f} tokens per forward one by one; "
+        f"{alone.tokens_per_second / before.tokens_per_second:.2f} times the original's tokens per second one by one, "
+        f"{student.tokens_per_second / teacher.tokens_per_second:.2f} times in batches of {compared.batched.batch_size}"
+    ]
 
-        self.trainer, self.tokenizer = trainer, AutoTokenizer.from_pretrained(self.settings.model)
-        self.view.note(f"question: {self.problem.prompt}   (right: {self.problem.answer})")
-        self._show("so far" if trainer.checkpoint is not None else "before")
 
-    def step(self, metrics: "StepMetrics") -> None:
-        """Every now and then: what it answers now."""
-        every = max(1, metrics.rollouts // _SAMPLES_SHOWN)
-        if metrics.rollout % every == 0 or metrics.rollout == metrics.rollouts:
-            self._show(f"after rollout {metrics.rollout}")
+def _verdict(comparison: Comparison, decoding: str) -> list[str]:
+    """The student as it decodes by default, against its teacher: better or worse, faster or slower."""
+    teacher = comparison.teacher
+    student = next(one for one in comparison.students if one.decoding == decoding)
+    better = "as good as" if student.accuracy >= teacher.accuracy else "worse than"
+    faster = "faster" if student.tokens_per_second > teacher.tokens_per_second else "slower"
+    line = (
+        f"distilled: the student, {decoding}, is {better} its teacher ({student.accuracy:.1%} right against "
+        f"{teacher.accuracy:.1%}) and {faster} here ({student.tokens_per_second:,.0f} tokens/s against "
+        f"{teacher.tokens_per_second:,.0f})"
+    )
+    return [line, *(f"note: {hint}" for hint in empty_hints([teacher, *comparison.students]))]
 
-    def _show(self, when: str) -> None:
-        from opdlm.evals.compare import greedy
-        from opdlm.models.tokens import encode_prompt
-        from opdlm.sampling.api import DiffusionLM
 
-        assert self.trainer is not None
-        assert self.tokenizer is not None
-        settings = greedy(self.decoding, self.settings.response_length.end)
-        student = DiffusionLM(self.trainer.pair.student, self.tokenizer, settings, self.trainer.pair.tokens)
-        output = student.generate([encode_prompt(self.tokenizer, self.problem.prompt)])
-        flat = " ".join(student.decode(output)[0].split())
-        self.view.note(f"{when:>18}: {flat[:100]}  [{output.tokens_per_forward:.1f} tokens/forward]")
+def _costs(runs: Sequence[ConvertSettings], seconds: float) -> list[str]:
+    from opdlm.records.run_folder import RunFolder
 
-    def finished(self, model: Path) -> "Trajectory":
-        """The finished student's answer with its commit steps, for the report."""
-        from opdlm.evals.compare import greedy
-        from opdlm.models.tokens import decode_inside, encode_prompt
-        from opdlm.sampling.api import load
-
-        student = load(model, device=self.settings.device)
-        settings = greedy(self.decoding, self.settings.response_length.end)
-        output = student.generate([encode_prompt(student.tokenizer, self.problem.prompt)], **settings.model_dump())
-        made = output.trajectories()[0]
-        texts = [decode_inside(student.tokenizer, student.tokens.mask_token_id, [token]) for token in made.token_ids]
-        about = {"prompt": self.problem.prompt, "answer": self.problem.answer, "decoding": self.decoding}
-        return made.model_copy(update={**about, "texts": tuple(texts)})
+    lines = []
+    for settings in runs:
+        total = RunFolder(Path(settings.output)).logged()[-1].total
+        lines.append(f"{settings.method}: {total.tokens_trained:,} tokens in {duration(total.seconds)} of training")
+    return [*lines, f"{duration(seconds)} in all"]

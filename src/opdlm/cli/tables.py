@@ -86,6 +86,27 @@ def comparison_table(comparison: Comparison, title: str) -> ResultTable:
     )
 
 
+def side_by_side(named: Sequence[tuple[str, Comparison, Comparison]], title: str) -> ResultTable:
+    """Conversions of one original, each by name, asked in batches and one by one; the original after the first."""
+    rows = [
+        (name, *both) for name, batched, single in named for both in zip(batched.students, single.students, strict=True)
+    ]
+    _, batched, single = named[0]
+    rows.insert(len(batched.students), ("original", batched.teacher, single.teacher))
+    sizes = [comparison.batch_size for comparison in (single, batched)]
+    headings = ("right", "right, unseen facts", "same text", "tokens/forward", *(f"tokens/s, batch {n}" for n in sizes))
+    return ResultTable(title, headings, tuple(_side(*row) for row in rows))
+
+
+def _side(name: str, many: Evaluation, alone: Evaluation) -> tuple[str, tuple[str, ...]]:
+    """One line of `side_by_side`."""
+    unseen = [f"{score.accuracy:.1%}" for score in many.rows if score.tag == "unseen"]
+    same = "" if many.same_text is None else f"{many.same_text} of {many.total.n}"
+    speeds = [f"{one.tokens_per_second:,.0f}" for one in (alone, many)]
+    label = f"{name}, {many.decoding}" if many.decoding else name
+    return label, (f"{many.accuracy:.1%}", *(unseen or ["-"]), same, f"{many.tokens_per_forward:.2f}", *speeds)
+
+
 def acceptance_lines(comparison: Comparison) -> list[str]:
     """Of each decoding with drafts, how many held, by their place in the window."""
     return [
