@@ -6,6 +6,7 @@ summed, is the score of the block.
 """
 
 from dataclasses import dataclass
+from math import comb
 
 import torch
 
@@ -40,9 +41,8 @@ def every_order(tokens: int) -> Orders:
     K = 2^n - 1.
     """
     masked = torch.arange(1, 2**tokens)[:, None] >> torch.arange(tokens) & 1 == 1
-    count = masked.sum(-1, keepdim=True).double()
-    ways = torch.lgamma(torch.tensor(tokens + 1.0).double()) - torch.lgamma(count + 1) - torch.lgamma(tokens - count + 1)
-    return Orders(masked, masked / (ways.exp() * count))
+    share = torch.tensor([1 / (m * comb(tokens, m)) for m in range(1, tokens + 1)], dtype=torch.float64)
+    return Orders(masked, masked * share[masked.sum(-1, keepdim=True) - 1])
 
 
 def drawn_orders(chance: torch.Tensor) -> Orders:

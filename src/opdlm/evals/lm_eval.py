@@ -3,10 +3,9 @@
 Text is encoded as the harness's own `hf` model encodes it, so that the two can be compared number by number.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cached_property
 from inspect import signature
 from typing import TYPE_CHECKING, Any, cast, get_args
 
@@ -30,6 +29,7 @@ from opdlm.models.devices import pick_device
 from opdlm.models.tokens import encode_text
 from opdlm.sampling.api import DiffusionLM, load
 from opdlm.sampling.engine import Engine
+from opdlm.sampling.request import Request
 from opdlm.sampling.requests import continuations
 from opdlm.sampling.stopping import StopStrings
 
@@ -76,7 +76,7 @@ class OpdlmLM(TemplateLM):
         """The keywords are what `--model_args` takes.
 
         Args:
-            pretrained: folder or hub name of a converted model, or a loaded one (then `device` and `dtype` are its own).
+            pretrained: folder or hub name of a converted model, or a loaded one (with its own device and dtype).
             decoding: how text is written; default: as the model's generation config says. A task's generation_kwargs,
                 and `--gen_kwargs`, may have any field of GenerationSettings, this one too.
             likelihood: "causal", "sequential" or "bound" (`evals.scoring`); "auto": causal where the model reads from
@@ -111,6 +111,7 @@ class OpdlmLM(TemplateLM):
         limit, own = self.model.max_length, max_length and int(max_length)
         if own is not None and not 2 <= own <= (limit or own):
             raise UsageError(f"max_length is {own}; it must be at least 2, and the model's context ends at {limit}")
+        self._known_stops: dict[tuple[str, ...], tuple[str, ...]] = {}
         self.max_length = own or limit or DEFAULT_MAX_LENGTH
 
     def _kind(self, likelihood: str) -> Kind:
@@ -207,30 +208,33 @@ class OpdlmLM(TemplateLM):
 
     def generate_until(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[str]:
         """What the model writes behind each context, up to its first stop string; each request has its own settings."""
-        wanted = [self._wanted(request.args[1], index) for index, request in enumerate(requests)]
-        made = []
-        for request, want in zip(requests, wanted, strict=True):
-            size = self.model.geometry.block_size
-            most = self.max_length // size * size
-            if want.settings.max_new_tokens >= most:
-                raise ContextLengthError(
-                    f"{want.settings.max_new_tokens} new tokens leave no room for a prompt in the context of {most}; "
-                    "lower max_gen_toks"
-                )
-            ids, _ = maybe_truncate(self.tok_encode(request.args[0]), want.settings.max_new_tokens, most)
-            made += continuations([ids or [self.prefix_token_id]], want.settings)
+        given: list[tuple[str, dict[str, Any]]] = [cast(Any, request.args) for request in requests]
+        wanted = [self._wanted(kwargs, index) for index, (_, kwargs) in enumerate(given)]
+        rows = zip(given, wanted, strict=True)
+        made = [self._request(context, want.settings) for (context, _), want in rows]
         texts: dict[int, str] = {}
         engine = Engine(self.model, self.lm.tokens, self.batch_size, self.tokenizer)
         with tqdm(total=len(requests), desc="generate_until", disable=disable_tqdm) as bar:
             for index, row in engine.finished(made):
-                texts[index] = postprocess_generated_text(self._response(row), wanted[index].until, None)
-                self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])
+                texts[index] = postprocess_generated_text(self._response(row), list(wanted[index].until), None)
+                self.cache_hook.add_partial("generate_until", given[index], texts[index])
                 bar.update()
         return [texts[index] for index in range(len(requests))]
 
+    def _request(self, context: str, settings: GenerationSettings) -> Request:
+        """A context that is too long loses its beginning."""
+        size, new = self.model.geometry.block_size, settings.max_new_tokens
+        most = self.max_length // size * size
+        if new >= most:
+            raise ContextLengthError(
+                f"{new} new tokens leave no room for a prompt in the context of {most}; lower max_gen_toks"
+            )
+        ids, _ = maybe_truncate(self.tok_encode(context), new, most)
+        return continuations([ids or [self.prefix_token_id]], settings)[0]
+
     def _wanted(self, generation_kwargs: dict[str, Any], index: int) -> "_Wanted":
         """Settings of one request from what its task says; ConfigError names what does not exist."""
-        given = dict(normalize_gen_kwargs(generation_kwargs, self.max_gen_toks))
+        given: dict[str, Any] = dict(normalize_gen_kwargs(generation_kwargs, self.max_gen_toks))
         until = tuple(string for string in given.pop("until") if string)
         given.pop("do_sample")  # temperature 0 says the same
         most, temperature = given.pop("max_gen_toks"), given.pop("temperature", 0.0)
@@ -238,17 +242,12 @@ class OpdlmLM(TemplateLM):
         settings = settings_from(GenerationSettings, {**self.defaults.model_dump(), **given, **own})
         return _Wanted(settings.model_copy(update={"seed": settings.seed + index}), until)
 
-    @cached_property
-    def _writable(self) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
-        """Those of the strings that this tokenizer can write: the engine refuses to look out for others."""
-        known: dict[tuple[str, ...], tuple[str, ...]] = {(): ()}
-
-        def writable(strings: tuple[str, ...]) -> tuple[str, ...]:
-            if strings not in known:
-                known[strings] = strings if self._can_write(*strings) else tuple(filter(self._can_write, strings))
-            return known[strings]
-
-        return writable
+    def _writable(self, strings: tuple[str, ...]) -> tuple[str, ...]:
+        """Those that this tokenizer can write: the engine refuses to look out for others."""
+        if strings not in self._known_stops:
+            every = not strings or self._can_write(*strings)
+            self._known_stops[strings] = strings if every else tuple(filter(self._can_write, strings))
+        return self._known_stops[strings]
 
     def _can_write(self, *strings: str) -> bool:
         try:
@@ -303,9 +302,8 @@ def _refuse(unknown: dict[str, Any]) -> None:
         return
     known = [name for name in signature(OpdlmLM.__init__).parameters if name not in ("self", "unknown")]
     near = get_close_matches(name, known, 1)
-    raise UsageError(
-        f"unknown model argument {name!r}; " + (f"did you mean {near[0]!r}" if near else f"known are {', '.join(known)}")
-    )
+    hint = f"did you mean {near[0]!r}" if near else f"known are {', '.join(known)}"
+    raise UsageError(f"unknown model argument {name!r}; {hint}")
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -319,7 +319,7 @@ def _whole_blocks(position: int, size: int) -> int:
     return position // size * size
 
 
-def _same(texts: Sequence[Sequence[int]]) -> int:
+def _same(texts: Sequence[tuple[int, ...]]) -> int:
     """How many tokens all texts begin with."""
     first, last = min(texts), max(texts)  # texts between them share what these two share
     pairs = enumerate(zip(first, last, strict=False))
