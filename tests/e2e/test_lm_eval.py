@@ -239,7 +239,8 @@ def test_the_command(folder, capsys, monkeypatch):
     own_tasks_alone = partialmethod(TaskManager.__init__, include_defaults=False)  # the others take long to index
     monkeypatch.setattr(TaskManager, "__init__", own_tasks_alone)
     lm = student(Geometry(4, "same", "block"))
-    save_checkpoint(folder / "model", lm.model, lm.tokenizer, GenerationSettings())
+    generation = GenerationSettings()
+    save_checkpoint(lm.model, lm.lm.tokenizer, folder / "model", generation=generation, provenance={})
     before = list(sys.argv)
     words = ["--tasks", "choices,write", "--include_path", folder / "tasks", "--output_path", folder / "out.json"]
     assert call("lm-eval", "--model_args", f"pretrained={folder / 'model'},likelihood=sequential", *words) == 0
