@@ -9,7 +9,7 @@ from opdlm.evals.fresh import fresh_problems
 from opdlm.evals.graders import grade
 from opdlm.evals.problem import Problem
 
-GYM = ("basic_arithmetic", "letter_counting", "number_sequences")
+GYM = ("basic_arithmetic", "letter_counting", "number_sequence")
 
 
 def test_unknown_generators():
