@@ -23,6 +23,7 @@ COMMANDS = {
     "export": ("opdlm.cli.export", "a converted model in the form that another engine loads"),
     "push": ("opdlm.cli.push", "upload a converted model to the Hugging Face Hub"),
     "eval": ("opdlm.cli.evaluate", "accuracy retained and speed, against the autoregressive model"),
+    "lm-eval": ("opdlm.cli.lm_eval", "the field's tests, by EleutherAI's lm-evaluation-harness"),
 }
 INTERRUPTED = 130
 CLOSED_PIPE = 141

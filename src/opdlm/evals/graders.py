@@ -20,6 +20,7 @@ CODE_TIMEOUT_S = 5.0
 # Digits, or groups of three behind commas or spaces ("1,234", "1 234"), and decimals.
 _NUMBER = re.compile(r"-?(?:[0-9]{1,3}(?:[, ][0-9]{3})+|[0-9]+)(?:\.[0-9]+)?")
 _FENCED = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+_TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 _SENTENCE_END = re.compile(r"[.!?\n]")
 
 
@@ -66,6 +67,12 @@ def _recall(problem: Problem, response: str, within: Confinement | None) -> bool
 
 def _edit(problem: Problem, response: str, within: Confinement | None) -> bool:
     return response.strip().partition("\n")[0].strip() == problem.answer
+
+
+def _tagged(problem: Problem, response: str, within: Confinement | None) -> bool:
+    """The last pair of tags, and the comparison of reasoning-gym, with no part credit."""
+    found = _TAGGED.findall(response)
+    return bool(found) and found[-1].strip() == problem.answer.strip()
 
 
 def _code(problem: Problem, response: str, within: Confinement | None) -> bool:
@@ -117,6 +124,8 @@ GRADERS: dict[str, Grader] = {
     "recall": Grader(_recall),
     # the first line that is not blank equals the answer, spaces at its ends aside
     "edit": Grader(_edit),
+    # what stands in the last <answer> </answer> equals the answer, spaces at its ends aside
+    "tagged": Grader(_tagged),
     # every call of the function returns the expected value, or the tests pass, in the sandbox or the interpreter
     "code": Grader(_code, _code_fault),
 }
