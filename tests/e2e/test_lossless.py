@@ -17,6 +17,7 @@ from cli_support import call, fails
 from lossless import responses
 from opdlm.distill.api import convert, resume
 from opdlm.errors import CheckpointError, ConfigError, ModelNotFoundError, UsageError
+from opdlm.evals.original import original_of
 from opdlm.records.metrics import StepMetrics
 from runs import PROMPTS, SETTINGS, small_ar_model
 
@@ -124,6 +125,9 @@ def test_the_gate_alone(base: str, tmp_path: Path) -> None:
     model = convert(own, PROMPTS, tmp_path / "run", adapter_only=True, **LOSSLESS)
     assert not (model / "model.safetensors").exists()
     assert written(model) == originals(base)
+    moved = tmp_path / "moved"
+    shutil.copytree(model, moved)
+    assert original_of(moved) == str(own), "the gate itself names it; no run is beside it"
     weights = own / "model.safetensors"
     changed = load_file(weights)
     name = next(iter(changed))

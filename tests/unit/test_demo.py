@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from opdlm.cli.demo import _free_folder, _verdict
+from opdlm.cli.demo import Compared, _exactly, _free_folder, _verdict
+from opdlm.cli.tables import side_by_side
 from opdlm.records.evaluation import Comparison, Evaluation, Score
 
 
@@ -32,3 +33,23 @@ def test_a_second_demo_leaves_the_first(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "opdlm-demo").mkdir()
     (tmp_path / "opdlm-demo-2").write_text("a user's file")
     assert _free_folder() == "opdlm-demo-3"
+
+
+def test_the_first_line_is_what_a_user_would_choose() -> None:
+    """Else a reader would take a lossy student for the product, or speeds of one batch size for those of another."""
+    exact = [
+        Comparison(
+            teacher=evaluation(9, seconds),
+            students=(evaluation(9, seconds / times, "verified:auto").model_copy(update={"same_text": 10}),),
+            batch_size=size,
+        )
+        for size, seconds, times in ((32, 1.0, 0.9), (1, 10.0, 1.5))
+    ]
+    lossy = [one.model_copy(update={"students": (evaluation(7, 1.0, "prefix:0.95"),)}) for one in exact]
+    table = side_by_side([("lossless", *exact), ("distilled", *lossy)], "title")
+    assert [name for name, _ in table.rows] == ["lossless, verified:auto", "original", "distilled, prefix:0.95"]
+    assert table.headings[-2:] == ("tokens/s, batch 1", "tokens/s, batch 32")
+    assert table.rows[0][1] == ("90.0%", "-", "10 of 10", "2.00", "15", "90")
+    (line,) = _exactly(Compared(*exact))
+    assert "10 of 10 answers are the original's" in line
+    assert "1.50 times the original's tokens per second one by one, 0.90 times in batches of 32" in line
