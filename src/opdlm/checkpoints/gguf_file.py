@@ -4,9 +4,11 @@ A GGUF states less than a config.json does: what is not in it has the default of
 leaves out of a file without a word, and would make another model of it, is refused here.
 """
 
+import copy
+import io
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import file_digest
@@ -93,13 +95,17 @@ def read_header(path: Path) -> Header:
         raise MissingExtraError(
             f"{path} is a GGUF file and needs {' and '.join(missing)}; install it with: pip install 'opdlm[gguf]'"
         )
+    return _header(path, *_version(path))
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """Tells one content of the file from another. A vocabulary takes seconds to be read, so what was read is kept."""
     about = path.stat()
-    return _header(path, about.st_size, about.st_mtime_ns)
+    return about.st_size, about.st_mtime_ns
 
 
 @lru_cache(maxsize=1)
 def _header(path: Path, size: int, changed: int) -> Header:
-    """`size` and `changed` tell one content from another: a large vocabulary takes a second to be read."""
     from gguf import GGUFReader
 
     with blamed_on(str(path), _FIX):
@@ -132,13 +138,19 @@ def _field(reader: Any, name: str) -> Any:
 
 def read_gguf_config(path: Path) -> PreTrainedConfig:
     """The config that the file states. Raises UnsupportedModelError for an unknown architecture; as `read_header`."""
-    header = read_header(path)
+    read_header(path)
+    return copy.deepcopy(_config(path, *_version(path)))
+
+
+@lru_cache(maxsize=1)
+def _config(path: Path, size: int, changed: int) -> PreTrainedConfig:
     with _alone(path) as where, blamed_on(str(path), _FIX):
         try:
             config = AutoConfig.from_pretrained(**where)
         except (ValueError, NotImplementedError) as error:
+            kind = read_header(path).architecture
             raise UnsupportedModelError(
-                f"transformers cannot read {path}, a GGUF file of a {header.architecture} model ({reason_of(error)}); "
+                f"transformers cannot read {path}, a GGUF file of a {kind} model ({reason_of(error)}); "
                 "give the model's folder with config.json and safetensors"
             ) from error
     config.name_or_path = str(path)
@@ -154,7 +166,8 @@ def load_gguf(
         UnsupportedModelError: its quantisation cannot be dequantised. CheckpointError: a broken file, or no tokenizer.
     """
     header = read_header(path)
-    with _alone(path) as where, blamed_on(str(path), _FIX), no_bars():
+    # Of the bars one is tqdm's own, which only a closed stream keeps out of a caller's output.
+    with _alone(path) as where, blamed_on(str(path), _FIX), no_bars(), redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(**where)
         if header.split in _DIGITS_ALONE:
             tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
