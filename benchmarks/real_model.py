@@ -22,7 +22,6 @@ from real.reference import Sizes, reference
 from transformers.utils import logging
 
 WORK = Path("runs/real_model")
-RESULTS = measuring.RESULTS / "real_model"
 
 
 def main() -> int:
@@ -36,7 +35,7 @@ def main() -> int:
     elif arguments.command == "eval":
         evaluate(arguments)
     elif arguments.command == "summary":
-        print(summary.summarise(RESULTS, measuring.RESULTS))
+        print(summary.summarise(arguments.results / "real_model", arguments.results))
     else:
         for arm in load_arms().values():
             print(f"{arm.name:16} {arm.about}")
@@ -81,7 +80,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     more = {"arm": arm.name, "about": arm.about, "decoding": arm.decoding, "training": training}
     more["seconds"] = round(perf_counter() - began)
     name = run_name(arm.name, arguments.tokens, arguments.seed)
-    print(f"written to {measuring.write(name, rows, folder=RESULTS, more=more)}")
+    print(f"written to {measuring.write(name, rows, folder=arguments.results / 'real_model', more=more)}")
 
 
 def _examined(arm: Arm, student, ar_model, asked, arguments):
@@ -113,7 +112,9 @@ def parsed() -> argparse.Namespace:
     fetches = commands.add_parser("fetch", help="get the model")
     converts = commands.add_parser("convert", help="train one arm")
     evaluates = commands.add_parser("eval", help="measure one arm")
-    commands.add_parser("summary", help="one file and one table of all results")
+    sums = commands.add_parser("summary", help="one file and one table of all results")
+    for command in (evaluates, sums):
+        command.add_argument("--results", type=Path, default=measuring.RESULTS, metavar="DIR", help="for result files")
     for command in (fetches, converts, evaluates):
         command.add_argument("--work", type=Path, default=WORK, metavar="DIR", help=f"for model and runs ({WORK})")
     for command in (converts, evaluates):

@@ -27,7 +27,7 @@ def test_doctor(file, capsys):
 
 
 @pytest.mark.parametrize(
-    "flags", ["", "--lora 2", "--lora 2 --adapter-only", "--lossless", "--lossless --adapter-only"]
+    "flags", ["", "--lora 2", "--lora 2 --adapter-only", "--lossless --lora 2", "--lossless --lora 2 --adapter-only"]
 )
 def test_conversion(flags, file, prompts, tmp_path, capsys):
     """Else hours of training would end in a folder that cannot be saved, loaded or compared with its original."""
@@ -40,14 +40,16 @@ def test_conversion(flags, file, prompts, tmp_path, capsys):
     assert "tiny.gguf" in card
     assert sha256_of(file) in card
     assert call("generate", tmp_path / "run", "one", "--max-new-tokens", "4") == 0
-    assert call("eval", tmp_path / "run", "--prompts", prompts, "--max-new-tokens", "4") == 0
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text(json.dumps({"prompt": "one", "answer": "two", "family": "edit"}) + "\n")
+    assert call("eval", tmp_path / "run", "--problems", problems, "--max-new-tokens", "4") == 0
 
 
 def test_an_adapter_knows_its_file(file, prompts, tmp_path, capsys):
     """Else an adapter could be put onto another quantisation of the model."""
     copy = tmp_path / "base.gguf"
     copy.write_bytes(file.read_bytes())
-    words = ("--prompts", prompts, "--output", tmp_path / "run", *SMALL, "--rollouts", "1", "--lossless")
+    words = ("--prompts", prompts, "--output", tmp_path / "run", *SMALL, "--rollouts", "1", "--lossless", "--lora", "2")
     assert call("convert", copy, *words, "--adapter-only") == 0
     write_gguf(copy, load_ar_model(file)[0], quantisation="Q4_1")
     message = fails(capsys, "generate", tmp_path / "run", "one")

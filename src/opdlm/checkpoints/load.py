@@ -78,7 +78,7 @@ def load_ar_config(name_or_path: str | Path) -> PreTrainedConfig:
 
 def weights_note(name_or_path: str | Path) -> str | None:
     """What a user must know of the weights that `load_ar_model` gives: of a GGUF file, what they were."""
-    place = locate(name_or_path)
+    place = locate(name_or_path) if Path(name_or_path).exists() else name_or_path  # the hub is not asked again
     return read_header(Path(place)).note if is_gguf(place) else None
 
 
