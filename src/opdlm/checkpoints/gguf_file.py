@@ -182,7 +182,6 @@ def load_gguf(
                 f"{path} holds weights in {', '.join(header.types)}, and one of these cannot be dequantised "
                 f"({reason_of(error)}); take another quantisation of the model, such as Q8_0 or Q4_K_M"
             ) from error
-    _make_plain(model)
     model.config.name_or_path = model.name_or_path = tokenizer.name_or_path = str(path)
     return model, info, tokenizer
 
@@ -196,14 +195,7 @@ def _alone(path: Path) -> Iterator[dict[str, str]]:
 
 
 def _unpacked() -> dict[str, Any]:
-    """Newer versions of transformers may keep the blocks of a file; a student learns from plain weights."""
+    """Newer versions of transformers keep the blocks of a file where they can, and call the model quantised, which
+    cannot be saved; a student learns from plain weights."""
     config = getattr(transformers, "GgufConfig", None)
     return {} if config is None else {"quantization_config": config(dequantize=True)}
-
-
-def _make_plain(model: PreTrainedModel) -> None:
-    """transformers calls it quantised and refuses to save it; its weights are plain already."""
-    quantizer: Any = getattr(model, "hf_quantizer", None)
-    if quantizer is not None:
-        quantizer.remove_quantization_config(model)
-    vars(model).pop("_weight_conversions", None)  # how to write the file's names, which no one will
