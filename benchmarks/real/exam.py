@@ -32,6 +32,8 @@ def settings_for(decoding: str, most: int) -> GenerationSettings:
 
 def facts(student: DiffusionLM, reference: Reference, decoding: str) -> Iterator[Row]:
     """Of the facts that the AR model knows, how many the student still knows."""
+    if not reference.facts:
+        return
     prompts = [encode_prompt(student.tokenizer, fact.question) for fact in reference.facts]
     rollout = student.written(prompts, settings_for(decoding, FACT_TOKENS), BATCH)
     texts = student.tokenizer.batch_decode(responses(rollout), skip_special_tokens=True)
@@ -82,7 +84,8 @@ def last_words(student: DiffusionLM, reference: Reference, decoding: str) -> Ite
     ours = sum(says(student.tokenizer, ids, word) for ids, (_, word, _) in pairs)
     theirs = sum(said for *_, said in reference.words)
     shown = {"decoding": decoding, "of": len(reference.words)}
-    yield measuring.row("last words", "word", [ours], [theirs], AR, shown)
+    if theirs:
+        yield measuring.row("last words", "word", [ours], [theirs], AR, shown)
 
 
 def lossless_text(student: DiffusionLM, reference: Reference, decoding: str) -> Iterator[Row]:
