@@ -174,7 +174,7 @@ def load_gguf(
                 [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
             )
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 **where, **_unpacked(), config=config, dtype=dtype, output_loading_info=True
             )
         except NotImplementedError as error:
@@ -182,6 +182,7 @@ def load_gguf(
                 f"{path} holds weights in {', '.join(header.types)}, and one of these cannot be dequantised "
                 f"({reason_of(error)}); take another quantisation of the model, such as Q8_0 or Q4_K_M"
             ) from error
+    model, info = loaded
     model.config.name_or_path = model.name_or_path = tokenizer.name_or_path = str(path)
     return model, info, tokenizer
 
