@@ -11,9 +11,9 @@ import measuring
 from decoding import writers
 from transformers import PreTrainedModel
 
-from lossless import acceptance
 from opdlm.config import GenerationSettings, settings_from
 from opdlm.core.types import Rollout
+from opdlm.evals.acceptance import acceptance_of
 from opdlm.evals.bits import bits_per_byte
 from opdlm.models.tokens import encode_prompt, encode_text
 from opdlm.sampling.api import DiffusionLM
@@ -90,13 +90,15 @@ def last_words(student: DiffusionLM, reference: Reference, decoding: str) -> Ite
 
 def lossless_text(student: DiffusionLM, reference: Reference, decoding: str) -> Iterator[Row]:
     """Equal texts, tokens per forward by kind of prompt, acceptance by place."""
-    tried, held = 0, 0
+    tried, held, settings = 0, 0, settings_for(decoding, reference.sizes.tokens)
     for kind, pairs in reference.texts.items():
-        rollout = student.written([p for p, _ in pairs], settings_for(decoding, reference.sizes.tokens), BATCH)
+        rollout = student.written([prompt for prompt, _ in pairs], settings, BATCH)
         same = [mine == theirs for mine, (_, theirs) in zip(responses(rollout), pairs, strict=True)]
         tried, held = tried + len(same), held + sum(same)
         yield _per_forward(rollout, {"decoding": decoding, "kind": kind})
-        for place, share in enumerate(acceptance(rollout, student.model.window), 1):  # type: ignore[attr-defined]
+        drafts = acceptance_of(student, settings)
+        drafts.saw(rollout)
+        for place, share in enumerate(drafts.shares, 1):
             yield measuring.row("acceptance", "share", [share], [1.0], AR, {"kind": kind, "place": place})
     yield measuring.row("equal texts", "text", [held], [tried], AR, {"decoding": decoding})
 
