@@ -45,8 +45,14 @@ def row(
     }
 
 
-def write(name: str, rows: Sequence[Mapping[str, Any]], note: str = "", folder: Path = RESULTS) -> Path:
-    """Writes `NAME.json`: the rows with the hardware, the versions, the commit and the command."""
+def write(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    note: str = "",
+    folder: Path = RESULTS,
+    more: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes `NAME.json`: the rows with the hardware, the versions, the commit, the command, and `more`."""
     record = {
         "benchmark": name,
         "commit": commit(),
@@ -59,6 +65,7 @@ def write(name: str, rows: Sequence[Mapping[str, Any]], note: str = "", folder: 
         },
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         **({"note": note} if note else {}),
+        **(more or {}),
         "rows": list(rows),
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ def base_of(place: str | Path, about: Drafting) -> str:
     """Name or path of the base of a gate that stands alone; a relative path is one from its folder `place`, which may
     have moved along with the base."""
     beside = Path(place) / str(about.base)
-    return str(beside.resolve()) if about.base and beside.is_dir() else str(about.base)
+    return str(beside.resolve()) if about.base and beside.exists() else str(about.base)
 
 
 def with_gate(base: PreTrainedModel, place: str | Path, about: Drafting) -> DraftingModel:

@@ -20,6 +20,7 @@ from transformers import (
 from opdlm.checkpoints import adapter_folder
 from opdlm.checkpoints.damage import blamed_on, reason_of
 from opdlm.checkpoints.gate_folder import Drafting, base_of, with_gate
+from opdlm.checkpoints.gguf_file import is_gguf, load_gguf, read_header, sha256_of
 from opdlm.checkpoints.source import FIX_CONFIG, check_sizes, locate, read_config, read_json
 from opdlm.config import GenerationSettings
 from opdlm.config.distill import Context, Prediction
@@ -56,10 +57,12 @@ class Entry(Part):
 def load_ar_model(
     name_or_path: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """An autoregressive decoder and its tokenizer, from a local folder or by its hub name; quantised weights as plain.
+    """An autoregressive decoder and its tokenizer, from a local folder, a GGUF file, or by its hub name; quantised
+    weights as plain.
 
     Raises:
-        ModelNotFoundError: no folder and no reachable hub model has this name.
+        ModelNotFoundError: no folder, no file and no reachable hub model has this name.
+        MissingExtraError: it is quantised, and the package that reads it is not there.
         UnsupportedModelError: no mask adapts its architecture; found before any weight is read.
         CheckpointError: it was converted already, or weights, config or tokenizer are missing, damaged, or of another
             architecture.
@@ -71,6 +74,24 @@ def load_ar_model(
 def load_ar_config(name_or_path: str | Path) -> PreTrainedConfig:
     """The config of a model that `load_ar_model` takes, as far as a config tells; errors as there."""
     return _ar_config(locate(name_or_path))
+
+
+def weights_note(name_or_path: str | Path) -> str | None:
+    """What a user must know of the weights that `load_ar_model` gives: of a GGUF file, what they were."""
+    place = locate(name_or_path) if Path(name_or_path).exists() else name_or_path  # the hub is not asked again
+    return read_header(Path(place)).note if is_gguf(place) else None
+
+
+def provenance_of(name_or_path: str | Path) -> dict[str, str]:
+    """What a model card says of the AR model. A path means nothing on another machine: a folder's or file's name."""
+    local = Path(name_or_path)
+    if not local.exists():
+        return {"base_model": str(name_or_path)}
+    place = locate(local)
+    if not is_gguf(place):
+        return {"base_model": local.name}
+    file = Path(place)
+    return {"base_model": file.name, "base weights": read_header(file).note, "SHA-256 of the base": sha256_of(file)}
 
 
 def load_checkpoint(
@@ -130,9 +151,19 @@ def _check_decoder(config: PreTrainedConfig) -> None:
 def _load(
     place: str | Path, config: PreTrainedConfig, dtype: torch.dtype, device: str | torch.device
 ) -> tuple[Any, PreTrainedTokenizerBase]:
-    tokenizer = _load_tokenizer(place)
-    _check_generation_config(place)
-    return _load_weights(place, config, dtype).to(device), tokenizer  # type: ignore[arg-type]
+    if is_gguf(place):
+        model, info, tokenizer = load_gguf(Path(place), config, dtype)
+    else:
+        tokenizer = _load_tokenizer(place)
+        _check_generation_config(place)
+        model, info = _load_weights(place, config, dtype)
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers fills what a checkpoint lacks with random numbers; here that is an error
+        raise CheckpointError(
+            f"{place} lacks {len(missing)} weights, among them {missing[0]}; use the complete checkpoint, with "
+            "the config that it was saved with"
+        )
+    return model.eval().to(device), tokenizer  # type: ignore[arg-type]
 
 
 def _load_drafting(
@@ -218,8 +249,10 @@ def _check_generation_config(place: str | Path) -> None:
             GenerationConfig.from_dict(content)
 
 
-def _load_weights(place: str | Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """transformers fills what a checkpoint lacks with random numbers; here that is an error."""
+def _load_weights(
+    place: str | Path, config: PreTrainedConfig, dtype: torch.dtype
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, and transformers' loading information."""
     weights, fix = f"the weights of {place}", "download or write them again"
     with blamed_on(f"config.json of {place}", FIX_CONFIG), no_bars():
         try:
@@ -243,13 +276,7 @@ def _load_weights(place: str | Path, config: PreTrainedConfig, dtype: torch.dtyp
     model, info = loaded
     if getattr(model, "hf_quantizer", None) is not None:
         model = _dequantised(model, place, dtype)
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise CheckpointError(
-            f"{place} lacks {len(missing)} weights, among them {missing[0]}; use the complete checkpoint, with "
-            "the config that it was saved with"
-        )
-    return model.eval()
+    return model, info
 
 
 def _dequantised(model: PreTrainedModel, place: str | Path, dtype: torch.dtype) -> PreTrainedModel:

