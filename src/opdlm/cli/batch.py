@@ -1,7 +1,6 @@
 """`opdlm generate MODEL --prompts FILE --output FILE`: a response to each row of a file.
 
-Rows are kept in a file `OUTPUT.partial` as they are written, in their order, behind a line that says what they were
-made with. It becomes OUTPUT when all are there, so OUTPUT is complete or not there at all.
+Rows are kept in a file `OUTPUT.partial` as they are written, in their order (`partial.py`).
 """
 
 import hashlib
@@ -11,30 +10,15 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from opdlm.cli.outputs import check_writable
+from opdlm.cli.partial import check_output, finish, kept_lines, partial_of
 from opdlm.cli.terminal import duration, make_console
 from opdlm.config import GenerationSettings, settings_from
-from opdlm.errors import OpdlmError, OutputExistsError, RecordError, UsageError
+from opdlm.errors import OpdlmError
 
 if TYPE_CHECKING:
     from opdlm.sampling.api import Answer, DiffusionLM
 
 _EVERY_S = 5.0
-
-
-def check_output(output: str, resume: bool) -> Path:
-    """The path, if rows may be written there: OutputExistsError if there is a file, else UsageError or StorageError."""
-    path = Path(output)
-    if path.exists():
-        raise OutputExistsError(f"{path} exists; choose another --output, or remove it")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path.parent} is no folder; make it, or choose another --output")
-    if _partial(path).exists() and not resume:
-        raise OutputExistsError(
-            f"{_partial(path)} holds rows of an earlier call; continue it with --resume, or remove it"
-        )
-    check_writable(_partial(path))
-    return path
 
 
 def write_file(model: "DiffusionLM", name: str, arguments: Namespace, settings: dict[str, Any]) -> None:
@@ -44,22 +28,23 @@ def write_file(model: "DiffusionLM", name: str, arguments: Namespace, settings: 
         OpdlmError: a row has no prompt that the model can read; the message says which.
         RecordError: with --resume, the rows that are there were made from other prompts or with other settings.
     """
-    output = check_output(arguments.output, arguments.resume)
+    output = Path(arguments.output)
+    check_output(output, arguments.resume)
     rows, prompts = _read(model, arguments)
     chosen = settings_from(GenerationSettings, {**model.defaults.model_dump(), **settings})
     text = json.dumps(prompts)
     made_with = {"model": name, "settings": chosen.model_dump(mode="json"), "prompts": len(prompts)}
     made_with["prompts_sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    done = _kept_rows(_partial(output), made_with)
+    done = len(kept_lines(output, made_with))
     try:
-        with _partial(output).open("a", encoding="utf-8") as file, _Progress(done, len(rows)) as progress:
+        with partial_of(output).open("a", encoding="utf-8") as file, _Progress(done, len(rows)) as progress:
             _answer(model, rows, prompts, chosen, arguments.batch_size, file, progress)
     except KeyboardInterrupt:
         make_console(stderr=True).print(
-            f"the rows so far are in {_partial(output)}; go on with --resume", soft_wrap=True
+            f"the rows so far are in {partial_of(output)}; go on with --resume", soft_wrap=True
         )
         raise
-    _finish(output)
+    finish(output)
     make_console().print(f"{len(rows)} responses in {output}", markup=False, soft_wrap=True)
 
 
@@ -86,27 +71,6 @@ def _fields(row: Any) -> dict[str, Any]:
     return {(f"input_{name}" if name in ours else name): value for name, value in record.items()}
 
 
-def _partial(output: Path) -> Path:
-    return output.with_name(output.name + ".partial")
-
-
-def _kept_rows(partial: Path, made_with: dict[str, Any]) -> int:
-    """How many rows are there already; afterwards nothing else is. A row that was cut off is taken away."""
-    lines = partial.read_bytes().split(b"\n")[:-1] if partial.exists() else []
-    header = json.dumps(made_with)
-    if not lines:
-        partial.write_text(header + "\n", encoding="utf-8")
-        return 0
-    if lines[0].decode(errors="replace") != header:
-        raise RecordError(
-            f"{partial} was made from other prompts, with other settings or another model; "
-            "call as before to continue it, or remove it to begin anew"
-        )
-    with partial.open("r+b") as file:
-        file.truncate(sum(len(line) + 1 for line in lines))
-    return len(lines) - 1
-
-
 def _answer(
     model: "DiffusionLM",
     rows: list[dict[str, Any]],
@@ -127,16 +91,6 @@ def _answer(
             file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
             file.flush()
             written += 1
-
-
-def _finish(output: Path) -> None:
-    """The rows without the first line, in the place of their own."""
-    partial, draft = _partial(output), output.with_name(f".{output.name}.whole")
-    with partial.open("rb") as rows, draft.open("wb") as file:
-        next(rows)
-        file.writelines(rows)
-    draft.replace(output)
-    partial.unlink()
 
 
 class _Progress:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from opdlm.cli.options import Parser, add_settings, flag, given
 from opdlm.cli.outputs import check_writable, json_lines, write_json
 from opdlm.cli.progress import answering
+from opdlm.cli.suites import run_suites
 from opdlm.cli.tables import acceptance_lines, comparison_table, likelihood_table
 from opdlm.cli.terminal import make_console, quiet_libraries
 from opdlm.config import GenerationSettings, settings_from
@@ -30,12 +31,17 @@ names a function, "calls" lists pairs of a call and its expected repr, or "tests
 where they reach neither your files nor the network; the first line says how. Both models answer greedily, or both
 sample.
 
+With --suite instead, both take the field's own tests: gsm8k, svamp, math, humaneval, mbpp, countdown, sudoku, choice
+(multiple choice by likelihood), lambada (the last word) and facts. --data names a file or hub data set in the test's
+own format; an evaluation with --json goes on after an interruption with --resume.
+
 With --prompts instead, both continue texts, at temperature 1 unless you give another, and the table says how many bits
 per byte AR_MODEL needs for what was written: for text that has no right answer.
 """
 _EXAMPLES = (
     "opdlm eval run --problems gsm8k.jsonl --max-new-tokens 512 --json numbers.json",
     "opdlm eval --per-family 50 --decoding static --decoding dynamic:0.85",
+    "opdlm eval run --suite gsm8k,facts --data gsm8k=test.jsonl --limit 200 --json numbers.json",
 )
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 _OF_PROMPTS = (
@@ -48,13 +54,19 @@ _OF_PROMPTS = (
 )
 _PARTS = ("problems_config", "problems_split", "problems_revision")
 _OF_PROBLEMS = ("problems", "per_family", *_PARTS)
+_OF_SUITES = ("suite", "data", "limit", "resume")
 _PER_FAMILY = _PROMPT_LIMIT = 100
 _OWN = "the package's own"  # its path means nothing elsewhere
 
 
 def parser() -> Parser:
     """The command's flags."""
-    made = Parser("eval", _DESCRIPTION, _EXAMPLES, "[MODEL] [--against AR_MODEL] [--problems FILE] [settings]")
+    made = Parser(
+        "eval",
+        _DESCRIPTION,
+        _EXAMPLES,
+        "[MODEL] [--against AR_MODEL] [--problems FILE | --suite NAME] [settings]",
+    )
     made.add_argument("model", nargs="?", help="folder or hub name of a converted model; left out: the package's own")
     made.add_argument(
         "--against", metavar="AR_MODEL", help="the original; left out: the one that MODEL's run or card names"
@@ -66,6 +78,15 @@ def parser() -> Parser:
     made.add_argument("--problems-config", metavar="NAME", help="with --problems from the hub: configuration")
     made.add_argument("--problems-split", metavar="NAME", help="with --problems from the hub: split (default: train)")
     made.add_argument("--problems-revision", metavar="NAME", help="with --problems from the hub: branch, tag or commit")
+    made.add_argument("--suite", action="append", metavar="NAME", help="the field's tests, several divided by commas")
+    made.add_argument(
+        "--data",
+        action="append",
+        metavar="[NAME=]FILE",
+        help="with --suite: its problems; repeat for several suites (default: those on the hub)",
+    )
+    made.add_argument("--limit", type=int, metavar="N", help="with --suite: the first N problems of each")
+    made.add_argument("--resume", action="store_true", help="with --suite: go on with the answers beside --json")
     made.add_argument("--prompts", metavar="FILE", help="texts to continue, as for convert: bits per byte, no accuracy")
     made.add_argument("--prompts-column", metavar="NAME", help="with --prompts: column of the texts")
     made.add_argument("--prompts-config", metavar="NAME", help="with --prompts from the hub: configuration")
@@ -97,12 +118,34 @@ def parser() -> Parser:
 
 def run(arguments: Namespace) -> int:
     """Evaluates, prints the table, writes the numbers."""
-    for name in ("per_family", "batch_size", "prompt_limit", "prompt_tokens"):
+    for name in ("per_family", "batch_size", "prompt_limit", "prompt_tokens", "limit"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UsageError(f"{flag(name)} must be at least 1; give a larger one")
-    own, foreign = ("--prompts", _OF_PROBLEMS) if arguments.prompts else ("problems", _OF_PROMPTS)
-    unused = next((name for name in foreign if getattr(arguments, name) is not None), None)
+    _check_together(arguments)
+    decodings = tuple(dict.fromkeys(arguments.decoding or ()))
+    for decoding in decodings:  # a wrong one is an error before any model is loaded
+        settings_from(GenerationSettings, {"decoding": decoding})
+    typed = given(arguments, GenerationSettings).keys() - {"decoding"}
+    settings = _sampling({name: getattr(arguments, name) for name in typed})
+    answers = _answers_path(arguments)
+    for path in (arguments.json, None if arguments.suite else answers):
+        if path is not None:
+            check_writable(Path(path))
+    quiet_libraries()
+    if arguments.suite:
+        return run_suites(arguments, decodings, settings, answers)
+    if arguments.prompts:
+        return _run_likelihood(arguments, decodings, settings, answers)
+    return _run_problems(arguments, decodings, settings, answers)
+
+
+def _check_together(arguments: Namespace) -> None:
+    """Raises UsageError for flags that do nothing beside the others."""
+    kinds = {"--suite": _OF_SUITES, "--prompts": ("prompts", *_OF_PROMPTS), "problems": _OF_PROBLEMS}
+    own = next((kind for kind in ("--suite", "--prompts") if getattr(arguments, kind[2:])), "problems")
+    foreign = [name for kind, names in kinds.items() if kind != own for name in names]
+    unused = next((name for name in foreign if getattr(arguments, name)), None)
     if unused is not None:
         raise UsageError(f"{flag(unused)} does nothing with {own}; leave one of the two out")
     if arguments.problems and arguments.per_family is not None:
@@ -110,19 +153,6 @@ def run(arguments: Namespace) -> int:
     part = next((name for name in _PARTS if getattr(arguments, name) is not None), None)
     if part is not None and not arguments.problems:
         raise UsageError(f"{flag(part)} is for a data set of the hub; name it with --problems")
-    decodings = tuple(dict.fromkeys(arguments.decoding or ()))
-    for decoding in decodings:  # a wrong one is an error before any model is loaded
-        settings_from(GenerationSettings, {"decoding": decoding})
-    typed = given(arguments, GenerationSettings).keys() - {"decoding"}
-    settings = _sampling({name: getattr(arguments, name) for name in typed})
-    answers = _answers_path(arguments)
-    for path in (arguments.json, answers):
-        if path is not None:
-            check_writable(Path(path))
-    quiet_libraries()
-    if arguments.prompts:
-        return _run_likelihood(arguments, decodings, settings, answers)
-    return _run_problems(arguments, decodings, settings, answers)
 
 
 def _sampling(typed: dict[str, str]) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opdlm.cli.batch import check_output, write_file
+from opdlm.cli.batch import write_file
 from opdlm.cli.chat import Chat
 from opdlm.cli.options import Parser, add_settings, given
+from opdlm.cli.partial import check_output
 from opdlm.cli.terminal import make_console, print_json, quiet_libraries
 from opdlm.config import GenerationSettings, settings_from
 from opdlm.errors import PromptsError, UsageError
@@ -143,7 +144,7 @@ def _check_file_flags(arguments: Namespace) -> None:
         raise UsageError("--prompts needs a file for the responses; name it with --output")
     if min(arguments.batch_size, arguments.prompt_limit or 1) < 1 or arguments.prompt_limit == 0:
         raise UsageError("--batch-size and --prompt-limit must be at least 1; give larger ones")
-    check_output(arguments.output, arguments.resume)
+    check_output(Path(arguments.output), arguments.resume)
 
 
 def _from_nobody(name: str | None, arguments: Namespace) -> str | None:

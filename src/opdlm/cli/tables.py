@@ -126,10 +126,26 @@ def _speeds(evaluation: Evaluation) -> tuple[str, str]:
     return f"{evaluation.tokens_per_forward:.2f}", f"{evaluation.tokens_per_second:,.0f}"
 
 
+def suite_table(comparison: Comparison) -> ResultTable:
+    """Accuracy by suite with its 95 % interval, and speed: a row for the teacher and one for each decoding."""
+    shown = comparison.teacher.families
+    rows = []
+    for one in (comparison.teacher, *comparison.students):
+        cells = [f"{row.accuracy:.1%} [{row.interval[0]:.0%}, {row.interval[1]:.0%}]" for row in one.families]
+        same = "" if one.same_text is None else f"{one.same_text:,} of {one.total.n:,}"
+        rows.append((f"student, {one.decoding}" if one.decoding else "teacher", (*cells, same, *_speeds(one))))
+    title = f"teacher {comparison.against}, student {comparison.model}\naccuracy [95 % interval]"
+    headings = (*(f"{row.family} ({row.n:,})" for row in shown), "same text", "tokens/forward", "tokens/s")
+    return ResultTable(title, headings, tuple(rows))
+
+
 def likelihood_table(rows: "Sequence[Likelihood]", title: str) -> ResultTable:
     """A row for each writer and decoding."""
     made = []
     for row in rows:
         name = "original" if row.writer == "original" else f"{row.writer}, {row.decoding}"
-        made.append((name, (f"{row.bits_per_byte:.3f}", f"{row.tokens_per_forward:.2f}", f"{row.tokens:,}")))
-    return ResultTable(title, ("bits per byte", "tokens/forward", "tokens"), tuple(made))
+        same = "-" if row.same_text is None else f"{row.same_text:,}"
+        cells = f"{row.bits_per_byte:.3f}", f"{row.bits_per_token:.3f}", f"{row.agreement:.1%}", same
+        made.append((name, (*cells, f"{row.tokens_per_forward:.2f}", f"{row.tokens:,}")))
+    headings = ("bits per byte", "bits per token", "agreement", "same text", "tokens/forward", "tokens")
+    return ResultTable(title, headings, tuple(made))

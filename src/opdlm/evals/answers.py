@@ -2,16 +2,21 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
 
-from opdlm.data.prompts import Prompt
 from opdlm.errors import UsageError
 from opdlm.evals.graders import check_gradable, confinement_for, grade
-from opdlm.evals.problem import Problem
+from opdlm.evals.problem import Asked, Problem, as_shown
 from opdlm.evals.sandbox_confinement import Confinement
 from opdlm.evals.writers import Answer, Writer
 from opdlm.records.evaluation import Evaluation, GradedAnswer, Score
+
+_PROGRAMS_AT_ONCE = os.cpu_count() or 1
+
+_T = TypeVar("_T")
 
 
 def answered(
@@ -20,6 +25,10 @@ def answered(
     problems: Sequence[Problem],
     *,
     decoding: str = "",
+    ask: Callable[[Problem], Asked] = lambda problem: problem.prompt,
+    numbers: Sequence[int] | None = None,
+    kept: Sequence[GradedAnswer] = (),
+    warm_up: bool = True,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_answer: Callable[[GradedAnswer], None] = lambda answer: None,
     allow_unconfined_code: bool = False,
@@ -33,8 +42,12 @@ def answered(
         writer: writes the responses.
         problems: at least one.
         decoding: how the writer decodes, for the record.
-        on_progress: called with (responses written, problems), first with none written.
-        on_answer: called with each answer once it is graded: at once, or where programs are run, when all are written.
+        ask: what the writer reads of a problem.
+        numbers: of the problems, for the record; default: from 0.
+        kept: answers to these problems that an interrupted evaluation left; they are not asked again.
+        warm_up: whether there is that first call.
+        on_progress: called with (responses written, problems), first with those that were kept.
+        on_answer: called with each new answer once it is graded: at once; where programs are run, some at a time.
         allow_unconfined_code: run programs with the user's own rights where the system cannot confine them.
 
     Raises:
@@ -44,95 +57,108 @@ def answered(
     if not problems:
         raise UsageError("there are no problems to evaluate; give at least one")
     for problem in problems:
-        check_gradable(problem, f"the problem {problem.prompt!r}")
+        check_gradable(problem, f"the problem {problem.prompt or problem.plain!r}")
     within = confinement_for(problems, allow_unconfined_code=allow_unconfined_code)
-    prompts = [problem.prompt for problem in problems]
-    on_progress(0, len(prompts))
-    list(writer(prompts[:1]))
-    answers: dict[int, Answer] = {}
-    correct: dict[int, bool] = {}
-
-    def settle(index: int, verdict: bool) -> None:
-        correct[index] = verdict
-        on_answer(_graded(name, decoding, index, problems[index], answers[index], verdict))
-
-    watch = _Stopwatch()
-    for index, answer in watch.timed(writer, prompts):
-        answers[index] = answer
-        if within is None:
-            settle(index, grade(problems[index], answer.text))
-        on_progress(len(answers), len(prompts))
-    assert len(answers) == len(prompts), "the writer left prompts unanswered"
-    if within is not None:
-        for index, verdict in _verdicts(problems, answers, within):
-            settle(index, verdict)
-    rows = _scores([(problem, answers[index], correct[index]) for index, problem in enumerate(problems)])
-    return Evaluation(name=name, rows=rows, seconds=watch.seconds, decoding=decoding)
+    numbered = dict(zip(range(len(problems)) if numbers is None else numbers, problems, strict=True))
+    graded = {one.number: one for one in kept}
+    open_ = [number for number in numbered if number not in graded]
+    asked = [ask(numbered[number]) for number in open_]
+    on_progress(len(graded), len(numbered))
+    if warm_up and asked:
+        list(writer(asked[:1]))
+    for some in _groups(_timed(writer, asked), 1 if within is None else _PROGRAMS_AT_ONCE):
+        verdicts = _verdicts([(numbered[open_[index]], answer.text) for index, answer, _ in some], within)
+        for (index, answer, waited), verdict in zip(some, verdicts, strict=True):
+            number = open_[index]
+            made = _graded(name, decoding, number, numbered[number], asked[index], answer, waited, verdict)
+            graded[number] = made
+            on_answer(made)
+            on_progress(len(graded), len(numbered))
+    assert len(graded) == len(numbered), "the writer left prompts unanswered"
+    return evaluation(name, decoding, [graded[number] for number in numbered])
 
 
-def _verdicts(
-    problems: Sequence[Problem], answers: Mapping[int, Answer], within: Confinement
-) -> Iterator[tuple[int, bool]]:
-    """Programs run in processes of their own, as many at once as there are cores; not while answers are timed."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from enumerate(
-            pool.map(lambda index: grade(problems[index], answers[index].text, within), range(len(problems)))
-        )
+def evaluation(name: str, decoding: str, answers: Sequence[GradedAnswer]) -> Evaluation:
+    """What these answers came to; those that were chosen, not written, take no part in the speed."""
+    seconds = sum(one.waited for one in answers if not one.scores)
+    return Evaluation(name=name, rows=_scores(answers), seconds=seconds, decoding=decoding)
 
 
-class _Stopwatch:
-    """Counts the time in which answers are written, not that in which they are graded and shown."""
+def _groups(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    """`itertools.batched` of Python 3.12."""
+    left = iter(items)
+    while group := list(islice(left, size)):
+        yield group
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
 
-    def timed(self, writer: Writer, prompts: list[Prompt]) -> Iterator[tuple[int, Answer]]:
-        """The writer's answers."""
+def _timed(writer: Writer, asked: list[Asked]) -> Iterator[tuple[int, Answer, float]]:
+    """The writer's answers, each with the seconds since the one before in which it was written, not graded or shown."""
+    began = time.perf_counter()
+    for index, answer in writer(asked):
+        waited = time.perf_counter() - began
+        yield index, answer, waited
         began = time.perf_counter()
-        for found in writer(prompts):
-            self.seconds += time.perf_counter() - began
-            yield found
-            began = time.perf_counter()
-        self.seconds += time.perf_counter() - began
 
 
-def _graded(name: str, decoding: str, index: int, problem: Problem, answer: Answer, correct: bool) -> GradedAnswer:
+def _verdicts(pairs: Sequence[tuple[Problem, str]], within: Confinement | None) -> list[bool]:
+    """Programs run in processes of their own, as many at once as there are cores; not while answers are timed."""
+    if within is None:
+        return [grade(problem, text) for problem, text in pairs]
+    with ThreadPoolExecutor(_PROGRAMS_AT_ONCE) as pool:
+        return list(pool.map(lambda pair: grade(pair[0], pair[1], within), pairs))
+
+
+def _graded(
+    name: str,
+    decoding: str,
+    number: int,
+    problem: Problem,
+    asked: Asked,
+    answer: Answer,
+    waited: float,
+    correct: bool,
+) -> GradedAnswer:
     return GradedAnswer(
         name=name,
         decoding=decoding,
-        number=index,
+        number=number,
         family=problem.family,
         tag=problem.tag,
-        prompt=problem.prompt,
+        prompt=as_shown(asked),
         response=answer.text,
         expected=problem.answer,
         calls=problem.calls,
         correct=correct,
         tokens=answer.tokens,
         forwards=answer.forwards,
+        seconds=answer.seconds,
+        waited=waited,
+        options=problem.options if answer.scores else (),
+        scores=answer.scores,
     )
 
 
-def _scores(results: Sequence[tuple[Problem, Answer, bool]]) -> tuple[Score, ...]:
+def _scores(answers: Sequence[GradedAnswer]) -> tuple[Score, ...]:
     """One score a family, then one for each of its tags."""
     rows = []
-    for family in dict.fromkeys(problem.family for problem, _, _ in results):
-        inside = [result for result in results if result[0].family == family]
+    for family in dict.fromkeys(one.family for one in answers):
+        inside = [one for one in answers if one.family == family]
         rows.append(_score(family, None, inside))
-        for tag in dict.fromkeys(problem.tag for problem, _, _ in inside if problem.tag):
-            rows.append(_score(family, tag, [result for result in inside if result[0].tag == tag]))
+        for tag in dict.fromkeys(one.tag for one in inside if one.tag):
+            rows.append(_score(family, tag, [one for one in inside if one.tag == tag]))
     return tuple(rows)
 
 
-def _score(family: str, tag: str | None, results: Sequence[tuple[Problem, Answer, bool]]) -> Score:
-    seconds = [response.seconds for _, response, _ in results if response.seconds is not None]
+def _score(family: str, tag: str | None, answers: Sequence[GradedAnswer]) -> Score:
+    """What these answers came to."""
+    seconds = [one.seconds for one in answers if one.seconds is not None]
     return Score(
         family=family,
         tag=tag,
-        n=len(results),
-        correct=sum(right for _, _, right in results),
-        tokens=sum(response.tokens for _, response, _ in results),
-        forwards=sum(response.forwards for _, response, _ in results),
-        seconds=sum(seconds) if len(seconds) == len(results) else None,
-        empty=sum(not response.text.strip() for _, response, _ in results),
+        n=len(answers),
+        correct=sum(one.correct for one in answers),
+        tokens=sum(one.tokens for one in answers),
+        forwards=sum(one.forwards for one in answers),
+        seconds=sum(seconds) if len(seconds) == len(answers) else None,
+        empty=sum(not one.response.strip() for one in answers),
     )

@@ -1,7 +1,8 @@
-"""How well an autoregressive model explains given text: bits per byte."""
+"""How well an autoregressive model explains given text: bits per byte and per token, and what it would have written."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -12,7 +13,33 @@ from opdlm.errors import UsageError
 _IGNORE = -100
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What an AR model says of one text.
+
+    Attributes:
+        nats: of the whole response. tokens: that were scored.
+        agreed: those that are the model's own first choice behind the text before them.
+    """
+
+    nats: float
+    tokens: int
+    agreed: int
+
+
 @torch.no_grad()
+def read(model: PreTrainedModel, sequences: Sequence[tuple[list[int], int]], *, batch_size: int = 8) -> list[Reading]:
+    """Has the model read the responses, one reading for each of `sequences`; arguments as in `bits_per_byte`."""
+    if any(not 1 <= prompt_length <= len(ids) for ids, prompt_length in sequences):
+        raise UsageError("a sequence has no prompt token, or fewer tokens than its prompt; begin it with one at least")
+    order = sorted(range(len(sequences)), key=lambda index: len(sequences[index][0]))  # rows of one length: no padding
+    found: dict[int, Reading] = {}
+    for first in range(0, len(order), batch_size):
+        chosen = order[first : first + batch_size]
+        found |= zip(chosen, _read(model, [sequences[index] for index in chosen]), strict=True)
+    return [found[index] for index in range(len(sequences))]
+
+
 def bits_per_byte(
     model: PreTrainedModel,
     sequences: Sequence[tuple[list[int], int]],
@@ -42,18 +69,34 @@ def bits_per_byte(
     """
     if len(sequences) != len(texts):
         raise UsageError(f"{len(sequences)} sequences but {len(texts)} texts; give one text for each sequence")
-    if any(not 1 <= prompt_length <= len(ids) for ids, prompt_length in sequences):
-        raise UsageError("a sequence has no prompt token, or fewer tokens than its prompt; begin it with one at least")
+    bytes_of(texts)  # an error before the model's pass
+    return per_byte(read(model, sequences, batch_size=batch_size), texts)
+
+
+def per_byte(readings: Sequence[Reading], texts: Sequence[str]) -> float:
+    """The same from readings. UsageError if there is no byte."""
+    return sum(one.nats for one in readings) / math.log(2) / bytes_of(texts)
+
+
+def per_token(readings: Sequence[Reading]) -> float:
+    """Bits for each scored token; 0 where there is none."""
+    return sum(one.nats for one in readings) / math.log(2) / max(1, sum(one.tokens for one in readings))
+
+
+def agreement(readings: Sequence[Reading]) -> float:
+    """Share of the scored tokens that are the model's own first choice, from 0 to 1; 0 where there is none."""
+    return sum(one.agreed for one in readings) / max(1, sum(one.tokens for one in readings))
+
+
+def bytes_of(texts: Sequence[str]) -> int:
+    """UTF-8 bytes of all texts. UsageError if there is none."""
     size = sum(len(text.encode()) for text in texts)
     if size == 0:
         raise UsageError("the responses hold no text, so there is no bit per byte; score some that do")
-    ordered = sorted(sequences, key=lambda item: len(item[0]))  # rows of one length need no padding
-    nats = sum(_nats(model, ordered[first : first + batch_size]) for first in range(0, len(ordered), batch_size))
-    return nats / math.log(2) / size
+    return size
 
 
-def _nats(model: PreTrainedModel, batch: Sequence[tuple[list[int], int]]) -> float:
-    """Negative log-likelihood of the responses of one batch, in nats."""
+def _read(model: PreTrainedModel, batch: Sequence[tuple[list[int], int]]) -> list[Reading]:
     width = max(len(ids) for ids, _ in batch)
     # Padding stands on the right, where a causal model never looks back from: its id does not matter.
     input_ids = torch.zeros(len(batch), width, dtype=torch.int64)
@@ -68,5 +111,9 @@ def _nats(model: PreTrainedModel, batch: Sequence[tuple[list[int], int]]) -> flo
     ).logits
     wanted = targets[:, 1:] != _IGNORE
     logits_MV = logits[:, :-1][wanted.to(model.device)].float()
-    losses = cross_entropy(logits_MV, targets[:, 1:][wanted].to(model.device), reduction="none")
-    return float(losses.cpu().double().sum())
+    wanted_ids = targets[:, 1:][wanted].to(model.device)
+    losses = cross_entropy(logits_MV, wanted_ids, reduction="none").cpu().double()
+    agreed = (logits_MV.argmax(-1) == wanted_ids).cpu()
+    counts = wanted.sum(-1).tolist()
+    rows = zip(losses.split(counts), agreed.split(counts), counts, strict=True)
+    return [Reading(float(nats.sum()), count, int(own.sum())) for nats, own, count in rows]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from opdlm.errors import UsageError
+from opdlm.evals import suite_graders as suites
 from opdlm.evals.interpreter import NotInterpretedError, call_function
 from opdlm.evals.problem import Problem
 from opdlm.evals.sandbox import run_calls, run_tests
@@ -80,11 +81,21 @@ def _code(problem: Problem, response: str, within: Confinement | None) -> bool:
     if problem.interpreted:
         return all(_interpreted(source, call, expected) for call, expected in problem.calls)
     if problem.calls:
-        ran = run_calls(source, problem.calls, prelude=prelude, within=within, timeout_s=CODE_TIMEOUT_S)
-    else:
-        tests, entry = problem.tests, problem.answer
-        ran = run_tests(source, tests, entry, prelude=prelude, within=within, timeout_s=CODE_TIMEOUT_S)
-    return ran.all_passed
+        return run_calls(source, problem.calls, prelude=prelude, within=within, timeout_s=CODE_TIMEOUT_S).all_passed
+    return _passes_tests(problem, source, within)
+
+
+def _passes_tests(problem: Problem, source: str, within: Confinement | None) -> bool:
+    tests, entry, prelude = problem.tests, problem.answer, problem.prelude
+    return run_tests(source, tests, entry, prelude=prelude, within=within, timeout_s=CODE_TIMEOUT_S).all_passed
+
+
+def _humaneval(problem: Problem, response: str, within: Confinement | None) -> bool:
+    return _passes_tests(problem, suites.humaneval_program(problem, response), within)
+
+
+def _mbpp(problem: Problem, response: str, within: Confinement | None) -> bool:
+    return _passes_tests(problem, suites.mbpp_program(problem, response), within)
 
 
 def _interpreted(source: str, call: str, expected: str) -> bool:
@@ -100,6 +111,10 @@ def _code_fault(problem: Problem) -> str | None:
     return "has tests, and cannot be interpreted" if problem.tests and problem.interpreted else None
 
 
+def _tests_fault(problem: Problem) -> str | None:
+    return None if problem.tests and problem.answer else "needs tests and the name of the function"
+
+
 def _no_fault(problem: Problem) -> str | None:
     return None
 
@@ -111,10 +126,16 @@ class Grader:
     Attributes:
         grade: problem, response and where a program runs -> whether it is right.
         fault: what makes a problem of this family impossible to grade, as the rest of a sentence; None if nothing does.
+        runs_programs: whether grading runs what the model wrote.
     """
 
     grade: Callable[[Problem, str, Confinement | None], bool]
     fault: Callable[[Problem], str | None] = _no_fault
+    runs_programs: bool = False
+
+
+def _by_text(grade: Callable[[Problem, str], bool], fault: Callable[[Problem], str | None] = _no_fault) -> Grader:
+    return Grader(lambda problem, response, within: grade(problem, response), fault)
 
 
 GRADERS: dict[str, Grader] = {
@@ -127,7 +148,18 @@ GRADERS: dict[str, Grader] = {
     # what stands in the last <answer> </answer> equals the answer, spaces at its ends aside
     "tagged": Grader(_tagged),
     # every call of the function returns the expected value, or the tests pass, in the sandbox or the interpreter
-    "code": Grader(_code, _code_fault),
+    "code": Grader(_code, _code_fault, runs_programs=True),
+    # the field's tests, each by the function of its name in `suite_graders`
+    "gsm8k": _by_text(suites.ends_in_number, suites.number_fault),
+    "svamp": _by_text(suites.ends_in_number, suites.number_fault),
+    "math": _by_text(suites.equal_maths),
+    "humaneval": Grader(_humaneval, _tests_fault, runs_programs=True),
+    "mbpp": Grader(_mbpp, _tests_fault, runs_programs=True),
+    "countdown": _by_text(suites.makes_target),
+    "sudoku": _by_text(suites.fills_grid),
+    "choice": _by_text(suites.chosen, suites.choice_fault),
+    "lambada": _by_text(suites.first_word),
+    "facts": _by_text(suites.names_answer),
 }
 
 
@@ -146,7 +178,8 @@ def confinement_for(problems: Sequence[Problem], *, allow_unconfined_code: bool 
     Raises:
         UnconfinedCodeError: this system cannot confine them, and nobody allowed to do without.
     """
-    if not any(problem.family == "code" and not problem.interpreted for problem in problems):
+    running = {family for family, grader in GRADERS.items() if grader.runs_programs}
+    if not any(problem.family in running and not problem.interpreted for problem in problems):
         return None
     return confinement(allow_unconfined=allow_unconfined_code)
 

@@ -1,8 +1,8 @@
-"""How likely the original finds what the converted model writes, in bits per byte."""
+"""How likely the original finds what the converted model writes, and how often it would have written the same."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from opdlm.config import GenerationSettings, settings_from
 from opdlm.core.types import Geometry
 from opdlm.data.prompts import Prompt
-from opdlm.evals.bits import bits_per_byte
+from opdlm.evals.bits import agreement, per_byte, per_token, read
 from opdlm.evals.compare import check_decodings, load_pair, usual_decodings
 from opdlm.evals.original import original_of
 from opdlm.models.block_diffusion import BlockDiffusionModel
@@ -27,13 +27,22 @@ _ONE_BY_ONE = "sequential"
 
 @dataclass(frozen=True)
 class Likelihood:
-    """One row: who wrote and how, bits per byte under the original, tokens per forward, response tokens."""
+    """One row: who wrote and how, and what the original says of it.
+
+    Attributes:
+        bits_per_byte, bits_per_token: under the original; lower is likelier.
+        agreement: share of the tokens that are the original's own first choice behind the text before them.
+        same_text: texts that are the original's own, character for character; None where tokens were drawn.
+    """
 
     writer: str
     decoding: str
     bits_per_byte: float
     tokens_per_forward: float
     tokens: int
+    bits_per_token: float = 0.0
+    agreement: float = 0.0
+    same_text: int | None = None
 
 
 def evaluate_likelihood(
@@ -94,11 +103,16 @@ def likelihoods(
     original = before.at(Geometry(1, "shifted", "causal"))
     writers = [("original", original, (_ONE_BY_ONE,))]
     writers += [("student before", before, decodings), ("student", student.model, decodings)]
-    return [
-        _likelihood(name, model, student, ar_model, prompts, {**settings, "decoding": decoding}, batch_size, on_text)
-        for name, model, chosen in writers
-        for decoding in chosen
-    ]
+    rows, own = [], []  # the original's texts
+    for name, model, chosen in writers:
+        for decoding in chosen:
+            row, texts = _likelihood(
+                name, model, student, ar_model, prompts, {**settings, "decoding": decoding}, batch_size, on_text
+            )
+            own = own or texts
+            same = None if settings.get("temperature") else sum(map(str.__eq__, own, texts))
+            rows.append(replace(row, same_text=same))
+    return rows
 
 
 def _likelihood(
@@ -110,7 +124,7 @@ def _likelihood(
     settings: Mapping[str, Any],
     batch_size: int,
     on_text: OnText,
-) -> Likelihood:
+) -> tuple[Likelihood, list[str]]:
     requests = continuations(prompts, settings_from(GenerationSettings, settings))
     rollout = Engine(model, student.tokens, batch_size).write(requests)
     ends = zip(rollout.prompt_length.tolist(), rollout.length.tolist(), rollout.stopped.tolist(), strict=True)
@@ -135,5 +149,14 @@ def _likelihood(
             )
         )
     tokens = sum(lengths)
-    bits = bits_per_byte(ar_model, sequences, texts)
-    return Likelihood(name, settings["decoding"], bits, tokens / sum(forwards), tokens)
+    readings = read(ar_model, sequences)
+    row = Likelihood(
+        writer=name,
+        decoding=settings["decoding"],
+        bits_per_byte=per_byte(readings, texts),
+        tokens_per_forward=tokens / sum(forwards),
+        tokens=tokens,
+        bits_per_token=per_token(readings),
+        agreement=agreement(readings),
+    )
+    return row, texts

@@ -9,8 +9,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from opdlm.config import GenerationSettings
 from opdlm.core.types import Rollout
-from opdlm.data.prompts import Prompt
-from opdlm.models.tokens import encode_prompt
+from opdlm.evals.problem import Asked, Options, Plain
+from opdlm.models.tokens import encode_prompt, encode_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +22,27 @@ class Answer:
         tokens: number of its tokens, up to and including the end-of-sequence token.
         forwards: model forwards in which its row took part.
         seconds: the row's share of the time, where the writer knows it.
+        scores: where it was chosen from options: the log-likelihood of each, in nats.
     """
 
     text: str
     tokens: int
     forwards: int
     seconds: float | None = None
+    scores: tuple[float, ...] = ()
 
 
 class Writer(Protocol):
     """Writes a response to each prompt: (index of the prompt, response), as they are finished."""
 
-    def __call__(self, prompts: list[Prompt]) -> Iterable[tuple[int, Answer]]: ...
+    def __call__(self, prompts: list[Asked]) -> Iterable[tuple[int, Answer]]: ...
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, asked: Asked) -> list[int]:
+    """Token ids of a prompt, of a text that is continued as it is, or of the text before options."""
+    if isinstance(asked, Plain | Options):
+        return encode_text(tokenizer, asked.text)
+    return encode_prompt(tokenizer, asked)
 
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
@@ -55,8 +64,8 @@ def ar_writer(
     pad_id = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else min(stop_ids, default=0)
     config = _generation_config(settings, stop_ids, pad_id)
 
-    def write(prompts: list[Prompt]) -> Iterator[tuple[int, Answer]]:
-        encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    def write(prompts: list[Asked]) -> Iterator[tuple[int, Answer]]:
+        encoded = [encode(tokenizer, prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
         for first in range(0, len(order), batch_size):
             batch = order[first : first + batch_size]
@@ -79,8 +88,8 @@ def diffusion_writer(
         tokenizer: encodes the prompts, by its chat template where it has one, and decodes the responses.
     """
 
-    def write(prompts: list[Prompt]) -> Iterator[tuple[int, Answer]]:
-        for index, row in generate([encode_prompt(tokenizer, prompt) for prompt in prompts]):
+    def write(prompts: list[Asked]) -> Iterator[tuple[int, Answer]]:
+        for index, row in generate([encode(tokenizer, prompt) for prompt in prompts]):
             begin, end = int(row.prompt_length[0]), int(row.length[0])
             text = _decode(tokenizer, row.input_ids[0, begin:end].tolist())
             yield index, Answer(text, end - begin, int(row.forwards[0]))

@@ -158,7 +158,9 @@ class GradedAnswer(Record):
         number: of the problem, from 0. family, tag: of the problem; tag "" where it has none.
         prompt: text or chat messages. response: without special tokens.
         expected: the reference answer. calls: for code, with their expected results. correct: the verdict.
-        tokens, forwards: of this response.
+        tokens, forwards: of this response. seconds: its own, None unless the writer knows them.
+        waited: seconds from the answer before to this one, so that they add up to the time of all.
+        options: what was chosen from, and scores: the log-likelihood of each, in nats. Empty where text was written.
     """
 
     name: str
@@ -174,6 +176,10 @@ class GradedAnswer(Record):
     correct: bool
     tokens: int
     forwards: int
+    seconds: float | None = None
+    waited: float = 0.0
+    options: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
 
 
 class Comparison(Record):
