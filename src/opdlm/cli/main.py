@@ -24,6 +24,7 @@ COMMANDS = {
     "push": ("opdlm.cli.push", "upload a converted model to the Hugging Face Hub"),
     "eval": ("opdlm.cli.evaluate", "accuracy retained and speed, against the autoregressive model"),
     "lm-eval": ("opdlm.cli.lm_eval", "the field's tests, by EleutherAI's lm-evaluation-harness"),
+    "tune": ("opdlm.cli.tune", "the fastest decoding that loses no more than you allow, as the new default"),
 }
 INTERRUPTED = 130
 CLOSED_PIPE = 141

@@ -2,21 +2,19 @@
 
 import hashlib
 import json
-import platform
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import opdlm
 from opdlm.cli.outputs import JsonLines, write_json
 from opdlm.cli.partial import check_output, finish, kept_lines, partial_of
 from opdlm.cli.progress import answering
 from opdlm.cli.tables import suite_table
 from opdlm.cli.terminal import make_console
+from opdlm.cli.versions import versions
 from opdlm.errors import UsageError
 from opdlm.records.evaluation import Comparison, GradedAnswer, empty_hints
 
@@ -52,7 +50,7 @@ def run_suites(arguments: Namespace, decodings: Sequence[str], settings: dict[st
     student, ar_model = load_pair(arguments.model, against, arguments.device)
     chosen = tuple(decodings) or usual_decodings(student.defaults.decoding.kind)
     about = {"model": arguments.model, "against": str(against), "decodings": list(chosen), "settings": settings}
-    about |= {"suites": _about(tests, data), "versions": _versions()}
+    about |= {"suites": _about(tests, data), "versions": versions()}
     with answering(make_console(stderr=True)) as show, _kept(answers, about) as (kept, keep):
 
         def named(one: GradedAnswer) -> None:
@@ -115,15 +113,6 @@ def _about(tests: "Tests", data: dict[str, str]) -> dict[str, Any]:
             "max_new_tokens": suite.max_new_tokens,
         }
         for suite, problems in tests
-    }
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "opdlm": opdlm.__version__,
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-        "python": platform.python_version(),
     }
 
 

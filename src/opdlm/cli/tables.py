@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from opdlm.records.evaluation import Comparison, Evaluation, Score, retained
+from opdlm.records.tuning import Tuning, difference_interval
 
 if TYPE_CHECKING:
     from opdlm.evals.likelihood import Likelihood
@@ -137,6 +138,22 @@ def suite_table(comparison: Comparison) -> ResultTable:
     title = f"teacher {comparison.against}, student {comparison.model}\naccuracy [95 % interval]"
     headings = (*(f"{row.family} ({row.n:,})" for row in shown), "same text", "tokens/forward", "tokens/s")
     return ResultTable(title, headings, tuple(rows))
+
+
+def tuning_table(tuning: Tuning, title: str) -> ResultTable:
+    """A row for each decoding: what is chosen first, then the other allowed ones, then those that lose too much."""
+    reference, rows = tuning.trial(tuning.reference), []
+    for one in tuning.in_order():
+        low, high = one.interval
+        ends = sorted(-end for end in difference_interval(one, reference))
+        drop = "" if one is reference else f"{tuning.drop(one):+.1%} [{ends[0]:+.1%}, {ends[1]:+.1%}]"
+        bits = () if one.bits_per_token is None else (f"{one.bits_per_token:.3f}",)
+        speeds = f"{one.tokens_per_forward:.2f}", f"{one.tokens_per_second:,.0f}"
+        name = one.decoding if tuning.allowed(one) else f"{one.decoding} (loses more)"
+        rows.append((name, (f"{one.mean_quality:.1%} [{low:.1%}, {high:.1%}]", drop, *bits, *speeds)))
+    bits = () if reference.bits_per_token is None else ("bits per token",)
+    headings = (tuning.measure, f"drop from {tuning.reference}", *bits, "tokens/forward", "tokens/s")
+    return ResultTable(f"{title}, batches of {tuning.batch_size}\n95 % intervals in brackets", headings, tuple(rows))
 
 
 def likelihood_table(rows: "Sequence[Likelihood]", title: str) -> ResultTable:

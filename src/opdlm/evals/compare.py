@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdlm.checkpoints.load import load_ar_model
 from opdlm.config import LOSSLESS, GenerationSettings, settings_from
@@ -101,12 +101,19 @@ def load_pair(student_name: str | Path, ar_name: str | Path, device: str) -> tup
     """A converted model and its original. Raises CheckpointError if one is not made from the other."""
     student = load(student_name, device=device)
     ar_model, tokenizer = load_ar_model(ar_name, device=pick_device(device))
-    vocabulary = student.tokenizer.get_vocab()
-    if any(vocabulary.get(token) != index for token, index in tokenizer.get_vocab().items()):
+    check_vocabulary(student.tokenizer, tokenizer, student_name, ar_name)
+    return student, ar_model
+
+
+def check_vocabulary(
+    ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, student_name: str | Path, ar_name: str | Path
+) -> None:
+    """Raises CheckpointError if a model cannot have been made from the other: a token of it has another id."""
+    vocabulary = ours.get_vocab()
+    if any(vocabulary.get(token) != index for token, index in theirs.get_vocab().items()):
         raise CheckpointError(
             f"{student_name} and {ar_name} have different vocabularies; name the model that the first was made from"
         )
-    return student, ar_model
 
 
 def compare(

@@ -9,6 +9,7 @@ from opdlm.evals.final_answers import last_boxed, last_number, last_tagged
 from opdlm.evals.problem import Problem
 from opdlm.evals.puzzles import read_grid, solves_countdown, solves_sudoku
 
+_MATHS_TIMEOUT_S = 60  # wall clock: far more than an expression needs, so that a busy machine fails none
 _FENCED = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```", "\n@")
 _FIRST_WORD = re.compile(r"\s*[^\w\s]*\s*(\w+(?:['’\-]\w+)*)")
@@ -35,8 +36,9 @@ def equal_maths(problem: Problem, response: str) -> bool:
     from math_verify import parse, verify
 
     boxed = last_boxed(response)
-    found = parse(response if boxed is None else f"\\boxed{{{boxed}}}")
-    return bool(found) and verify(parse(f"\\boxed{{{problem.answer}}}"), found)
+    found = parse(response if boxed is None else f"\\boxed{{{boxed}}}", parsing_timeout=_MATHS_TIMEOUT_S)
+    expected = parse(f"\\boxed{{{problem.answer}}}", parsing_timeout=_MATHS_TIMEOUT_S)
+    return bool(found) and verify(expected, found, timeout_seconds=_MATHS_TIMEOUT_S)
 
 
 def check_math_verify() -> None:

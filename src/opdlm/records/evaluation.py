@@ -218,7 +218,7 @@ def empty_hints(evaluations: Sequence[Evaluation]) -> list[str]:
     ]
 
 
-def wilson_interval(correct: int, n: int) -> tuple[float, float]:
+def wilson_interval(correct: float, n: int) -> tuple[float, float]:
     """95 % confidence interval of a share `correct / n`, within [0, 1]; n = 0 gives (0, 1).
 
     Wilson's score interval (JASA 22, 1927): unlike the normal one it is sound near 0 and 1, where models often are.
