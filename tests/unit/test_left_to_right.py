@@ -36,7 +36,7 @@ def slowly(model, ids, given):
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_it_is_the_chain_rule_over_the_decoders_own_states(geometry):
-    """Without it the number would be of states that no decoder visits: other masks, or tokens seen before their time."""
+    """Without it the number would be of states that no decoder visits: other masks, or tokens seen too early."""
     model = BlockDiffusionModel(tiny_model(), geometry, MASK)
     expected = [slowly(model, *text) for text in TEXTS]
     assert log_likelihoods(model, TEXTS) == pytest.approx(expected, abs=1e-4)

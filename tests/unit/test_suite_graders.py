@@ -1,6 +1,5 @@
 """The field's tests: right answers pass however they are written, and nothing that merely looks like one does."""
 
-import json
 from decimal import Decimal
 from pathlib import Path
 
@@ -212,8 +211,7 @@ def test_references_of_the_data_sets_pass():
     gsm8k = load(SUITES["gsm8k"], shared("gsm8k", "test.jsonl"))
     assert len(gsm8k) == 1319
     assert all(grade(problem, problem.response) for problem in gsm8k)
-    numbers = [json.loads(line)["answer"].replace("####", "") for line in Path(shared("gsm8k", "test.jsonl")).open()]
-    assert all(grade(problem, text) for problem, text in zip(gsm8k, numbers, strict=True))
+    assert all(grade(problem, problem.response.replace("####", "The answer is")) for problem in gsm8k)
     assert not any(grade(problem, problem.answer + "1") for problem in gsm8k)
     svamp = load(SUITES["svamp"], shared("svamp", "SVAMP.json"))
     assert len(svamp) == 1000

