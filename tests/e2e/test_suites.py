@@ -133,18 +133,13 @@ def test_flags_that_do_not_go_together(run, data, tmp_path, capsys):
     assert "does not exist" in fails(capsys, "eval", run, "--suite", "gsm8k", "--data", tmp_path / "no.json")
 
 
-def test_tune_writes_what_it_shows_first(run, prompts, tmp_path, capsys):
+def test_tune_writes_what_it_shows_first(ar_model, run, prompts, tmp_path, capsys):
     """Without it the table and the model's default could say different things, or a dry run change the model."""
     model, numbers = tmp_path / "model", tmp_path / "tuning.json"
     shutil.copytree(run / "model", model)
     before = (model / "generation_config.json").read_text()
     flags = ("--decoding", "prefix:0.5", "--decoding", "checked", "--max-new-tokens", "6", "--limit", "3")
-    asked = (
-        "--prompts",
-        prompts,
-        "--against",
-        json.loads((model / "config.json").read_text())["block_diffusion"]["base_model"],
-    )
+    asked = ("--prompts", prompts, "--against", ar_model)
     assert call("tune", model, *asked, *flags, "--max-drop", "99%", "--json", numbers, "--dry-run") == 0
     assert (model / "generation_config.json").read_text() == before
     capsys.readouterr()
