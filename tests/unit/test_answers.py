@@ -132,7 +132,12 @@ def test_answers_come_in_any_order_and_none_is_lost():
         "correct": False,
         "tokens": 2,
         "forwards": 1,
+        "seconds": 1.0,
+        "waited": kept[0].waited,
+        "options": [],
+        "scores": [],
     }
+    assert report.seconds == sum(one.waited for one in kept)
 
 
 def test_an_evaluation_of_nothing_has_numbers():

@@ -35,7 +35,7 @@ _LIMIT = 100
 def parser() -> Parser:
     """The command's flags."""
     made = Parser("tune", _DESCRIPTION, _EXAMPLES, "MODEL (--problems FILE | --prompts FILE) [--max-drop 1%%]")
-    made.add_argument("model", help="folder of a converted model, or of the run that made it")
+    made.add_argument("model", nargs="?", help="folder of a converted model, or of the run that made it")
     made.add_argument("--problems", metavar="FILE", help="records with prompt, answer and family, as for eval")
     made.add_argument("--prompts", metavar="FILE", help="prompts, as for convert; best those that were not trained on")
     made.add_argument("--prompts-column", metavar="NAME", help="with --prompts: column of the texts")
@@ -101,6 +101,8 @@ def run(arguments: Namespace) -> int:
 
 def _check(arguments: Namespace) -> tuple[float, dict[str, Any]]:
     """The largest drop and the settings of the texts, before any model is loaded."""
+    if not arguments.model:
+        raise UsageError("tune needs MODEL, the folder of a converted model; name it")
     if bool(arguments.problems) == bool(arguments.prompts):
         raise UsageError("give either --problems or --prompts: texts that the model was not trained on")
     for name in ("limit", "batch_size", "prompt_tokens"):
