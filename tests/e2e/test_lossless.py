@@ -141,6 +141,18 @@ def test_the_gate_alone(base: str, tmp_path: Path) -> None:
         opdlm.load(model)
 
 
+def test_its_texts_are_scored(base: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """There is no student before training to compare with: the command must do without."""
+    (tmp_path / "prompts.txt").write_text("abc\nz\n")
+    words = ["eval", str(run), "--prompts", str(tmp_path / "prompts.txt"), "--temperature", "0", "--max-new-tokens", "20"]
+    assert call(*words) == 0
+    printed = capsys.readouterr().out
+    assert "original" in printed
+    assert "student, verified" in printed
+    assert "student before" not in printed
+    assert "2 of 2" in printed, "greedy texts are the original's"
+
+
 def test_a_damaged_gate_is_named(run: Path, tmp_path: Path) -> None:
     """Else drafts would come from a gate that is not there, silently slow."""
     copy = shutil.copytree(run / "model", tmp_path / "model")

@@ -9,12 +9,12 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from opdlm.config import GenerationSettings, settings_from
-from opdlm.core.types import Geometry
+from opdlm.core.layout import AUTOREGRESSIVE
 from opdlm.data.prompts import Prompt
 from opdlm.evals.bits import agreement, per_byte, per_token, read
 from opdlm.evals.compare import check_decodings, load_pair, usual_decodings
 from opdlm.evals.original import original_of
-from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.models.block_diffusion import NO_MASK, BlockDiffusionModel
 from opdlm.models.tokens import encode_prompt, find_or_add_mask_token
 from opdlm.records.evaluation import WrittenText
 from opdlm.sampling.api import DiffusionLM, check_context
@@ -94,15 +94,17 @@ def likelihoods(
 ) -> list[Likelihood]:
     """The original itself, the student before training (the original's weights in the student's geometry), the student.
 
-    The student before training shows what the conversion taught. The original shows what can be reached: at
-    temperature 1 its bits per byte are its own entropy. `settings`: of GenerationSettings, without the decoding.
+    The student before training shows what the conversion taught; a lossless model has none. The original shows what can
+    be reached: at temperature 1 its bits per byte are its own entropy. `settings`: of GenerationSettings, without the
+    decoding.
     """
     untrained = copy.deepcopy(ar_model)
     mask_token_id = find_or_add_mask_token(untrained, copy.deepcopy(student.tokenizer))
-    before = BlockDiffusionModel(untrained, student.model.geometry, mask_token_id)
-    original = before.at(Geometry(1, "shifted", "causal"))
-    writers = [("original", original, (_ONE_BY_ONE,))]
-    writers += [("student before", before, decodings), ("student", student.model, decodings)]
+    writers = [("original", BlockDiffusionModel(untrained, AUTOREGRESSIVE, mask_token_id), (_ONE_BY_ONE,))]
+    if student.model.mask_token_id != NO_MASK:  # a lossless model was its original before
+        before = BlockDiffusionModel(untrained, student.model.geometry, mask_token_id)
+        writers.append(("student before", before, decodings))
+    writers.append(("student", student.model, decodings))
     rows, own = [], []  # the original's texts
     for name, model, chosen in writers:
         for decoding in chosen:

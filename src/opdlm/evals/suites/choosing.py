@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from opdlm.evals.left_to_right import Text
 from opdlm.evals.problem import Asked, Options
+from opdlm.evals.scoring import Text
 from opdlm.evals.writers import Answer, Writer
 from opdlm.models.tokens import encode_text
 
@@ -19,7 +19,7 @@ def choosing(tokenizer: PreTrainedTokenizerBase, likelihoods: Callable[[Sequence
     once it knows, so that a second decoding of the same model costs nothing.
 
     Args:
-        likelihoods: nats of the scored tokens of each text, as `left_to_right.log_likelihoods`.
+        likelihoods: nats of the continuation of each text.
     """
     known: dict[Options, Answer] = {}
 
@@ -38,9 +38,10 @@ def choosing(tokenizer: PreTrainedTokenizerBase, likelihoods: Callable[[Sequence
 
 
 def texts_of(tokenizer: PreTrainedTokenizerBase, asked: Options) -> list[Text]:
-    """The text with each option behind it, a space between; what the text alone has in tokens is given."""
+    """The text with each option behind it, a space between; what the text alone has in tokens is context."""
     given = len(encode_text(tokenizer, asked.text))
-    return [(encode_text(tokenizer, f"{asked.text} {option}"), given) for option in asked.options]
+    whole = (encode_text(tokenizer, f"{asked.text} {option}") for option in asked.options)
+    return [Text(tuple(ids[:given]), tuple(ids[given:])) for ids in whole]
 
 
 def _best(asked: Options, scores: list[float]) -> Answer:

@@ -11,8 +11,8 @@ from opdlm.config import GenerationSettings, settings_from
 from opdlm.core.layout import AUTOREGRESSIVE
 from opdlm.evals.answers import answered, evaluation
 from opdlm.evals.compare import OnAnswer, OnProgress
-from opdlm.evals.left_to_right import log_likelihoods
 from opdlm.evals.problem import Asked, Problem, as_asked, as_options
+from opdlm.evals.scoring import Scoring, Text, log_likelihoods
 from opdlm.evals.suites.choosing import choosing, texts_of
 from opdlm.evals.suites.suite import Suite
 from opdlm.evals.writers import Writer, ar_writer, diffusion_writer, encode
@@ -129,7 +129,11 @@ class _Run:
         tokenizer, model = self.student.tokenizer, self.student.model
         for suite, problems in self.tests:
             if suite.chooses:
-                texts = [text for problem in problems for text, _ in texts_of(tokenizer, as_options(problem))]
+                texts = [
+                    [*text.context, *text.continuation]
+                    for problem in problems
+                    for text in texts_of(tokenizer, as_options(problem))
+                ]
             else:
                 texts = [encode(tokenizer, self._asked(problem)) for problem in problems]
             length = 0 if suite.chooses else self._length(suite)
@@ -174,13 +178,20 @@ def _contestants(
         return diffusion_writer(partial(student.finished, settings=settings, batch_size=batch_size), tokenizer)
 
     original = BlockDiffusionModel(ar_model, AUTOREGRESSIVE, NO_MASK)
-    chooses = choosing(tokenizer, partial(log_likelihoods, student.model))
+    chooses = choosing(tokenizer, partial(_likelihoods, student.model))
     return [
         _Contestant(
             "teacher",
             "",
             lambda settings: ar_writer(ar_model, tokenizer, settings, batch_size=batch_size),
-            choosing(tokenizer, partial(log_likelihoods, original)),
+            choosing(tokenizer, partial(_likelihoods, original)),
         ),
         *(_Contestant(f"student, {decoding}", decoding, by_student, chooses) for decoding in decodings),
     ]
+
+
+def _likelihoods(model: BlockDiffusionModel, texts: Sequence[Text]) -> list[float]:
+    """Nats of each continuation, written from left to right; exact."""
+    how = Scoring("causal" if model.mask_token_id == NO_MASK else "sequential")
+    found = dict(log_likelihoods(model, texts, how))
+    return [found[index].log_likelihood for index in range(len(texts))]
