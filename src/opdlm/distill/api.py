@@ -185,6 +185,8 @@ def _train(
         trainer.on_step = trackers.then(_reporting(settings, folder, trainer.on_step))
         _weigh(trainer, folder, trackers, held_out=bool(prepared.eval_ids))
     save_model(folder.model)
+    if settings.report_every is not None:
+        write_report([folder.path], folder.path / REPORT)
     if settings.push_to_hub:
         push(folder.model, settings.push_to_hub, settings.hub_private)
     return folder.model
@@ -206,7 +208,7 @@ def _reporting(settings: ConvertSettings, folder: RunFolder, on_step: OnStep) ->
 
     def both(metrics: StepMetrics) -> None:
         on_step(metrics)
-        if metrics.rollout % every == 0 or metrics.rollout == metrics.rollouts:
+        if metrics.rollout % every == 0:
             write_report([folder.path], folder.path / REPORT)
 
     return both

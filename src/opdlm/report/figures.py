@@ -8,7 +8,8 @@ from opdlm.records.metrics import StepMetrics
 from opdlm.report import drawing
 from opdlm.report.drawing import Figure, Ticks
 from opdlm.report.run_records import RunRecords
-from opdlm.report.words import duration
+from opdlm.report.tables import is_of_its_own
+from opdlm.report.words import duration, short
 
 # --- speed and quality --------------------------------------------------------------------------------------------
 
@@ -35,7 +36,7 @@ def _frontier(runs: Sequence[RunRecords], name: str, unit: str, speed: Callable[
             pane.errorbar([speed(one)], [score.accuracy], yerr=spread, label=label, capsize=2, markersize=7, **looks)
         pane.set_xlabel(unit)
         pane.set_ylabel("problems answered right")
-        pane.set_xlim(left=0)
+        pane.margins(0.1, 0.08)
         drawing.ticks_of_numbers(pane.xaxis)
         drawing.ticks_of_shares(pane.yaxis)
         drawing.legend_below(canvas, pane)
@@ -48,7 +49,7 @@ def _points(runs: Sequence[RunRecords]) -> Iterator[tuple[str, Evaluation, int]]
     index = 0
     for run in runs:
         assert run.evaluation is not None
-        teacher, front = run.evaluation.teacher, f"{run.name}: " if len(runs) > 1 else ""
+        teacher, front = run.evaluation.teacher, f"{short(run.name)}: " if len(runs) > 1 else ""
         others = seen.get(run.settings.model)
         if others is None or others.rows != teacher.rows:
             seen[run.settings.model] = teacher
@@ -73,13 +74,13 @@ def by_task(runs: Sequence[RunRecords]) -> list[Figure]:
         shown = [("teacher", first.teacher), *((one.decoding or one.name, one) for one in first.students)]
     else:
         usual = ((run.name, run.usual_student) for run in evaluated)
-        shown = [("teacher", first.teacher), *((f"{name}, {one.decoding}", one) for name, one in usual if one)]
-    tasks = list(dict.fromkeys(row.label for _, one in shown for row in one.rows))
+        shown = [("teacher", first.teacher), *((f"{short(name)}, {one.decoding}", one) for name, one in usual if one)]
+    tasks = list(dict.fromkeys(row.label for _, one in shown for row in one.rows if is_of_its_own(row)))
     title = "Share of right answers by task, with its 95 % interval: what was forgotten lies left of the teacher"
     with drawing.axes(height=1.2 + 0.16 * (len(tasks) + 1) * (len(shown) + 1) + 0.1 * len(shown)) as (canvas, pane):
         for index, (label, one) in enumerate(shown):
             offset = 0.75 * ((index + 0.5) / len(shown) - 0.5)
-            for row in one.rows:
+            for row in filter(is_of_its_own, one.rows):
                 low, high = row.interval
                 spread = [[max(0.0, row.accuracy - low)], [max(0.0, high - row.accuracy)]]
                 looks = {**drawing.look(index), "linestyle": "none"}
@@ -102,7 +103,8 @@ class Curve:
     """One number of every rollout.
 
     Attributes:
-        name: as trackers call it, with "/" between groups. value: None where a rollout has none.
+        name: as trackers call it, with "/" between groups. unit: "" for a number without one.
+        value: None where a rollout has none.
     """
 
     name: str
@@ -114,7 +116,7 @@ class Curve:
 
 CURVES = (
     Curve("loss", "Loss", "nats a position", lambda m: m.loss),
-    Curve("tokens_per_forward", "Tokens per forward in rollouts", "tokens", lambda m: m.tokens_per_forward or None),
+    Curve("tokens_per_forward", "Tokens per forward in rollouts", "", lambda m: m.tokens_per_forward or None),
     Curve(
         "validation/agreement",
         "Agreement with the teacher",
@@ -122,8 +124,8 @@ CURVES = (
         lambda m: None if m.validation is None else m.validation.agreement,
         drawing.ticks_of_shares,
     ),
-    Curve("gradient_norm", "Gradient norm, before clipping", "norm", lambda m: m.gradient_norm),
-    Curve("learning_rate", "Learning rate", "rate", lambda m: m.learning_rate, drawing.ticks_of_powers),
+    Curve("gradient_norm", "Gradient norm before clipping", "", lambda m: m.gradient_norm),
+    Curve("learning_rate", "Learning rate", "", lambda m: m.learning_rate, drawing.ticks_of_powers),
     Curve("peak_memory_bytes", "Peak memory so far", "GiB", lambda m: m.peak_memory_bytes / 2**30),
 )
 
@@ -134,7 +136,6 @@ def training(runs: Sequence[RunRecords]) -> list[Figure]:
 
 
 def _curve(curve: Curve, runs: Sequence[RunRecords]) -> Figure | None:
-    title = f"{curve.title}, in {curve.unit}, against response tokens trained on"
     longest = 0
     with drawing.axes() as (canvas, pane):
         for index, run in enumerate(runs):
@@ -144,20 +145,19 @@ def _curve(curve: Curve, runs: Sequence[RunRecords]) -> Figure | None:
                 continue
             x, y = drawing.binned([x for x, _ in points], [y for _, y in points])
             looks = {**drawing.look(index), "marker": drawing.look(index)["marker"] if len(x) <= 20 else None}
-            pane.plot(x, y, label=run.name, linewidth=1.6, markersize=4, **looks)
+            pane.plot(x, y, label=short(run.name), linewidth=1.6, markersize=4, **looks)
         if longest < 2:
             return None
         low, high = pane.get_ylim()
         pane.set_ylim(min(0.0, low), high * 1.05 if high > 0 else 1.0)
         pane.set_xlim(left=0)
-        pane.set_title(curve.title, fontsize=11)
         pane.set_xlabel("response tokens trained on")
-        pane.set_ylabel(curve.unit)
+        pane.set_ylabel(f"{curve.title.lower()}\n{curve.unit}".rstrip())
         drawing.ticks_of_amounts(pane.xaxis)
         curve.ticks(pane.yaxis)
         if len(runs) > 1:
             drawing.legend_below(canvas, pane)
-        return drawing.finished(canvas, curve.name.replace("/", "-").replace("_", "-"), title)
+        return drawing.finished(canvas, curve.name.replace("/", "-").replace("_", "-"), curve.title)
 
 
 # --- time ---------------------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def time(runs: Sequence[RunRecords]) -> list[Figure]:
                 colour = drawing.COLOURS[parts.index(part) % len(drawing.COLOURS)]
                 pane.barh(row, share, left=left, height=0.6, color=colour, label=part, edgecolor=drawing.LINE)
                 left += share
-        pane.set_yticks(range(len(runs)), [f"{run.name}\n{duration(sum(run.seconds.values()))}" for run in runs])
+        pane.set_yticks(range(len(runs)), [f"{short(run.name)}\n{duration(sum(run.seconds.values()))}" for run in runs])
         pane.set_ylim(len(runs) - 0.5, -0.5)
         pane.set_xlim(0, 1)
         pane.grid(visible=False, axis="y")

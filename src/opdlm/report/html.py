@@ -23,11 +23,12 @@ ROWS = 2  # of each
 
 @dataclass(frozen=True)
 class _Section:
-    """A heading with what stands below it."""
+    """A heading with what stands below it; `more` is folded away."""
 
     title: str
     text: str = ""
     table: tables.Table | None = None
+    more: tables.Table | None = None
     figures: Sequence[Any] = ()
 
 
@@ -91,7 +92,8 @@ def _sections(runs: Sequence[RunRecords]) -> Iterator[_Section]:
     yield _Section("What was done", table=tables.facts(runs))
     for run in runs:
         if run.evaluation is not None:
-            yield _Section("Teacher and student", table=tables.comparison(run, run.evaluation))
+            more = tables.groups(run, run.evaluation)
+            yield _Section("Teacher and student", table=tables.comparison(run, run.evaluation), more=more)
     missing = [run.name for run in runs if run.evaluation is None]
     if missing:
         yield _Section(
@@ -113,7 +115,7 @@ def _sections(runs: Sequence[RunRecords]) -> Iterator[_Section]:
 def _hints(runs: Sequence[RunRecords]) -> Iterator[str]:
     """What is wrong with a run, as far as its records show it."""
     for run in runs:
-        found = run.worth.hints() if run.worth is not None and run.finished else []
+        found = run.worth.hints() if run.worth is not None and run.worth.after is not None else []
         if run.evaluation is not None:
             found += empty_hints([run.evaluation.teacher, *run.evaluation.students])
         yield from (f"{run.name}: {hint}" for hint in found)

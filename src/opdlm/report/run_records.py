@@ -94,9 +94,13 @@ class RunRecords:
 
 
 def read_all(paths: Sequence[Path]) -> list[RunRecords]:
-    """Each run under its folder's name, or its whole path where two folders have the same name."""
-    names = [path.resolve().name for path in paths]
-    return [
-        RunRecords.read(path, name if names.count(name) == 1 else str(path))
-        for path, name in zip(paths, names, strict=True)
-    ]
+    """Each run under its folder's name, with as many folders before it as tell it from the others."""
+    whole = [path.resolve() for path in paths]
+    return [RunRecords.read(path, _name(one, whole)) for path, one in zip(paths, whole, strict=True)]
+
+
+def _name(path: Path, others: Sequence[Path]) -> str:
+    for count in range(1, len(path.parts)):
+        if sum(other.parts[-count:] == path.parts[-count:] for other in others) == 1:
+            return "/".join(path.parts[-count:])
+    return str(path)

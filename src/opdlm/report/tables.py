@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opdlm.config import as_text
-from opdlm.records.evaluation import Comparison, Evaluation, retained
+from opdlm.records.evaluation import Comparison, Evaluation, Score, retained
 from opdlm.report.run_records import RunRecords
 from opdlm.report.words import amount, duration, gib, interval, percent
+
+_OF_THEIR_OWN = ("seen", "unseen")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Table:
     heads: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
     note: str = ""
+    words: bool = False  # rather than numbers
 
 
 # --- what was done ------------------------------------------------------------------------------------------------
@@ -35,7 +38,7 @@ def facts(runs: Sequence[RunRecords]) -> Table:
     """What each run did and what it cost; a line that would be empty for all of them is left out."""
     lines = [(name, tuple(Cell(say(run)) for run in runs)) for name, say in _FACTS.items()]
     shown = tuple((name, cells) for name, cells in lines if any(cell.text for cell in cells))
-    return Table("What was done", tuple(run.name for run in runs), shown)
+    return Table("What was done", tuple(run.name for run in runs), shown, words=True)
 
 
 def _model(run: RunRecords) -> str:
@@ -111,13 +114,10 @@ _FACTS: dict[str, Callable[[RunRecords], str]] = {
 
 
 def comparison(run: RunRecords, found: Comparison) -> Table:
-    """A line for each task, tag and speed; a column for the teacher and for each decoding of the student."""
+    """A line for each task and speed; a column for the teacher and for each decoding of the student."""
     everyone = (found.teacher, *found.students)
     lines = [
-        (row.label.replace("/", ", "), tuple(_score(one, row.family, row.tag) for one in everyone))
-        for row in found.teacher.rows
-    ]
-    lines += [
+        *_scores(found, [row for row in found.teacher.rows if is_of_its_own(row)]),
         ("all problems", tuple(Cell(percent(one.total.accuracy), interval(one.total.interval)) for one in everyone)),
         ("mean of the tasks", tuple(Cell(percent(one.accuracy)) for one in everyone)),
         ("retained", (Cell(""), *(_retained(one, found.teacher) for one in found.students))),
@@ -129,16 +129,35 @@ def comparison(run: RunRecords, found: Comparison) -> Table:
         ("tokens per second", tuple(Cell(f"{one.tokens_per_second:,.0f}") for one in everyone)),
     ]
     batch = f" in batches of {found.batch_size}" if found.batch_size else ""
-    return Table(
-        f"{run.name}: {found.teacher.total.n:,} problems{batch}",
-        ("teacher", *(one.decoding or one.name for one in found.students)),
-        tuple(lines),
-        'Share of right answers, with the 95 % interval (Wilson). Facts tagged "seen" were asked for in conversion '
-        'prompts, "unseen" ones never. "retained" is the mean of the tasks over the teacher\'s.'
-        if any(row.tag in ("seen", "unseen") for row in found.teacher.rows)
-        else 'Share of right answers, with the 95 % interval (Wilson). "retained" is the mean of the tasks over the '
-        "teacher's.",
-    )
+    note = 'Share of right answers, with the 95 % interval (Wilson). "retained" is the mean over the teacher\'s mean.'
+    if any(row.tag in _OF_THEIR_OWN for row in found.teacher.rows):
+        note += ' Facts tagged "seen" were asked for in conversion prompts, "unseen" ones never.'
+    return Table(f"{run.name}: {found.teacher.total.n:,} problems{batch}", _heads(found), tuple(lines), note)
+
+
+def groups(run: RunRecords, found: Comparison) -> Table | None:
+    """A line for each further tag within a task; None where there is none."""
+    rows = [row for row in found.teacher.rows if not is_of_its_own(row)]
+    if not rows:
+        return None
+    return Table(f"{run.name}: groups within the tasks", _heads(found), tuple(_scores(found, rows)))
+
+
+def is_of_its_own(row: Score) -> bool:
+    """A whole task, or a tag that says something about forgetting."""
+    return row.tag is None or row.tag in _OF_THEIR_OWN
+
+
+def _heads(found: Comparison) -> tuple[str, ...]:
+    return ("teacher", *(one.decoding or one.name for one in found.students))
+
+
+def _scores(found: Comparison, rows: Sequence[Score]) -> list[tuple[str, tuple[Cell, ...]]]:
+    everyone = (found.teacher, *found.students)
+    return [
+        (f"{row.label.replace('/', ', ')} ({row.n:,})", tuple(_score(one, row.family, row.tag) for one in everyone))
+        for row in rows
+    ]
 
 
 def _score(one: Evaluation, family: str, tag: str | None) -> Cell:
@@ -168,4 +187,4 @@ def times(runs: Sequence[RunRecords]) -> Table:
 
 def _time(run: RunRecords, part: str) -> Cell:
     seconds, total = run.seconds.get(part, 0.0), sum(run.seconds.values())
-    return Cell(duration(seconds), percent(seconds / total) if total else "")
+    return Cell(f"{duration(seconds)}, {percent(seconds / total)}" if total else duration(seconds))

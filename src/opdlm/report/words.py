@@ -12,6 +12,12 @@ def amount(value: float, unit: str = "") -> str:
     return f"{digits} {_PREFIXES[power]}{unit}".rstrip()
 
 
+def short(text: str, most: int = 26) -> str:
+    """A name that fits beside an axis: a long one loses its middle."""
+    half = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
+
+
 def gib(count: float) -> str:
     """Bytes in GiB."""
     return f"{count / 2**30:.2f} GiB"

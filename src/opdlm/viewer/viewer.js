@@ -50,7 +50,10 @@
   };
 
   const visible = (text) => text.replace(/\n/g, "⏎\n").replace(/\t/g, "⇥\t");
-  const percent = (share) => (share >= 0.9995 ? "100" : (100 * share).toFixed(share < 0.1 ? 2 : 1)) + " %";
+  const percent = (share) => {
+    if (share < 5e-5) return "< 0.01 %";
+    return (share >= 0.9995 ? "100" : (100 * share).toFixed(share < 0.1 ? 2 : 1)) + " %";
+  };
   const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
   const quantile = (values, share) => [...values].sort((a, b) => a - b)[Math.floor(share * (values.length - 1))];
 
