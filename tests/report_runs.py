@@ -22,7 +22,7 @@ def trajectory(**changes: Any) -> Trajectory:
         "positions": tuple(range(4, 12)),
         "token_ids": tuple(range(10, 18)),
         "commit_steps": STEPS,
-        "confidences": tuple(0.3 + 0.1 * i for i in range(7)) + (1.0,),
+        "confidences": (*(0.3 + 0.1 * i for i in range(7)), 1.0),
         "block_size": 4,
         "forwards": 5,
         "decoding": "dynamic:0.9",

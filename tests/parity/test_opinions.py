@@ -64,7 +64,7 @@ def test_a_recorder_sees_each_token_chosen(decoding: str) -> None:
     assert told.alternatives is not None
     assert told.confidences is not None
     for token, confidence, likely in zip(told.token_ids, told.confidences, told.alternatives, strict=True):
-        assert [one.token_id for one in likely][0] == token  # greedy
+        assert likely[0].token_id == token  # greedy
         assert likely[0].probability == pytest.approx(confidence, abs=1e-4)
         assert len(likely) == 3
 

@@ -85,12 +85,13 @@ class RunRecords:
 
     @property
     def usual_student(self) -> Evaluation | None:
-        """The evaluation of the student as it decodes by default, else of the last decoding; None without any."""
+        """Of the student as it decodes by default, else by the same rule, else the last one; None without any."""
         if self.evaluation is None or not self.evaluation.students:
             return None
         usual = as_text(self.settings.usual_decoding)
         students = self.evaluation.students
-        return next((one for one in students if one.decoding == usual), students[-1])
+        same_rule = [one for one in students if one.decoding.partition(":")[0] == usual.partition(":")[0]]
+        return next((one for one in students if one.decoding == usual), (same_rule or students)[-1])
 
 
 def read_all(paths: Sequence[Path]) -> list[RunRecords]:

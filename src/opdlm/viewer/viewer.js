@@ -160,7 +160,7 @@
         positions: tokens.map((token) => token.position),
         token_ids: tokens.map((token) => token.token_id ?? -1),
         commit_steps: tokens.map((token) => token.step),
-        confidences: list("confidence"),
+        confidences: tokens.every((token) => token.confidence != null) ? list("confidence") : null,
         block_size: this.about.block_size,
         forwards: this.frames,
         decoding: this.about.decoding || "",
@@ -403,6 +403,7 @@
       const usual = ["verified", "confidence", "step"].find((name) => there[name]);
       if (!there[this.by] || (!this.picked && this.tokens.length)) this.by = usual;
       this.colours.value = this.by;
+      this.detail.classList.toggle("dv-roomy", known("alternatives")); // what is below must not move with each token
       this.scrub.max = this.frames;
       this.steps = Math.max(0, ...this.tokens.map((token) => token.step));
       const divergences = this.tokens.map((token) => token.kl).filter((value) => value != null);
