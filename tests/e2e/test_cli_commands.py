@@ -143,7 +143,7 @@ def test_generate_as_text_and_json(run, capsys, monkeypatch):
         "kl",
         "refused",
     }
-    assert numbers["decoding"] == "static"
+    assert numbers["decoding"] == "static:1"
     assert len(numbers["texts"]) == len(numbers["alternatives"]) == numbers["tokens"]
     assert text == numbers["text"] + "\n"
     assert 1 <= numbers["tokens"] <= 9

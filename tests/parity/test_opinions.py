@@ -18,6 +18,7 @@ from opdlm.sampling.requests import continuations
 from rollouts import TOKENS, ar_model, random_prompts, student, written
 
 
+@torch.no_grad()
 @pytest.mark.parametrize(("prediction", "context"), [("same", "block"), ("shifted", "causal")])
 def test_opinions_are_of_the_step_that_committed_each_token(prediction: str, context: str) -> None:
     """Else the viewer would colour a token by what was thought in a state that nobody was in."""
