@@ -74,14 +74,14 @@ def metrics(rollout: int, rollouts: int, **changes: Any) -> StepMetrics:
     return StepMetrics(**{**known, **changes})
 
 
-def evaluation(correct: int, forwards: int, decoding: str = "", same_text: int | None = None) -> Evaluation:
+def evaluation(correct: int, forwards: int, decoding: str = "", **more: Any) -> Evaluation:
     rows = (
         Score(family="maths", tag=None, n=50, correct=correct, tokens=1000, forwards=forwards),
         Score(family="recall", tag=None, n=50, correct=correct - 2, tokens=500, forwards=forwards // 2),
         Score(family="recall", tag="unseen", n=25, correct=correct // 2, tokens=250, forwards=forwards // 4),
     )
-    return Evaluation(name="student" if decoding else "teacher", rows=rows, seconds=1.5, decoding=decoding,
-                      same_text=same_text)  # fmt: skip
+    name = "student" if decoding else "teacher"
+    return Evaluation(name=name, rows=rows, seconds=1.5, decoding=decoding, **more)
 
 
 def comparison() -> Comparison:

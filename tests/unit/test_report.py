@@ -86,10 +86,12 @@ def test_a_lossless_run(tmp_path: Path) -> None:
     folder = RunFolder(run)
     found = folder.kept_evaluation()
     assert found is not None
-    folder.keep_evaluation(found.model_copy(update={"students": (evaluation(49, 400, "verified", same_text=100),)}))
+    student = evaluation(49, 400, "verified", same_text=100, acceptance=(0.62, 0.4))
+    folder.keep_evaluation(found.model_copy(update={"students": (student,)}))
     page = page_of(run, to=tmp_path)
     assert "same text as the teacher" in page
     assert "100 of 100" in page
+    assert "62 %, 40 %" in page
     assert "0.40 accepted drafts per forward" in page
     assert embedded(page)[0][0]["record"]["verified"] is True
 

@@ -84,7 +84,7 @@ def _speed(run: RunRecords) -> str:
     speed = run.last.tokens_per_forward
     if not speed:
         return ""
-    accepted = f" ({speed - 1:.2f} accepted drafts per forward)" if run.lossless else ""
+    accepted = f" ({speed - 1:.2f} accepted drafts per forward)" if run.lossless and speed > 1 else ""
     return f"{speed:.2f} in the last rollout{accepted}"
 
 
@@ -124,6 +124,8 @@ def comparison(run: RunRecords, found: Comparison) -> Table:
     ]
     if any(one.same_text is not None for one in found.students):
         lines.append(("same text as the teacher", (Cell(""), *map(_same, found.students))))
+    if any(one.acceptance for one in found.students):
+        lines.append(("drafts accepted, by their place", (Cell(""), *map(_acceptance, found.students))))
     lines += [
         ("tokens per forward", tuple(Cell(f"{one.tokens_per_forward:.2f}") for one in everyone)),
         ("tokens per second", tuple(Cell(f"{one.tokens_per_second:,.0f}") for one in everyone)),
@@ -172,6 +174,11 @@ def _retained(student: Evaluation, teacher: Evaluation) -> Cell:
 
 def _same(student: Evaluation) -> Cell:
     return Cell("" if student.same_text is None else f"{student.same_text:,} of {student.total.n:,}")
+
+
+def _acceptance(student: Evaluation) -> Cell:
+    """Of each place in the window, where those before it held."""
+    return Cell(", ".join(f"{100 * share:.0f} %" for share in student.acceptance))
 
 
 # --- time ---------------------------------------------------------------------------------------------------------
