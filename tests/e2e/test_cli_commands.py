@@ -286,8 +286,8 @@ def test_demo(ar_model, tmp_path, capsys, monkeypatch):
     for expected in (
         "identity check passed",
         "after rollout 3",
-        "student, dynamic:0.9",
-        "recall unseen",
+        "distilled, dynamic:0.9",
+        "unseen facts",
         "report.html",
     ):
         assert expected in shown
