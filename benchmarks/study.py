@@ -74,7 +74,7 @@ def run_one(args: argparse.Namespace) -> int:
 
 def summary(args: argparse.Namespace) -> int:
     """Tables on the console, a result file and a figure for each question."""
-    from studies.summary import summarise  # the only command that needs matplotlib: pip install -e '.[studies]'
+    from studies.summary import summarise  # imports matplotlib
 
     for key in args.question:
         print(summarise(key, args.output, args.results, args.figures))

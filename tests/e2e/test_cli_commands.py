@@ -135,7 +135,16 @@ def test_generate_as_text_and_json(run, capsys, monkeypatch):
         "commit_steps",
         "confidences",
         "block_size",
+        "decoding",
+        "prompt",
+        "texts",
+        "verified",
+        "alternatives",
+        "kl",
+        "refused",
     }
+    assert numbers["decoding"] == "static:1"
+    assert len(numbers["texts"]) == len(numbers["alternatives"]) == numbers["tokens"]
     assert text == numbers["text"] + "\n"
     assert 1 <= numbers["tokens"] <= 9
     assert numbers["forwards"] >= numbers["tokens"]
@@ -277,18 +286,17 @@ def test_demo(ar_model, tmp_path, capsys, monkeypatch):
     for expected in (
         "identity check passed",
         "after rollout 3",
-        "student, dynamic:0.9",
-        "recall unseen",
+        "distilled, dynamic:0.9",
+        "unseen facts",
         "report.html",
     ):
         assert expected in shown
     numbers = json.loads((output / "evaluation.json").read_text())
     assert numbers["conversion"]["tokens_trained"] > 0
     page = (output / "report.html").read_text()
-    for expected in ("<svg", "student, dynamic:0.9", "recall unseen", 'title="step 0"'):
+    for expected in ("<svg", '<th scope="col">dynamic:0.9</th>', "recall, unseen", "the finished model"):
         assert expected in page
     assert "http" not in page  # nothing from outside
-    assert "<script" not in page
 
 
 def test_demo_needs_a_number_of_rollouts(ar_model, tmp_path, capsys):

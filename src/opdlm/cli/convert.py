@@ -139,3 +139,4 @@ def _summary(view: ConversionView, model: Path, profile: bool) -> None:
     view.note(f"the model is {model}. Next:")
     view.note(f'  opdlm generate {model} "..." --watch')
     view.note(f"  opdlm eval {model} --against {run.settings().model} --problems FILE.jsonl")
+    view.note(f"  opdlm report {run.path}")

@@ -90,7 +90,7 @@ def _free_folder() -> str:
 def _story(arguments: Namespace, output: Path) -> None:
     from opdlm.evals.compare import usual_decodings
     from opdlm.records.run_folder import RunFolder
-    from opdlm.report.html import write_report
+    from opdlm.report.html import REPORT, write_report
     from opdlm.tiny.families import evaluation_set
 
     began = time.perf_counter()
@@ -117,7 +117,7 @@ def _story(arguments: Namespace, output: Path) -> None:
         folder = RunFolder(Path(settings.output))
         cost = folder.logged()[-1].total
         folder.keep_evaluation(compared.batched.model_copy(update={"conversion": cost, "seconds": seconds}))
-    report = write_report(output)
+    report = write_report([output, output / _LOSSLESS], output / REPORT)
     some = len(problems[::_ONE_BY_ONE])
     title = f"{len(problems)} new questions in batches of {distilled.rollout_batch}, {some} of them one by one"
     named = (("lossless", exact), ("distilled", lossy))

@@ -12,12 +12,13 @@ from opdlm.cli.chat import Chat
 from opdlm.cli.options import Parser, add_settings, given
 from opdlm.cli.partial import check_output
 from opdlm.cli.terminal import make_console, print_json, quiet_libraries
-from opdlm.config import GenerationSettings, settings_from
+from opdlm.config import GenerationSettings, as_text, settings_from
 from opdlm.errors import PromptsError, UsageError
 from opdlm.tiny import QUESTIONS
 
 if TYPE_CHECKING:
-    from opdlm.sampling.api import DiffusionLM, GenerationOutput
+    from opdlm.records.trajectory import Trajectory
+    from opdlm.sampling.api import DiffusionLM
 
 _DESCRIPTION = """
 Answer PROMPT with a converted model. A prompt is one user message where the model has a chat template, plain text
@@ -84,15 +85,18 @@ def run(arguments: Namespace) -> int:
 def _write_one(model: "DiffusionLM", prompt: str, arguments: Namespace, settings: dict[str, Any]) -> None:
     from opdlm.cli.watch import view_of
     from opdlm.models.tokens import encode_prompt
+    from opdlm.sampling.recording import Recorder
 
     gaps = None if arguments.infill is None else model.gaps(prompt)
     view = view_of(model, make_console(), gaps) if arguments.watch else None
+    recorder = Recorder() if arguments.json else None
+    seen = {"streamer": recorder or view, "observer": recorder and recorder.observe}
     began = time.perf_counter()
     try:
         if gaps is not None:
-            output = model.fill([gaps.ids], view, **settings)
+            output = model.fill([gaps.ids], **seen, **settings)
         else:
-            output = model.generate([encode_prompt(model.tokenizer, prompt)], streamer=view, **settings)
+            output = model.generate([encode_prompt(model.tokenizer, prompt)], **seen, **settings)
     finally:
         if view is not None:
             view.end()  # gives the cursor back, also after an error
@@ -105,8 +109,10 @@ def _write_one(model: "DiffusionLM", prompt: str, arguments: Namespace, settings
     if view is not None:
         return
     text = model.decode(output)[0] if gaps is None else gaps.filled(output.sequences[0].tolist())
-    if arguments.json:
-        print_json(_numbers(output, text, seconds))
+    if recorder is not None:
+        decoding = as_text(settings_from(GenerationSettings, {**model.defaults.model_dump(), **settings}).decoding)
+        trajectory = recorder.told(output.trajectories()[0]).worded(model.token_text, prompt)
+        print_json(_numbers(trajectory.model_copy(update={"decoding": decoding}), text, seconds))
     else:
         print(text)
 
@@ -164,13 +170,12 @@ def _standard_input() -> str:
         raise PromptsError(f"the standard input is not {error.encoding} text; convert it") from error
 
 
-def _numbers(output: "GenerationOutput", text: str, seconds: float) -> dict[str, object]:
-    """What --json prints: the text, its trajectory, and what it took."""
-    trajectory = output.trajectories()[0]
+def _numbers(trajectory: "Trajectory", text: str, seconds: float) -> dict[str, object]:
+    """What --json prints: the text, its trajectory as the viewer of reports takes it, and what it took."""
     return {
         "text": text,
         "tokens": len(trajectory.token_ids),
         "tokens_per_forward": round(trajectory.tokens_per_forward, 4),
         "seconds": round(seconds, 4),
-        **trajectory.model_dump(mode="json", exclude={"decoding", "prompt", "answer", "texts"}),
+        **trajectory.model_dump(mode="json", exclude={"answer"}),
     }

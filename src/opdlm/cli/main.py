@@ -22,6 +22,7 @@ COMMANDS = {
     "generate": ("opdlm.cli.generate", "write text with a converted model, and watch it being denoised"),
     "export": ("opdlm.cli.export", "a converted model in the form that another engine loads"),
     "push": ("opdlm.cli.push", "upload a converted model to the Hugging Face Hub"),
+    "report": ("opdlm.cli.report", "one page about a run, or about several: costs, quality, speed, texts to play"),
     "eval": ("opdlm.cli.evaluate", "accuracy retained and speed, against the autoregressive model"),
     "lm-eval": ("opdlm.cli.lm_eval", "the field's tests, by EleutherAI's lm-evaluation-harness"),
     "tune": ("opdlm.cli.tune", "the fastest decoding that loses no more than you allow, as the new default"),

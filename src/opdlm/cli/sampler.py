@@ -64,13 +64,13 @@ class Sampler:
     def finished(self, model: Path) -> "Trajectory":
         """The finished student's answer with its commit steps, for the report."""
         from opdlm.evals.compare import greedy
-        from opdlm.models.tokens import decode_inside, encode_prompt
+        from opdlm.models.tokens import encode_prompt
         from opdlm.sampling.api import load
+        from opdlm.sampling.recording import Recorder
 
-        student = load(model, device=self.settings.device)
-        settings = greedy(self.decoding, self.settings.response_length.end)
-        output = student.generate([encode_prompt(student.tokenizer, self.problem.prompt)], **settings.model_dump())
-        made = output.trajectories()[0]
-        texts = [decode_inside(student.tokenizer, student.tokens.mask_token_id, [token]) for token in made.token_ids]
-        about = {"prompt": self.problem.prompt, "answer": self.problem.answer, "decoding": self.decoding}
-        return made.model_copy(update={**about, "texts": tuple(texts)})
+        student, recorder = load(model, device=self.settings.device), Recorder()
+        settings = greedy(self.decoding, self.settings.response_length.end).model_dump()
+        prompt = [encode_prompt(student.tokenizer, self.problem.prompt)]
+        output = student.generate(prompt, streamer=recorder, observer=recorder.observe, **settings)
+        made = recorder.told(output.trajectories()[0]).worded(student.token_text, self.problem.prompt)
+        return made.model_copy(update={"answer": self.problem.answer, "decoding": self.decoding})

@@ -217,6 +217,9 @@ class ConvertSettings(DistillSettings):
     tracker: Annotated[tuple[Tracker, ...], BeforeValidator(_names_from_text)] = Field(
         default=(), description="tensorboard, wandb or trackio, several divided by commas"
     )
+    report_every: int | None = Field(
+        default=None, ge=1, description="rollouts between refreshes of OUTPUT/report.html; not set: none is written"
+    )
     device: str = Field(default="auto", description="cpu, cuda, mps, or auto")
     threads: int | None = Field(
         default=None, ge=1, le=1024, description="CPU threads; default: the cores that are free at the start"

@@ -20,6 +20,7 @@ CHANGEABLE = (
     "gradient_checkpointing",
     "save_every_rollouts",
     "keep_checkpoints",
+    "report_every",
     "decoding",
 )
 """Settings, "group.member" where there are groups."""

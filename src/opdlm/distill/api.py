@@ -26,10 +26,14 @@ from opdlm.errors import ConfigError, UsageError
 from opdlm.models import adapter
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.drafting import DraftingModel
+from opdlm.models.tokens import decode_inside
 from opdlm.recipes import load_recipe, recipe_for
 from opdlm.records.history import Resumption
+from opdlm.records.metrics import StepMetrics
 from opdlm.records.run_folder import RunFolder
+from opdlm.records.trajectory import Trajectory
 from opdlm.records.worth import Worth
+from opdlm.report.html import REPORT, write_report
 
 OnStart = Callable[[Trainer, float], None]
 
@@ -174,12 +178,15 @@ def _train(
         on_step=on_step,
         evaluate=evaluate,
         validate=_validator(prepared.ids, prepared.eval_ids, settings),
+        in_words=partial(_in_words, prepared.tokenizer, prepared.tokens.mask_token_id),
     )
     on_start(trainer, prepared.difference)
     with tracking(settings, folder) as trackers:
-        trainer.on_step = trackers.then(trainer.on_step)
+        trainer.on_step = trackers.then(_reporting(settings, folder, trainer.on_step))
         _weigh(trainer, folder, trackers, held_out=bool(prepared.eval_ids))
     save_model(folder.model)
+    if settings.report_every is not None:
+        write_report([folder.path], folder.path / REPORT)
     if settings.push_to_hub:
         push(folder.model, settings.push_to_hub, settings.hub_private)
     return folder.model
@@ -192,6 +199,24 @@ def _validator(ids: Sequence[list[int]], eval_ids: Sequence[list[int]], settings
         decoding = decoding.model_copy(update={"auto": False})  # else its forwards would depend on the clock
     generation = GenerationSettings(decoding=decoding, max_new_tokens=min(longest_response(settings), MOST_TOKENS))
     return Validator(eval_ids or ids[:MOST_PROMPTS], generation, settings.rollout_batch)
+
+
+def _reporting(settings: ConvertSettings, folder: RunFolder, on_step: OnStep) -> OnStep:
+    """`on_step`, after which report.html is refreshed where that is due."""
+    if (every := settings.report_every) is None:
+        return on_step
+
+    def both(metrics: StepMetrics) -> None:
+        on_step(metrics)
+        if metrics.rollout % every == 0:
+            write_report([folder.path], folder.path / REPORT)
+
+    return both
+
+
+def _in_words(tokenizer: PreTrainedTokenizerBase, mask_token_id: int, trajectory: Trajectory) -> Trajectory:
+    prompt = str(tokenizer.decode(trajectory.prompt_ids, skip_special_tokens=True))
+    return trajectory.worded(lambda token: decode_inside(tokenizer, mask_token_id, [token]), prompt)
 
 
 def _weigh(trainer: Trainer, folder: RunFolder, trackers: Trackers, held_out: bool) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from opdlm.config import DistillSettings
+from opdlm.config import DistillSettings, as_text
 from opdlm.core.schedules import planned_updates
 from opdlm.distill.methods import Method, method_of
+from opdlm.distill.opinions import Looker
 from opdlm.distill.pair import Pair
 from opdlm.distill.step import Batch, Begun, StepCounts, training_step
 from opdlm.distill.update import Updater
@@ -25,7 +26,7 @@ from opdlm.models.drafting import DraftingModel
 from opdlm.parallel.ranks import OneProcess, Ranks
 from opdlm.records.metrics import Flops, StepMetrics, Totals
 from opdlm.records.run_folder import RunFolder
-from opdlm.records.trajectory import trajectories
+from opdlm.records.trajectory import Trajectory
 from opdlm.records.worth import Validation
 
 OnStep = Callable[[StepMetrics], None]
@@ -62,6 +63,7 @@ class Trainer:
         run: where to keep it; None keeps nothing. checkpoint: of the run, to go on from; the student has its weights.
         save_model: writes the student as a checkpoint folder.
         on_step: called with the metrics of each rollout. evaluate: called after every checkpoint; its result is logged.
+        in_words: a trajectory with its ids -> with the texts of them.
         validate: called every `eval_every` rollouts and after the last one.
         ranks: the processes that share the work.
     """
@@ -77,6 +79,7 @@ class Trainer:
     on_step: OnStep = lambda metrics: None
     evaluate: Evaluate | None = None
     validate: Callable[[Pair], Validation] | None = None
+    in_words: Callable[[Trajectory], Trajectory] = lambda trajectory: trajectory
     ranks: Ranks = field(default_factory=OneProcess)
     _at: _Place = field(init=False, default_factory=_Place)
 
@@ -103,12 +106,15 @@ class Trainer:
         begun, settings = self._at.begun, self.settings
         began = perf_counter() - sum(begun.counts.seconds.values())
         with self.precision():
-            plan = (self.method or method_of(settings))(self.pair, index)
+            plan, looker = (self.method or method_of(settings))(self.pair, index), Looker(self.pair)
+            plan = looker.at(plan) if self._keeps_sample(index) else plan
             counts = training_step(self.batch(index), plan, self.pair, updater, settings, self.ranks, begun)
         metrics = self._validated(self._metrics(index, counts, updater, self._at.metrics))
         self._at = _Place(metrics, saved=self._at.saved)
-        if index + 1 == self.rollouts or (index + 1) % settings.save_every_rollouts == 0:
-            metrics = self._at_checkpoint(counts, updater, metrics)
+        if self._keeps_sample(index):
+            self._keep_sample(index, counts, looker)
+        if self._saves(index):
+            metrics = self._at_checkpoint(updater, metrics)
         known = sum(metrics.seconds.values())
         metrics = metrics.spent(rest=perf_counter() - began - known)
         self._at = replace(self._at, metrics=metrics)
@@ -167,13 +173,26 @@ class Trainer:
             found = self.validate(self.pair)
         return metrics.model_copy(update={"validation": found}).spent(validation=perf_counter() - began)
 
-    def _at_checkpoint(self, counts: StepCounts, updater: Updater, metrics: StepMetrics) -> StepMetrics:
+    def _saves(self, index: int) -> bool:
+        """Whether a checkpoint is due after rollout `index`."""
+        return index + 1 == self.rollouts or (index + 1) % self.settings.save_every_rollouts == 0
+
+    def _keeps_sample(self, index: int) -> bool:
+        """Whether some of its rows are kept to be looked at: of the first rollout, and of each with a checkpoint."""
+        return self.run is not None and self.ranks.saves and (index == 0 or self._saves(index))
+
+    def _keep_sample(self, index: int, counts: StepCounts, looker: Looker) -> None:
+        assert self.run is not None
+        assert counts.sample is not None
+        decoding = as_text(self.settings.rollout_decoding)
+        rows = looker.trajectories(counts.sample, self.settings.block_size, decoding)
+        self.run.keep_rollout(index + 1, [self.in_words(row) for row in rows])
+
+    def _at_checkpoint(self, updater: Updater, metrics: StepMetrics) -> StepMetrics:
         """Saves, then evaluates; the metrics with what that took."""
         began = perf_counter()
         if self.run is not None and self.ranks.saves:
             self._save(updater)
-            if counts.sample is not None:
-                self.run.keep_rollout(metrics.rollout, trajectories(counts.sample, self.settings.block_size))
             metrics = metrics.spent(saving=perf_counter() - began)
         if self.run is not None and self.evaluate is not None:
             began = perf_counter()

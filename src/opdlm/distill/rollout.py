@@ -17,10 +17,14 @@ from opdlm.sampling.request import Request
 
 @dataclass(frozen=True)
 class Written:
-    """A rollout, and the query tokens that a model computed for it (0: nobody wrote, the text was given)."""
+    """A rollout, and the query tokens that a model computed for it (0: nobody wrote, the text was given).
+
+    `on_policy`: the student wrote it, so that its commit steps are states that the student visited.
+    """
 
     rollout: Rollout
     query_tokens: int
+    on_policy: bool = False
 
 
 def written_by_student(
@@ -28,7 +32,7 @@ def written_by_student(
 ) -> Written:
     """On-policy text with its commit steps, by the sampler that serves users."""
     engine = Engine(student, tokens, batch_size)
-    return Written(engine.write(requests), engine.query_tokens)
+    return Written(engine.write(requests), engine.query_tokens, on_policy=True)
 
 
 def written_by_teacher(

@@ -151,6 +151,14 @@ class RunFolder:
         except OSError as error:
             raise self._full(self.config, error) from error
 
+    def changes(self) -> list[Resumption]:
+        """What `change` kept, in order. Raises RecordError if a line is damaged."""
+        if not self.history.is_file():
+            return []
+        lines = enumerate(_read(self.history).splitlines(), start=1)
+        places = ((line, f"{self.history}, line {number}") for number, line in lines)
+        return [Resumption.from_json(_parsed(line, where), where) for line, where in places]
+
     def _write_settings(self, settings: ConvertSettings) -> None:
         whole = self.config.with_suffix(".partial")
         whole.write_text(tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
@@ -198,6 +206,16 @@ class RunFolder:
     def keep_rollout(self, rollouts_done: int, rows: Sequence[Trajectory]) -> None:
         """Some rows of a rollout as rollouts/rollout-N.json."""
         self._write(self.rollouts / f"rollout-{rollouts_done:06d}.json", [row.to_json() for row in rows])
+
+    def kept_rollouts(self) -> dict[int, list[Trajectory]]:
+        """What `keep_rollout` wrote, by the number of the rollout. Raises RecordError if a file is damaged."""
+        found = {}
+        for path in sorted(self.rollouts.glob("rollout-*.json")):
+            rows = _parsed(_read(path), str(path))
+            if not isinstance(rows, list):
+                raise RecordError(f"{path} holds no list of rows; delete it or restore it")
+            found[int(path.stem.rpartition("-")[2])] = [Trajectory.from_json(row, str(path)) for row in rows]
+        return found
 
     def keep_sample(self, sample: Trajectory) -> None:
         """The finished student's answer to one question, rollouts/sample.json."""

@@ -3,7 +3,7 @@
 Names follow the text-diffusion API of transformers (`tokens_per_forward`, a streamer with `put_draft`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -18,8 +18,9 @@ from opdlm.errors import CheckpointError, UsageError
 from opdlm.models.block_diffusion import NO_MASK, BlockDiffusionModel
 from opdlm.models.devices import pick_device
 from opdlm.models.gaps import GapText
-from opdlm.models.tokens import SpecialTokens, encode_prompt, special_tokens
+from opdlm.models.tokens import SpecialTokens, decode_inside, encode_prompt, special_tokens
 from opdlm.records.trajectory import Trajectory, trajectories
+from opdlm.sampling.denoising import Step
 from opdlm.sampling.engine import Completion, Engine, Event
 from opdlm.sampling.request import Request, check_length
 from opdlm.sampling.requests import continuations, fillings
@@ -115,6 +116,7 @@ class DiffusionLM:
         attention_mask: torch.Tensor | None = None,
         streamer: DraftStreamer | None = None,
         batch_size: int = 32,
+        observer: Callable[[Step], None] | None = None,
         **settings: Any,
     ) -> GenerationOutput:
         """Continue each row.
@@ -123,11 +125,13 @@ class DiffusionLM:
             input_ids: [B, P] int64 (with `attention_mask` where rows are padded, on either side), or lists of ids.
             streamer: for a single row: sees every draft.
             batch_size: rows decoded at once.
+            observer: is told of every denoising step; of a text that drafts, the streamer sees what there is to see.
             settings: fields of GenerationSettings, in place of the model's defaults.
         """
         prompts, chosen = _rows(input_ids, attention_mask), self._settings(settings)
         requests = continuations(prompts, chosen, watched=streamer is not None)
-        rollout = self._engine(batch_size).write(requests) if streamer is None else self._shown(requests, streamer)
+        engine = self._engine(batch_size if streamer is None else 1, observer)
+        rollout = engine.write(requests) if streamer is None else self._shown(engine, requests, streamer)
         lengths = rollout.length.tolist()
         texts = [ids[:length] for ids, length in zip(rollout.input_ids.tolist(), lengths, strict=True)]
         if streamer is not None:
@@ -142,7 +146,7 @@ class DiffusionLM:
         """
         prompts, chosen = _rows(input_ids, None), self._settings(settings)
         begin = _only(prompts)
-        events = self._watched(continuations(prompts, chosen, watched=True)[0])
+        events = self._watched(self._engine(1), continuations(prompts, chosen, watched=True)[0])
         next(events)  # the first draft: nothing is known yet
         for event in events:
             if isinstance(event, Completion):
@@ -155,6 +159,7 @@ class DiffusionLM:
         input_ids: Sequence[Sequence[int]],
         streamer: DraftStreamer | None = None,
         batch_size: int = 32,
+        observer: Callable[[Step], None] | None = None,
         **settings: Any,
     ) -> GenerationOutput:
         """Replace every mask token in each row of ids; the rest stays as it is.
@@ -171,8 +176,8 @@ class DiffusionLM:
             )
         size = self.model.geometry.block_size
         requests = fillings(rows, chosen, mask, size, watched=streamer is not None)
-        engine = self._engine(batch_size)
-        rollout = engine.write(requests) if streamer is None else self._shown(requests, streamer, rows[0])
+        engine = self._engine(batch_size if streamer is None else 1, observer)
+        rollout = engine.write(requests) if streamer is None else self._shown(engine, requests, streamer, rows[0])
         written = zip(rollout.input_ids.tolist(), rollout.length.tolist(), rows, strict=True)
         texts = [[*ids[:length], *row[length:]] for ids, length, row in written]
         if streamer is not None:
@@ -208,6 +213,10 @@ class DiffusionLM:
             text = self.tokenizer.decode(row.input_ids[0, begin:end].tolist(), skip_special_tokens=True)
             yield index, Answer(str(text), end - begin, int(row.forwards), bool(row.stopped))
 
+    def token_text(self, token_id: int) -> str:
+        """One token as it stands in the middle of a text."""
+        return decode_inside(self.tokenizer, self.tokens.mask_token_id, [token_id])
+
     def decode(self, output: GenerationOutput) -> list[str]:
         """The responses as text, without special tokens."""
         r = output.rollout
@@ -233,21 +242,22 @@ class DiffusionLM:
         """As `written`, one by one: (index of the prompt, rollout of one row) of each as it is finished."""
         return self._engine(batch_size).finished(continuations(prompts, settings))
 
-    def _engine(self, batch_size: int) -> Engine:
-        return Engine(self.model, self.tokens, batch_size, self.tokenizer)
+    def _engine(self, batch_size: int, observer: Callable[[Step], None] | None = None) -> Engine:
+        return Engine(self.model, self.tokens, batch_size, self.tokenizer, observer)
 
-    def _watched(self, request: Request) -> Iterator[Event]:
+    def _watched(self, engine: Engine, request: Request) -> Iterator[Event]:
         """All events of the only text."""
-        engine = self._engine(1)
         engine.add(request)
         while not engine.idle:
             yield from engine.step()
 
-    def _shown(self, requests: Sequence[Request], streamer: DraftStreamer, text: Sequence[int] = ()) -> Rollout:
+    def _shown(
+        self, engine: Engine, requests: Sequence[Request], streamer: DraftStreamer, text: Sequence[int] = ()
+    ) -> Rollout:
         """The only response; the streamer sees its drafts, each with what is given of `text` behind it."""
         _only([request.ids for request in requests])
         begin, rollouts = 0 if text else requests[0].first, []
-        for event in self._watched(requests[0]):
+        for event in self._watched(engine, requests[0]):
             if isinstance(event, Completion):
                 rollouts.append(event.rollout)
                 continue
