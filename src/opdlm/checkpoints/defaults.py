@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from opdlm.config import Decoding, GenerationSettings
+from opdlm.config import CONSTRAINTS, Decoding, GenerationSettings
 
 Bounded = tuple[Any, float, float]
 """(default, least, most)."""
@@ -24,7 +24,8 @@ def _bounded(field: FieldInfo, default: Any) -> Bounded:
 
 def _settings() -> dict[str, Bounded]:
     defaults = GenerationSettings().model_dump()
-    return {name: _bounded(field, defaults[name]) for name, field in GenerationSettings.model_fields.items()}
+    fields = GenerationSettings.model_fields
+    return {name: _bounded(field, defaults[name]) for name, field in fields.items() if name not in CONSTRAINTS}
 
 
 def _decodings() -> dict[str, dict[str, Bounded]]:
@@ -38,6 +39,6 @@ def _decodings() -> dict[str, dict[str, Bounded]]:
 
 
 SETTINGS = _settings()
-"""Every field of `GenerationSettings`."""
+"""Every field of `GenerationSettings` but the constraints, which need opdlm itself."""
 DECODINGS = _decodings()
 """Every kind of decoding, with its numbers; "KIND:NUMBER" gives the first."""

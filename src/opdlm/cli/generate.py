@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from opdlm.cli.batch import write_file
 from opdlm.cli.chat import Chat
+from opdlm.cli.constraints import add_constraints, read_constraints
 from opdlm.cli.options import Parser, add_settings, given
 from opdlm.cli.partial import check_output
 from opdlm.cli.terminal import make_console, print_json, quiet_libraries
-from opdlm.config import GenerationSettings, as_text, settings_from
+from opdlm.config import CONSTRAINTS, GenerationSettings, as_text, settings_from
 from opdlm.errors import PromptsError, UsageError
 from opdlm.tiny import QUESTIONS
 
@@ -37,6 +38,7 @@ _EXAMPLES = (
     f'opdlm generate "{QUESTIONS[2]}"',
     'opdlm generate run "What is the capital of France?" --max-new-tokens 64',
     "opdlm generate run --prompts prompts.jsonl --output responses.jsonl",
+    'opdlm generate run "Who wrote Emma?" --json-schema answer.schema.json',
     'opdlm generate run --infill "The capital of France is [[MASK:2]], on the Seine."',
 )
 
@@ -59,13 +61,14 @@ def parser() -> Parser:
     file.add_argument("--prompt-limit", metavar="N", type=int, help="only the first N rows")
     file.add_argument("--batch-size", metavar="N", type=int, default=32, help="rows written at once (32)")
     file.add_argument("--resume", action="store_true", help="go on where an earlier call with this output ended")
-    add_settings(made, GenerationSettings)
+    add_settings(made, GenerationSettings, without=CONSTRAINTS)
+    add_constraints(made)
     return made
 
 
 def run(arguments: Namespace) -> int:
     """Writes one response, the filled text, a file of responses, or asks for one prompt after another."""
-    settings = given(arguments, GenerationSettings)
+    settings = read_constraints(given(arguments, GenerationSettings))
     settings_from(GenerationSettings, settings)
     name, prompt = _what_to_answer(arguments)
     quiet_libraries()
@@ -106,6 +109,8 @@ def _write_one(model: "DiffusionLM", prompt: str, arguments: Namespace, settings
             "note: the response is empty, the model stopped at once: try --hold-end, or train it longer",
             file=sys.stderr,
         )
+    if settings.keys() & set(CONSTRAINTS) and not bool(output.rollout.stopped[0]):
+        print("note: --max-new-tokens cut the response off before its end; allow more", file=sys.stderr)
     if view is not None:
         return
     text = model.decode(output)[0] if gaps is None else gaps.filled(output.sequences[0].tolist())

@@ -22,11 +22,12 @@ from opdlm.config.decoding import (
 )
 from opdlm.config.distill import ConvertSettings, DistillSettings, LengthRamp, OptimiserSettings
 from opdlm.config.divergence import ForwardKL, GeneralisedJSD, MixedKL, ReverseKL, TotalVariation
-from opdlm.config.generation import GenerationSettings
+from opdlm.config.generation import CONSTRAINTS, GenerationSettings
 from opdlm.config.resuming import CHANGEABLE, changed, refused
 
 __all__ = [
     "CHANGEABLE",
+    "CONSTRAINTS",
     "LOSSLESS",
     "CheckedDecoding",
     "ConvertSettings",

@@ -1,8 +1,9 @@
 """How text is written."""
 
+import json
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from opdlm.config.base import Settings
 from opdlm.config.decoding import DecodingField, DynamicDecoding
@@ -20,6 +21,22 @@ def _bias_from_text(value: Any) -> Any:
 def _strings_from_text(value: Any) -> Any:
     """One string is a list of one."""
     return (value,) if isinstance(value, str) else value
+
+
+def _schema_from(value: Any) -> Any:
+    """Of a pydantic model its JSON schema; of text, the JSON."""
+    if isinstance(value, type) and issubclass(value, BaseModel):
+        return value.model_json_schema()
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"this is no JSON ({error}); correct it") from error
+
+
+CONSTRAINTS = ("json_schema", "regex", "grammar")
+"""The settings that say what a response must be; at most one is given."""
 
 
 class GenerationSettings(Settings):
@@ -50,3 +67,21 @@ class GenerationSettings(Settings):
     )
     hold_end: bool = Field(default=False, description="commit a stop token only where all before it is known")
     seed: int = Field(default=0, ge=0, lt=2**62, description="row i of a batch draws from seed + i")
+    json_schema: Annotated[dict[str, Any] | None, BeforeValidator(_schema_from)] = Field(
+        default=None, description="the response is JSON of this schema"
+    )
+    regex: str | None = Field(default=None, description="the response matches this regular expression, as a whole")
+    grammar: str | None = Field(default=None, description="the response is a text of this grammar, in llguidance's Lark")
+
+    @property
+    def constraint(self) -> tuple[str, Any] | None:
+        """(name, value) of the one of CONSTRAINTS that is given."""
+        given = ((name, getattr(self, name)) for name in CONSTRAINTS)
+        return next((one for one in given if one[1] is not None), None)
+
+    @model_validator(mode="after")
+    def _one_constraint(self) -> "GenerationSettings":
+        given = [name for name in CONSTRAINTS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{given[0]} and {given[1]} both say what the response must be; give one of the two")
+        return self

@@ -5,6 +5,7 @@ Names follow the text-diffusion API of transformers (`tokens_per_forward`, a str
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,6 +23,7 @@ from opdlm.models.tokens import SpecialTokens, decode_inside, encode_prompt, spe
 from opdlm.records.trajectory import Trajectory, trajectories
 from opdlm.sampling.denoising import Step
 from opdlm.sampling.engine import Completion, Engine, Event
+from opdlm.sampling.grammar import Grammar, Grammars
 from opdlm.sampling.request import Request, check_length
 from opdlm.sampling.requests import continuations, fillings
 from opdlm.sampling.state import stack
@@ -129,7 +131,7 @@ class DiffusionLM:
             settings: fields of GenerationSettings, in place of the model's defaults.
         """
         prompts, chosen = _rows(input_ids, attention_mask), self._settings(settings)
-        requests = continuations(prompts, chosen, watched=streamer is not None)
+        requests = self.requests(prompts, chosen, watched=streamer is not None)
         engine = self._engine(batch_size if streamer is None else 1, observer)
         rollout = engine.write(requests) if streamer is None else self._shown(engine, requests, streamer)
         lengths = rollout.length.tolist()
@@ -146,7 +148,7 @@ class DiffusionLM:
         """
         prompts, chosen = _rows(input_ids, None), self._settings(settings)
         begin = _only(prompts)
-        events = self._watched(self._engine(1), continuations(prompts, chosen, watched=True)[0])
+        events = self._watched(self._engine(1), self.requests(prompts, chosen, watched=True)[0])
         next(events)  # the first draft: nothing is known yet
         for event in events:
             if isinstance(event, Completion):
@@ -208,7 +210,7 @@ class DiffusionLM:
         """(index, response) of each prompt of token ids, as they finish; prompt i draws from seed + `first` + i."""
         chosen = self._settings(settings)
         seeds = range(chosen.seed + first, chosen.seed + first + len(prompts))
-        for index, row in self._engine(batch_size).finished(continuations(prompts, chosen, seeds)):
+        for index, row in self._engine(batch_size).finished(self.requests(prompts, chosen, seeds)):
             begin, end = int(row.prompt_length), int(row.length)
             text = self.tokenizer.decode(row.input_ids[0, begin:end].tolist(), skip_special_tokens=True)
             yield index, Answer(str(text), end - begin, int(row.forwards), bool(row.stopped))
@@ -234,13 +236,36 @@ class DiffusionLM:
 
     def written(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings, batch_size: int = 32) -> Rollout:
         """Responses to prompts of token ids, with these settings and none of the model's own."""
-        return self._engine(batch_size).write(continuations(prompts, settings))
+        return self._engine(batch_size).write(self.requests(prompts, settings))
 
     def finished(
         self, prompts: Sequence[Sequence[int]], settings: GenerationSettings, batch_size: int = 32
     ) -> Iterator[tuple[int, Rollout]]:
         """As `written`, one by one: (index of the prompt, rollout of one row) of each as it is finished."""
-        return self._engine(batch_size).finished(continuations(prompts, settings))
+        return self._engine(batch_size).finished(self.requests(prompts, settings))
+
+    def requests(
+        self,
+        prompts: Sequence[Sequence[int]],
+        settings: GenerationSettings,
+        seeds: Sequence[int] | None = None,
+        watched: bool = False,
+    ) -> list[Request]:
+        """As `continuations`, for an `Engine` of this model; the settings' grammar is compiled.
+
+        Raises:
+            UsageError: a schema, regular expression or grammar that is not valid, or says what is not supported.
+            MissingExtraError: there is one, and llguidance is not installed.
+        """
+        return continuations(prompts, settings, seeds, watched, self._grammar(settings))
+
+    def _grammar(self, settings: GenerationSettings) -> Grammar | None:
+        return None if settings.constraint is None else self._grammars.of(settings)
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        rows = self.model.head_parameters()[0].shape[0]
+        return Grammars(self.tokenizer, rows, self.tokens.stop_token_ids)
 
     def _engine(self, batch_size: int, observer: Callable[[Step], None] | None = None) -> Engine:
         return Engine(self.model, self.tokens, batch_size, self.tokenizer, observer)

@@ -17,7 +17,7 @@ import torch
 from opdlm.core.commit import without_early_ends
 from opdlm.core.layout import CLEAN, PADDING, Attention, block_start
 from opdlm.core.noise import uniform
-from opdlm.core.propose import Proposals, draw, present, propose
+from opdlm.core.propose import Proposals, chosen, draw, present, propose
 from opdlm.core.types import NEVER
 from opdlm.sampling.rules import decide, history
 from opdlm.sampling.slots import Finished, Slots
@@ -70,14 +70,24 @@ class Denoising:
         controls = slots.controls()
         pick = partial(draw, chance=uniform(state.seed[:, None], block, state.step[:, None]))
         has = present(state.ids, slots.vocabulary)[:, None] if controls.repetition_penalty is not None else None
-        seen = propose(logits, controls, pick, has)
+        constraining = slots.constraining
+        if constraining is None:
+            seen = propose(logits, controls, pick, has)
+        else:
+            choose = partial(chosen, controls=controls, pick=pick, has=has)
+            seen, masked = constraining.proposals(logits, block, masked, choose)
         moves = self._moves(seen.log_probability)
         seen = seen if moves is None else replace(seen, drift=moves)
         committed = self._committed(seen, masked)
         if self.observer is not None:
             self.observer(Step(state.number, state.ids, state.start, state.step, logits, committed))
-        self._commit(block, committed, seen)
-        return self._advance(block, masked & ~committed, self.ends(block))
+        state.write(block, committed, seen.token, seen.confidence)
+        still_masked = masked & ~committed
+        if constraining is not None:
+            block, still_masked = self._reached(constraining.follow(block)[1])
+        state.step += 1
+        state.forwards += 1
+        return self._advance(block, still_masked, self.ends(block))
 
     def _logits(self, block: torch.Tensor) -> torch.Tensor:
         """[B, S, V] of every slot's current block. The finished block before it goes into the cache along with it."""
@@ -120,15 +130,17 @@ class Denoising:
         unsure = replace(seen, confidence=seen.confidence.masked_fill(early, 0.0))
         return without_early_ends(decide(rules, state.rule, state.numbers, unsure, masked), early, masked)
 
-    def _commit(self, block: torch.Tensor, committed: torch.Tensor, seen: Proposals) -> None:
-        """Unmask the tokens where `committed` [B, S]."""
-        state = self.slots.state
-        state.write(block, committed, seen.token, seen.confidence)
-        state.step += 1
-        state.forwards += 1
+    def _reached(self, forced: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The block and what may be known behind it where a grammar forced tokens; and which of it is still masked."""
+        slots, state = self.slots, self.slots.state
+        reach = state.start[:, None] + slots.columns[: slots.size + forced]
+        reach = reach.clamp(max=len(slots.columns) - 1)
+        return reach, (state.commit_step.gather(1, reach) == NEVER) & slots.busy()[:, None]
 
     def _advance(self, block: torch.Tensor, still_masked: torch.Tensor, ends: torch.Tensor) -> list[Finished]:
         """Hand out the rows that are done; complete blocks give way to the next one that has a mask.
+
+        `block`: the row's block, [B, S]; more columns where tokens behind it are known.
 
         A row is done when everything up to its `end`, or up to a token where `ends` [B, S], is committed: what its last
         block still masks behind that is never filled.
@@ -138,10 +150,10 @@ class Denoising:
         response = (block >= state.first[:, None]) & (block < state.end[:, None]) & busy[:, None]
         stop = response & ends & (still_masked.cumsum(-1) == 0)
         stopped = stop.any(-1)
-        capped = ~(still_masked & response).any(-1) & (state.start + size >= state.end) & busy
+        capped = ~(still_masked & response).any(-1) & (state.start + block.shape[1] >= state.end) & busy
         done = stopped | capped
         length = torch.where(stopped, state.start + stop.int().argmax(-1) + 1, state.end)
-        complete = ~still_masked.any(-1) & ~done & busy
+        complete = ~still_masked[:, :size].any(-1) & ~done & busy
         later = (state.commit_step == NEVER) & (slots.columns >= state.start[:, None] + size)
         following = block_start(later.int().argmax(-1), size)
         lead = torch.where(complete, following - state.start, 0)
@@ -150,7 +162,7 @@ class Denoising:
         # The only question to the device in a step.
         *known, slots.last_start, slots.lead = torch.cat([done.long(), start.max()[None], lead.max()[None]]).tolist()
         rows = [slot for slot, is_done in enumerate(known) if is_done]
-        finished = [slots.hand_out(slot, length, state.start + size, stopped) for slot in rows]
+        finished = [slots.hand_out(slot, length, block_start(length - 1, size) + size, stopped) for slot in rows]
         state.start = start
         state.step.masked_fill_(complete, 0)
         state.number.masked_fill_(done, IDLE)

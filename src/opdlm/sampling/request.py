@@ -2,9 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from opdlm.errors import ContextLengthError
+
+
+class Grammar(Protocol):
+    """What a text must be; `sampling/grammar.py` compiles it."""
+
+    def over(self, slots: Any) -> Any:
+        """What keeps rows of an engine to it: a `Constraining` (`sampling/constraining.py`)."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +28,7 @@ class Request:
         decoding: the commit rule with all its numbers, such as {"kind": "dynamic", "threshold": 0.9}.
         temperature, top_k, top_p, min_p, repetition_penalty, logit_bias, stop_strings, hold_end: as in
             `GenerationSettings`.
+        grammar: what the response must be, or None. For a continuation alone.
     """
 
     ids: Sequence[int]
@@ -37,6 +46,7 @@ class Request:
     logit_bias: Mapping[int, float]
     stop_strings: Sequence[str]
     hold_end: bool
+    grammar: Grammar | None = None
 
 
 def check_length(first: int, end: int, limit: int | None, block_size: int) -> None:

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from opdlm.config import GenerationSettings
-from opdlm.sampling.request import Request, continuation, filling
+from opdlm.config import CONSTRAINTS, GenerationSettings
+from opdlm.errors import UsageError
+from opdlm.sampling.request import Grammar, Request, continuation, filling
 
 
 def continuations(
@@ -12,9 +13,16 @@ def continuations(
     settings: GenerationSettings,
     seeds: Sequence[int] | None = None,
     watched: bool = False,
+    grammar: Grammar | None = None,
 ) -> list[Request]:
-    """A request for a response to each prompt. Row i draws from `seeds[i]` (default: settings.seed + i)."""
+    """A request for a response to each prompt. Row i draws from `seeds[i]` (default: settings.seed + i).
+
+    `grammar`: what `settings.constraint` says, compiled (`DiffusionLM.grammar`). UsageError if it is missing.
+    """
+    if settings.constraint is not None and grammar is None:
+        raise UsageError(f"{settings.constraint[0]} is not compiled; give continuations(...) the model's grammar of it")
     controls = _controls(settings) | {"max_new_tokens": settings.max_new_tokens, "watched": watched}
+    controls["grammar"] = grammar
     rows = zip(prompts, _seeds(settings, len(prompts), seeds), strict=True)
     return [continuation(prompt, seed=seed, **controls) for prompt, seed in rows]
 
@@ -27,14 +35,19 @@ def fillings(
     seeds: Sequence[int] | None = None,
     watched: bool = False,
 ) -> list[Request]:
-    """A request for each text whose mask tokens are to be replaced; seeds as in `continuations`."""
+    """A request for each text whose mask tokens are to be replaced; seeds as in `continuations`.
+
+    UsageError with a schema, a regular expression or a grammar.
+    """
+    if settings.constraint is not None:
+        raise UsageError(f"{settings.constraint[0]} says what a whole response is, not what fills gaps; leave one out")
     controls = _controls(settings) | {"mask_token_id": mask_token_id, "block_size": block_size, "watched": watched}
     rows = zip(texts, _seeds(settings, len(texts), seeds), strict=True)
     return [filling(text, seed=seed, **controls) for text, seed in rows]
 
 
 def _controls(settings: GenerationSettings) -> dict[str, Any]:
-    return settings.model_dump(exclude={"max_new_tokens", "seed"})
+    return settings.model_dump(exclude={"max_new_tokens", "seed", *CONSTRAINTS})
 
 
 def _seeds(settings: GenerationSettings, count: int, seeds: Sequence[int] | None) -> Sequence[int]:

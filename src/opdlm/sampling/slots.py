@@ -6,6 +6,7 @@ Shape letters: B slots, T columns, S block size, W query window, K cached column
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
@@ -61,6 +62,7 @@ class Slots:
         self.prefix: Prefix | None = None
         self.bias: torch.Tensor | None = None  # [B, V]
         self.drift: Drift | None = None
+        self._constraining: Any = None
         # What the host knows of the slots; brought up to date once a step.
         self.last_start = 0  # of any row's current block
         self.lead = 0  # most tokens before a row's current block that are finished, but not in the cache yet
@@ -70,6 +72,11 @@ class Slots:
     def requests(self) -> list[Request]:
         """Those that are being written."""
         return [one[1] for one in self.held if one is not None]
+
+    @property
+    def constraining(self) -> Any:
+        """What keeps rows to their grammars (`sampling/constraining.py`); None where no row has one."""
+        return self._constraining if any(request.grammar is not None for request in self.requests) else None
 
     def slot_of(self, number: int) -> int | None:
         """Where a request is being written, or None."""
@@ -127,6 +134,7 @@ class Slots:
         else:  # the prompts ride with the first step: no other row has to wait for them
             self.lead = last_start - known
         self.last_start = max(self.last_start, last_start)
+        self._constrain(slots, requests)
 
     def _find_prefix(self, waiting: Sequence[Request]) -> None:
         """What all of a burst have in common: looked for when nobody is being written and something new has come."""
@@ -168,6 +176,12 @@ class Slots:
             self.bias[slot] = 0.0
             for token, value in request.logit_bias.items():
                 self.bias[slot, int(token)] = value
+
+    def _constrain(self, slots: Sequence[int], requests: Sequence[Request]) -> None:
+        grammars = [request.grammar for request in requests if request.grammar is not None]
+        if grammars:
+            self._constraining = self._constraining or grammars[0].over(self)
+            self._constraining.open(slots)
 
     def _add_slots(self, count: int) -> None:
         if count <= 0:

@@ -43,7 +43,10 @@ class Verifying:
         checked = state.start[:, None] + place
         behind = checked if shape.every else (state.start + state.drafted)[:, None]
         clean, windows = self._hidden(checked, behind, shape.size)
-        seen = propose(slots.model.logits(clean), **self._picking(checked))
+        logits, constraining = slots.model.logits(clean), slots.constraining
+        if constraining is not None:
+            logits = constraining.checked(logits)
+        seen = propose(logits, **self._picking(checked))
         guess = state.ids.gather(1, checked)
         held = (seen.token == guess) | self._typical(seen, guess)
         held &= place < state.drafted[:, None]
@@ -51,15 +54,16 @@ class Verifying:
         token = torch.where(held, guess, seen.token)
         fresh = (place <= accepted[:, None]) & (checked < state.end[:, None])
         state.write(checked, fresh & slots.busy()[:, None], token, seen.confidence)
+        forced, most = (torch.zeros_like(accepted), 0) if constraining is None else constraining.follow(checked)
         state.step += 1
         state.forwards += 1
         # A window behind the last draft is of use where all drafts held.
         useful = shape.every | (accepted == state.drafted)
         index = accepted if shape.every else torch.zeros_like(accepted)
-        finished, counts = self._advance(checked, fresh, accepted, useful * shape.size)
+        finished, counts = self._advance(accepted, useful * shape.size, forced, most)
         self.drafter.saw(slots.query_tokens - before, perf_counter() - began, *counts)
         if self._pending:
-            self._draft(windows[torch.arange(len(index), device=index.device), index], shape.size)
+            self._draft(windows[torch.arange(len(index), device=index.device), index], shape.size, forced)
         return finished
 
     def _hidden(self, checked: torch.Tensor, behind: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,38 +121,51 @@ class Verifying:
         return (probability >= state.numbers[:, :1]) & (state.rule == TYPICAL)[:, None]
 
     def _advance(
-        self, checked: torch.Tensor, fresh: torch.Tensor, accepted: torch.Tensor, offered: torch.Tensor
+        self, accepted: torch.Tensor, offered: torch.Tensor, forced: torch.Tensor, most: int
     ) -> tuple[list[Finished], tuple[list[int], list[int]]]:
-        """Hand out the rows that are done; the others go on behind what they accepted, with up to `offered` [B] drafts.
+        """Hand out the rows that are done; the others go on behind what they `accepted` [B], the token that follows it
+        and those that a grammar `forced` [B] there, at `most` so many, with what is left of `offered` [B] drafts.
 
         Returns the rows, and for each slot its drafts and how many of them held.
         """
         slots, state = self.slots, self.slots.state
         busy = slots.busy()
-        stop = fresh & self.ends(checked) & busy[:, None]
+        drafting = state.start + accepted + 1
+        behind = drafting + forced
+        written = state.start[:, None] + slots.columns[: self._pending + 1 + most]
+        written = written.clamp(max=len(slots.columns) - 1)
+        fresh = (written < behind[:, None]) & (written < state.end[:, None])
+        stop = fresh & self.ends(written) & busy[:, None]
         stopped = stop.any(-1)
-        behind = state.start + accepted + 1
         done = (stopped | (behind >= state.end)) & busy
         length = torch.where(stopped, state.start + stop.int().argmax(-1) + 1, torch.minimum(behind, state.end))
         start = torch.where(done | ~busy, 0, behind)
 
-        drafted = torch.minimum(torch.minimum(state.drafts, state.end - start), self.drafter.room(start))
-        drafted = torch.where(done | ~busy, 0, torch.minimum(drafted, offered))
+        room = torch.minimum(self.drafter.room(drafting), offered) - forced
+        drafted = torch.minimum(torch.minimum(state.drafts, state.end - start), room.clamp(min=0))
+        drafted = torch.where(done | ~busy, 0, drafted)
 
         # The only question to the device in a step.
         told = torch.cat([done.long(), state.drafted, accepted, start.max()[None], drafted.max()[None]]).tolist()
-        count, slots.last_start, slots.lead, self._pending = len(done), told[-2], 0, told[-1]
+        count, slots.last_start, slots.lead, self._pending = len(done), told[-2], most + 1, told[-1]
         finished = [slots.hand_out(slot, length, length, stopped) for slot in range(count) if told[slot]]
         state.start = start
         state.drafted = drafted
         state.number.masked_fill_(done, IDLE)
         return finished, (told[count : 2 * count], told[2 * count : 3 * count])
 
-    def _draft(self, window: torch.Tensor, size: int) -> None:
-        """Put the next drafts, of `window` [B, w, H] of each row, behind its text."""
+    def _draft(self, window: torch.Tensor, size: int, forced: torch.Tensor) -> None:
+        """Put the next drafts, of `window` [B, w, H] of each row, behind its text, of which `forced` [B] are the end."""
         slots, state = self.slots, self.slots.state
-        position = state.start[:, None] + slots.columns[:size]
-        hidden = self.drafter.predicting(window, position)
-        token = chosen(slots.model.logits(hidden), **self._picking(position))
+        place = slots.columns[:size]
+        position = state.start[:, None] + place
+        hidden = self.drafter.predicting(window, position - forced[:, None])
+        choose = partial(chosen, **self._picking(position))
+        if (constraining := slots.constraining) is None:
+            token = choose(slots.model.logits(hidden))
+        else:
+            later = (place + forced[:, None]).clamp(max=size - 1)
+            logits = slots.model.logits(hidden.gather(1, later[..., None].expand_as(hidden)))
+            token, *_ = constraining.draft(logits, position, torch.ones_like(position, dtype=torch.bool), choose)
         open_ = (state.commit_step.gather(1, position) == NEVER) & slots.busy()[:, None]
         state.ids.scatter_(1, position, torch.where(open_, token, state.ids.gather(1, position)))
