@@ -18,8 +18,12 @@ def add_constraints(parser: Parser) -> None:
         default=SUPPRESS,
         help="JSON of this schema: a file, or the schema itself, which begins with a brace",
     )
-    group.add_argument("--regex", metavar="TEXT", default=SUPPRESS, help="what matches this regular expression, as a whole")
-    group.add_argument("--grammar", metavar="FILE", default=SUPPRESS, help="a text of this grammar, in llguidance's Lark")
+    group.add_argument(
+        "--regex", metavar="TEXT", default=SUPPRESS, help="what matches this regular expression, as a whole"
+    )
+    group.add_argument(
+        "--grammar", metavar="FILE", default=SUPPRESS, help="a text of this grammar, in llguidance's Lark"
+    )
 
 
 def read_constraints(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,7 +71,9 @@ class GenerationSettings(Settings):
         default=None, description="the response is JSON of this schema"
     )
     regex: str | None = Field(default=None, description="the response matches this regular expression, as a whole")
-    grammar: str | None = Field(default=None, description="the response is a text of this grammar, in llguidance's Lark")
+    grammar: str | None = Field(
+        default=None, description="the response is a text of this grammar, in llguidance's Lark"
+    )
 
     @property
     def constraint(self) -> tuple[str, Any] | None:

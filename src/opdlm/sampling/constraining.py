@@ -171,7 +171,7 @@ class Constraining:
         """Logits [B, n, V] behind the known text and each of its drafts, minus infinity where no token is allowed."""
         count = logits.shape[1]
         drafts = {slot: _in_order(row.witness, row.known, count) for slot, row in self._held()}
-        bits = self._bits(drafts, {slot: 0 for slot in drafts}, logits.shape[:2])
+        bits = self._bits(drafts, dict.fromkeys(drafts, 0), logits.shape[:2])
         return limited(logits, unpacked(bits.to(logits.device), logits.shape[-1]))
 
     def proposals(
@@ -224,8 +224,8 @@ class Constraining:
     ) -> tuple[torch.Tensor, list[int]]:
         """Masks [B, n, W] along the rows' drafts, and the index of the token with which each ends.
 
-        Where a draft cannot go on through what is committed, the witness takes its place up to the last committed
-        token, for good: in `pinned`, and in `tokens`.
+        Where a draft cannot go on through what is committed, or ends before, the witness takes its place up to the last
+        committed token: it goes into `pinned`.
         """
         count, rows = len(tokens[0]), self._held()
         offsets = {slot: row.known - begin[slot] for slot, row in rows}
@@ -235,15 +235,13 @@ class Constraining:
             offset = offsets[slot]
             reached, end = row.reach(tokens[slot][offset:], bits[slot, offset:].numpy())
             ends[slot] = offset + end
-            if offset + reached < count and not open_[slot][offset + reached]:
-                length = max(i for i in range(count) if not open_[slot][i]) + 1
-                front = tokens[slot][:offset] + _in_order(row.witness, row.known, length - offset)
-                pinned[slot] = tokens[slot][:length] = front
+            given = [i for i in range(offset, count) if not open_[slot][i]]
+            if given and (offset + reached in given or offset + end < given[-1]):
+                length = given[-1] + 1
+                pinned[slot] = tokens[slot][:offset] + _in_order(row.witness, row.known, length - offset)
         return bits, ends
 
-    def _bits(
-        self, drafts: Mapping[int, list[int]], offsets: Mapping[int, int], shape: Sequence[int]
-    ) -> torch.Tensor:
+    def _bits(self, drafts: Mapping[int, list[int]], offsets: Mapping[int, int], shape: Sequence[int]) -> torch.Tensor:
         """[B, n, W] int32: the masks along each slot's draft, from its offset on; all ones where nothing is known."""
         from llguidance.numpy import fill_next_token_bitmask_par as fill
         from llguidance.numpy import fill_next_token_bitmask_par_with_draft_tokens as fill_along

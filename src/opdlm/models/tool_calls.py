@@ -1,0 +1,123 @@
+"""Tool calls in a response, in the form in which a model's chat template has taught it to write them.
+
+| form | what it looks like | models |
+|---|---|---|
+| tagged | `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, once a call; or a list of calls inside | Hermes, Qwen 2.5 and 3, SmolLM 2 and 3 |
+| bare | `{"name": ..., "parameters": {...}}` and nothing else, after `<|python_tag|>` or not; several divided by `;` | Llama 3.1 and later |
+"""
+
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_TAGGED = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+_PYTHON_TAG = "<|python_tag|>"
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """One call. Attributes: name: of the tool. arguments: by name."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Message:
+    """A response, taken apart. Attributes: content: the text without its calls. calls: in their order; may be none."""
+
+    content: str
+    calls: tuple[ToolCall, ...] = ()
+
+
+def parse_tool_calls(text: str, tools: Collection[str] = ()) -> Message:
+    """What a response says and which tools it calls.
+
+    What only looks like a call (JSON that is cut off or has no name) stays in the content: nothing is lost.
+
+    Args:
+        text: the response without its stop token. Tags that are special tokens must be in it.
+        tools: names of the tools that the request offers. A bare call counts only if it names one of them: a text
+            that is JSON is an answer otherwise.
+    """
+    calls: list[ToolCall] = []
+
+    def take(match: re.Match[str]) -> str:
+        found = _calls_in(match[1])
+        calls.extend(found)
+        return "" if found else match[0]
+
+    content = _TAGGED.sub(take, text)
+    if calls:
+        return Message(content.strip(), tuple(calls))
+    bare = _bare_calls(text.strip().removeprefix(_PYTHON_TAG))
+    if bare and all(call.name in tools for call in bare):
+        return Message("", tuple(bare))
+    return Message(text)
+
+
+def tool_call_grammar(tools: Sequence[Mapping[str, Any]]) -> str:
+    """The `grammar` setting for a response that is one or more tagged calls of these tools, with valid arguments.
+
+    Args:
+        tools: as the OpenAI API gives them: {"type": "function", "function": {"name", "parameters"}}, `parameters` a
+            JSON schema.
+    """
+    functions = [tool["function"] for tool in tools]
+    kinds = [
+        {
+            "type": "object",
+            "properties": {"name": {"const": one["name"]}, "arguments": one.get("parameters") or {"type": "object"}},
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for one in functions
+    ]
+    layout = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+    schema = json.dumps({"anyOf": kinds, "x-guidance": layout})
+    return f'start: call ("\\n" call)*\ncall: "<tool_call>\\n" object "\\n</tool_call>"\nobject: %json {schema}\n'
+
+
+def _calls_in(text: str) -> list[ToolCall]:
+    """Of one JSON value: a call, or a list of calls; none if any part of it is no call."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return []
+    calls = [_call(one) for one in (value if isinstance(value, list) else [value])]
+    return [] if None in calls else [call for call in calls if call is not None]
+
+
+def _bare_calls(text: str) -> list[ToolCall]:
+    """Of JSON objects with `;` between them, and nothing else."""
+    return [call for call in found if call is not None] if (found := list(_objects(text))) and None not in found else []
+
+
+def _objects(text: str) -> Iterator[ToolCall | None]:
+    """Each as a call; None for what is none."""
+    decoder, place = json.JSONDecoder(), 0
+    while place < len(text):
+        try:
+            value, place = decoder.raw_decode(text, place)
+        except ValueError:
+            yield None
+            return
+        yield _call(value)
+        between = re.compile(r"\s*;?\s*").match(text, place)
+        assert between is not None
+        place = between.end()
+
+
+def _call(value: Any) -> ToolCall | None:
+    """{"name", "arguments"} or {"name", "parameters"}; arguments that are JSON in a string are read too."""
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        return None
+    arguments = value.get("arguments", value.get("parameters", {}))
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            return None
+    return ToolCall(value["name"], arguments) if isinstance(arguments, dict) else None
