@@ -200,7 +200,7 @@ def test_verified_text_is_that_of_constrained_ar_decoding(form: Any, constraint:
 
 @pytest.mark.parametrize("constraint", GRAMMARS, ids=str)
 def test_checked_text_is_that_of_constrained_ar_decoding(constraint: dict[str, Any]) -> None:
-    """The other drafter, whose drafts end with the block: forced tokens that cross its end must not move its windows."""
+    """The other drafter, whose drafts end with the block: forced tokens that cross its end move no window."""
     for size in (4, 5):
         model = student(Geometry(size, "shifted", "causal"), initializer_range=0.1)
         expected = reference(model, settings_of(**constraint))

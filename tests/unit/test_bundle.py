@@ -44,7 +44,6 @@ def test_it_leaves_out_what_is_not_needed() -> None:
         "find_or_add_mask_token",
         "chunked_sum",
         "ConfigError",
-        "Constraining",
         "llguidance",
     ):
         assert name not in text

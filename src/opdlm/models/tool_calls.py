@@ -1,9 +1,9 @@
 """Tool calls in a response, in the form in which a model's chat template has taught it to write them.
 
-| form | what it looks like | models |
-|---|---|---|
-| tagged | `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, once a call; or a list of calls inside | Hermes, Qwen 2.5 and 3, SmolLM 2 and 3 |
-| bare | `{"name": ..., "parameters": {...}}` and nothing else, after `<|python_tag|>` or not; several divided by `;` | Llama 3.1 and later |
+- Tagged (Hermes, Qwen 2.5 and 3, SmolLM 2 and 3): `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, once a
+  call, or with a list of calls inside.
+- Bare (Llama 3.1 and later): `{"name": ..., "parameters": {...}}` and nothing else, behind `<|python_tag|>` or not;
+  several have `;` between them.
 """
 
 import json
@@ -11,6 +11,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 _TAGGED = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _PYTHON_TAG = "<|python_tag|>"
@@ -58,12 +60,13 @@ def parse_tool_calls(text: str, tools: Collection[str] = ()) -> Message:
     return Message(text)
 
 
-def tool_call_grammar(tools: Sequence[Mapping[str, Any]]) -> str:
+def tool_call_grammar(tools: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> str:
     """The `grammar` setting for a response that is one or more tagged calls of these tools, with valid arguments.
 
     Args:
         tools: as the OpenAI API gives them: {"type": "function", "function": {"name", "parameters"}}, `parameters` a
             JSON schema.
+        tokenizer: says whether a tag is one token of its own.
     """
     functions = [tool["function"] for tool in tools]
     kinds = [
@@ -77,7 +80,9 @@ def tool_call_grammar(tools: Sequence[Mapping[str, Any]]) -> str:
     ]
     layout = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
     schema = json.dumps({"anyOf": kinds, "x-guidance": layout})
-    return f'start: call ("\\n" call)*\ncall: "<tool_call>\\n" object "\\n</tool_call>"\nobject: %json {schema}\n'
+    whole = "<tool_call>" in tokenizer.get_vocab()
+    begin, end = ("<tool_call>", "</tool_call>") if whole else ('"<tool_call>"', '"</tool_call>"')
+    return f'start: call ("\\n" call)*\ncall: {begin} "\\n" object "\\n" {end}\nobject: %json {schema}\n'
 
 
 def _calls_in(text: str) -> list[ToolCall]:

@@ -155,7 +155,7 @@ class Verifying:
         return finished, (told[count : 2 * count], told[2 * count : 3 * count])
 
     def _draft(self, window: torch.Tensor, size: int, forced: torch.Tensor) -> None:
-        """Put the next drafts, of `window` [B, w, H] of each row, behind its text, of which `forced` [B] are the end."""
+        """Put the next drafts, of `window` [B, w, H] of each row, behind its text, which ends with `forced` [B]."""
         slots, state = self.slots, self.slots.state
         place = slots.columns[:size]
         position = state.start[:, None] + place
