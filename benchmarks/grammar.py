@@ -1,9 +1,9 @@
 """Responses that a grammar describes, on the embedded models: are they valid, and what do they cost?
 
-- Validity: many schemas and regular expressions, every way to decode, greedy and sampled; each response is read by
+- Validity (--only validity, `results/grammar_validity.json`): many schemas and regular expressions, every way to decode, greedy and sampled; each response is read by
   pydantic or by Python's `re`, which know nothing of the library that made the masks. A response that --max-new-tokens
   cut off is counted by itself.
-- Speed: tokens per forward and per second of the same prompts in free text, under a schema, and under the same schema
+- Speed (--only speed, `results/grammar.json`): tokens per forward and per second of the same prompts in free text, under a schema, and under the same schema
   with masks alone: as in `forced` tokens that take part in forwards like all others. They take turns within a repeat.
 - Time of the constraint: seconds in masks, matchers and their transfer, per forward; and of one set of masks along a
   draft for a vocabulary of 152,000 tokens, if that tokenizer is at hand.
@@ -19,7 +19,6 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -279,20 +278,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: its own choice)")
     parser.add_argument("--prompts", type=int, default=16, metavar="N", help="of the largest measurement (16)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="timed passes of each (3)")
+    parser.add_argument("--only", choices=("speed", "validity"), help="one of the two, into a file of its own")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     logging.set_verbosity_error()
     models = {"student": load(student_path(), device="cpu"), "lossless": load(lossless_path(), device="cpu")}
     count, repeats = (2, 1) if args.quick else (args.prompts, args.repeats)
-    write = partial(measuring.write, "grammar") if not args.quick else len
     problems = evaluation_set(-(-count // 4))[:count]
     prompts = [encode_prompt(models["student"].tokenizer, problem.prompt) for problem in problems]
-    rows = large_vocabulary() + speed(models, prompts[: max(2, count // 2)], 1, repeats)
-    write(rows)  # what is there is kept if somebody has to stop it
-    rows += validity(models, prompts[: max(2, count // 4)])
-    write(rows)
-    rows += speed(models, prompts, 16, repeats)
+    rows = []
+    if args.only != "validity":
+        rows += large_vocabulary() + speed(models, prompts[: max(2, count // 2)], 1, repeats)
+        rows += speed(models, prompts, 16, repeats)
+    if args.only != "speed":
+        rows += validity(models, prompts[: max(2, count // 4)])
     table = Table("model", "decoding", "rows", "metric", "schema", "against", "", "ratio")
     for row in rows:
         if "rival" in row:
@@ -300,7 +300,11 @@ def main() -> None:
             against = (str(row["rival"]), row["rival_name"], str(row["ratio"]))
             table.add_row(shown["model"], shown["decoding"], str(shown["batch_size"]), row["metric"], str(row["ours"]), *against)  # fmt: skip  # noqa: E501
     Console(width=150).print(table)
-    print(f"written: {write(rows)}" if not args.quick else "not numbers to quote, nothing is written")
+    if args.quick:
+        print("not numbers to quote, nothing is written")
+    else:
+        name = "grammar_validity" if args.only == "validity" else "grammar"
+        print(f"written: {measuring.write(name, rows)}")
 
 
 if __name__ == "__main__":

@@ -301,6 +301,28 @@ def test_no_row_is_constrained_where_none_asks() -> None:
     assert engine._slots._constraining is None
 
 
+@pytest.mark.parametrize("decoding", ["static:2", "verified"])
+def test_a_grammar_that_fails_cuts_its_row_off(decoding: str) -> None:
+    """Else one request at a limit of the library would end all others, or go on without its grammar."""
+    model = lossless() if decoding == "verified" else student(Geometry(4))
+    settings = settings_of(json_schema=Person, decoding=decoding)
+    requests = continuations(PROMPTS, settings, grammar=grammar_of(settings))
+    expected = responses(Engine(model, TOKENS).write(requests))
+    engine = Engine(model, TOKENS)
+    for request in requests:
+        engine.add(request)
+    engine.step()
+    failing = engine._slots._constraining._rows[1]
+    known = failing.known - len(PROMPTS[1])
+    assert not failing.matcher.consume_token(vocabulary()["~"])
+    rows = {}
+    while not engine.idle:
+        rows |= {event.request: event.rollout for event in engine.step() if isinstance(event, Completion)}
+    assert not rows[1].stopped
+    assert responses(rows[1])[0] == expected[1][:known]
+    assert [responses(rows[row])[0] for row in (0, 2, 3)] == [expected[row] for row in (0, 2, 3)]
+
+
 def test_several_stop_tokens_end_a_text() -> None:
     """Chat models stop at others than their tokenizer's one."""
     from opdlm.sampling.grammar import Grammars

@@ -23,7 +23,6 @@ import torch
 from opdlm.core.limits import limited, limited_proposals, unpacked
 from opdlm.core.propose import Proposals
 from opdlm.core.types import NEVER
-from opdlm.errors import UsageError
 from opdlm.sampling.slots import Slots
 
 if TYPE_CHECKING:
@@ -139,7 +138,7 @@ class Constraining:
         for slot, row in self._held():
             begin, *tokens = host[slot]
             new[slot] = row.follow({begin + i: token for i, token in enumerate(tokens) if token >= 0})
-            self._check(slot, row)
+            self._end_failed(slot, row)
         self._write(new)
         counts = [len(new.get(slot, ())) for slot in range(len(host))]
         return torch.tensor(counts, device=position.device), max(counts)
@@ -156,9 +155,10 @@ class Constraining:
         state.confidence[slot, position] = 1.0
 
     def _held(self) -> list[tuple[int, Row]]:
-        """(slot, row) of all that are being written."""
+        """(slot, row) of all that are being written and go on."""
         held = ((slot, one) for slot, one in enumerate(self.slots.held) if one is not None)
-        return [(slot, self._rows[one[0]]) for slot, one in held if one[1].grammar is not None]
+        rows = [(slot, self._rows[one[0]]) for slot, one in held if one[1].grammar is not None]
+        return [(slot, row) for slot, row in rows if not row.ended]
 
     def _row(self, slot: int) -> Row:
         held = self.slots.held[slot]
@@ -258,15 +258,16 @@ class Constraining:
         if along := [job for job in jobs if job[2]]:
             fill_along(self._executor, along, bits.numpy())
         for slot in drafts:
-            self._check(slot, self._row(slot))
+            if self._end_failed(slot, self._row(slot)):
+                bits[slot * count : (slot + 1) * count] = -1
         return bits.view(rows, count, -1)
 
-    def _check(self, slot: int, row: Row) -> None:
-        """UsageError if a grammar is more than llguidance can follow; its row is dropped, the others can go on."""
-        if row.matcher.is_error():
-            self.slots.drop(slot)
-            reason = row.matcher.get_error().splitlines()[0]
-            raise UsageError(f"a text cannot go on as its grammar wants ({reason}); make the grammar simpler")
+    def _end_failed(self, slot: int, row: Row) -> bool:
+        """Cut a response off where llguidance can follow its grammar no further, at one of its limits."""
+        if not row.ended and row.matcher.is_error():
+            row.ended = True
+            self.slots.state.end[slot] = row.known
+        return row.ended and row.matcher.is_error()
 
 
 def _in_order(tokens: Mapping[int, int], begin: int, count: int) -> list[int]:
