@@ -1,10 +1,11 @@
 """Responses that a grammar describes, on the embedded models: are they valid, and what do they cost?
 
-- Validity (--only validity, `results/grammar_validity.json`): many schemas and regular expressions, every way to decode, greedy and sampled; each response is read by
-  pydantic or by Python's `re`, which know nothing of the library that made the masks. A response that --max-new-tokens
-  cut off is counted by itself.
-- Speed (--only speed, `results/grammar.json`): tokens per forward and per second of the same prompts in free text, under a schema, and under the same schema
-  with masks alone: as in `forced` tokens that take part in forwards like all others. They take turns within a repeat.
+- Validity (--only validity, `results/grammar_validity.json`): many schemas and regular expressions, every way to
+  decode, greedy and sampled; each response is read by pydantic or by Python's `re`, which know nothing of the library
+  that made the masks. A response that --max-new-tokens cut off is counted by itself.
+- Speed (--only speed, `results/grammar.json`): tokens per forward and per second of the same prompts in free text,
+  under a schema, and under the same schema with masks alone, where what is forced takes part in forwards like all
+  other tokens. They take turns within a repeat.
 - Time of the constraint: seconds in masks, matchers and their transfer, per forward; and of one set of masks along a
   draft for a vocabulary of 152,000 tokens, if that tokenizer is at hand.
 
