@@ -8,7 +8,21 @@ from opdlm.errors import ContextLengthError
 
 
 class Grammar(Protocol):
-    """What a text must be; `sampling/grammar.py` compiles it."""
+    """What a text must be; `sampling/grammar.py` compiles it.
+
+    Attributes:
+        words: words of 32 bits in a mask over the vocabulary. stop_ids: tokens that end a text.
+    """
+
+    @property
+    def words(self) -> int: ...
+
+    @property
+    def stop_ids(self) -> Sequence[int]: ...
+
+    def matcher(self) -> Any:
+        """An `LLMatcher` of llguidance, at the beginning of a text."""
+        ...
 
     def over(self, slots: Any) -> Any:
         """What keeps rows of an engine to it: a `Constraining` (`sampling/constraining.py`)."""
