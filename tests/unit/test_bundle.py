@@ -44,7 +44,7 @@ def test_it_leaves_out_what_is_not_needed() -> None:
         "find_or_add_mask_token",
         "chunked_sum",
         "ConfigError",
-        "llguidance",
+        "limited_proposals",
     ):
         assert name not in text
 
