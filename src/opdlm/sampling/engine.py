@@ -188,6 +188,8 @@ class Engine:
             raise UsageError("a request has no token to begin with, or nothing to write; give a prompt and a length")
         if way_of(self.model, str(request.decoding["kind"])) == "checked" and not request.may_stop:
             raise UsageError("'checked' writes from left to right and fills no gaps; choose another decoding")
+        if request.grammar is not None and not request.may_stop:
+            raise UsageError("a grammar says what a whole response is, not what fills gaps; leave one out")
         vocabulary = self._slots.vocabulary
         if not all(0 <= token < vocabulary for token in request.ids):
             raise UsageError(f"a token of the prompt does not exist; ids go from 0 to {vocabulary - 1}")
