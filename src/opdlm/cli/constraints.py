@@ -5,25 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from opdlm.cli.options import Parser
+from opdlm.cli.options import Parser, flag
+from opdlm.config import CONSTRAINTS, GenerationSettings
 from opdlm.errors import UsageError
 
 
 def add_constraints(parser: Parser) -> None:
     """`--json-schema FILE`, `--regex TEXT`, `--grammar FILE`; one of them at most."""
     group = parser.add_argument_group("what the response must be (one of these)").add_mutually_exclusive_group()
-    group.add_argument(
-        "--json-schema",
-        metavar="FILE",
-        default=SUPPRESS,
-        help="JSON of this schema: a file, or the schema itself, which begins with a brace",
-    )
-    group.add_argument(
-        "--regex", metavar="TEXT", default=SUPPRESS, help="what matches this regular expression, as a whole"
-    )
-    group.add_argument(
-        "--grammar", metavar="FILE", default=SUPPRESS, help="a text of this grammar, in llguidance's Lark"
-    )
+    what = {name: GenerationSettings.model_fields[name].description or "" for name in CONSTRAINTS}
+    what["json_schema"] += ": a file, or the schema itself, which begins with a brace"
+    for name, metavar in zip(CONSTRAINTS, ("FILE", "TEXT", "FILE"), strict=True):
+        group.add_argument(flag(name), metavar=metavar, default=SUPPRESS, help=what[name])
 
 
 def read_constraints(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,7 +24,7 @@ def read_constraints(settings: Mapping[str, Any]) -> dict[str, Any]:
     read = dict(settings)
     for name in ("json_schema", "grammar"):
         if name in read and not (name == "json_schema" and read[name].lstrip().startswith("{")):
-            read[name] = _text(Path(read[name]), "--" + name.replace("_", "-"))
+            read[name] = _text(Path(read[name]), flag(name))
     return read
 
 
