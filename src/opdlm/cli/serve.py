@@ -4,6 +4,7 @@ import os
 import signal
 from argparse import Namespace
 from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 
 from opdlm.cli.options import Parser, add_settings, given
@@ -44,7 +45,7 @@ def run(arguments: Namespace) -> int:
     if missing is not None:
         raise MissingExtraError(f"serving needs the package {missing}; install it: pip install 'opdlm[serve]'")
     quiet_libraries()
-    from opdlm.serve.server import load_served, names_of, serve, take_port
+    from opdlm.serve.server import load_served, make_server, names_of, take_port
     from opdlm.tiny.weights import ar_model_path, student_path
 
     paths = arguments.models or [student_path(), ar_model_path()]
@@ -56,6 +57,10 @@ def run(arguments: Namespace) -> int:
         }
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's stop is a Ctrl-C
         with suppress(KeyboardInterrupt):  # uvicorn has stopped in order by then
-            serve(served, settings, taken, lambda url: print(f"serving {', '.join(names)} at {url}", flush=True))
+            make_server(served, settings, taken, partial(_say, names)).run(sockets=[taken])
     print("stopped")
     return 0
+
+
+def _say(names: list[str], url: str) -> None:
+    print(f"serving {', '.join(names)} at {url} (Ctrl-C stops)", flush=True)

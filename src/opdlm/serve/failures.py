@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from opdlm.errors import ContextLengthError, OpdlmError, UsageError
+from opdlm.errors import ConfigError, ContextLengthError, OpdlmError, UsageError
 from opdlm.serve.protocol import BODIES
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error"}
@@ -41,8 +41,10 @@ class ApiError(Exception):
 
 
 def refused(error: OpdlmError, param: str | None = None) -> ApiError:
-    """A mistake in a request that our own code has found."""
+    """A mistake in a request that our own code has found; `param`: where its text stands."""
     message = " ".join(str(error).split())
+    if isinstance(error, ConfigError):
+        return ApiError(400, message.replace("max_new_tokens", "max_tokens"), code="invalid_value")
     if isinstance(error, ContextLengthError):
         return ApiError(400, message.replace("--max-new-tokens", "max_tokens"), param, "context_length_exceeded")
     return ApiError(400 if isinstance(error, UsageError) else 500, message, param)

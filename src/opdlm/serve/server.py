@@ -53,17 +53,15 @@ def load_served(model: str | Path, device: str, compile: bool) -> DiffusionLM:
     return load_autoregressive(model, device=device)
 
 
-def serve(
+def make_server(
     models: dict[str, DiffusionLM], settings: ServeSettings, taken: socket.socket, ready: Callable[[str], None]
-) -> None:
-    """Serves until a signal ends it: requests that are open have `stop_timeout_s` to finish.
+) -> uvicorn.Server:
+    """What `run(sockets=[taken])` serves until a signal ends it: open requests have `stop_timeout_s` to finish.
 
-    `ready` is told the address of the API once it listens. UsageError where the engine has ended by itself.
+    `ready` is told the address of the API once it listens. If the engine's thread ends by itself, the server stops.
     """
-    broken: list[bool] = []
 
     def ended() -> None:
-        broken.append(not server.should_exit)
         server.should_exit = True
 
     config = uvicorn.Config(
@@ -74,9 +72,7 @@ def serve(
         lifespan="on",
     )
     server = _Server(config, lambda: ready(address(taken)))
-    server.run(sockets=[taken])
-    if any(broken):
-        raise RuntimeError("the engine ended by itself; the error is above")
+    return server
 
 
 def address(taken: socket.socket) -> str:
