@@ -119,8 +119,8 @@ def test_what_asks_for_nothing_is_taken(url: str) -> None:
     """Else clients that name every field, or set what has no meaning here, would be refused."""
     harmless = {
         "user": "u", "store": False, "metadata": {"a": "b"}, "service_tier": "auto", "stream": None, "tools": [],
-        "tool_choice": "none", "response_format": {"type": "text"}, "parallel_tool_calls": True, "stop": None,
-        "prediction": {"type": "content", "content": "x"}, "modalities": ["text"], "temperature": None, "seed": -5, "n": None,
+        "tool_choice": "none", "response_format": {"type": "text"}, "parallel_tool_calls": True, "n": None,
+        "prediction": {"type": "content", "content": "x"}, "modalities": ["text"], "temperature": None, "seed": -5,
     }  # fmt: skip
     answer = posted(url, {"model": "diffusion", "messages": MESSAGES} | harmless)
     assert answer.status_code == 200, answer.text
