@@ -60,7 +60,8 @@ def sent(url: str, body: Any, buffer: int | None = None) -> socket.socket:
 
 BAD: list[tuple[Any, int, str | None, str]] = [
     (b"{", 400, None, "not valid JSON"),
-    (b"\xff\xfe{}", 400, None, "UTF-8"),
+    (b"\xff\xfe{}", 400, None, "not valid JSON"),
+    (b'{"a": "\x80"}', 400, None, "UTF-8"),
     (b'{"model": "\xc3\x28"}', 400, None, "UTF-8"),
     (b"[" * 100_00, 400, None, ""),
     (b"null", 400, None, "JSON object"),

@@ -56,10 +56,11 @@ def run(arguments: Namespace) -> int:
             for name, path in zip(names, paths, strict=True)
         }
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's stop is a Ctrl-C
+        server = make_server(served, settings, taken, partial(_say, names))
         with suppress(KeyboardInterrupt):  # uvicorn has stopped in order by then
-            make_server(served, settings, taken, partial(_say, names)).run(sockets=[taken])
-    print("stopped")
-    return 0
+            server.run(sockets=[taken])
+    print("stopped by an error, which stands above" if server.broken else "stopped")
+    return int(server.broken)
 
 
 def _say(names: list[str], url: str) -> None:

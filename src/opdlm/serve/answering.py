@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from opdlm.errors import OpdlmError
 from opdlm.sampling.request import Request as TextRequest
@@ -43,7 +44,7 @@ class Answering:
             raise ApiError(400, f"the server takes {self._capacity} texts at once; ask for fewer", "n", "invalid_value")
         answer = _Answer(self, model, form, body, self.loop.submit(body.model, form.requests))
         if body.stream:
-            return StreamingResponse(answer.events(), media_type="text/event-stream", headers=_STREAM_HEADERS)
+            return _Events(answer)
         return await answer.whole(request)
 
     def _form(self, model: Model, body: Sampling) -> Form:
@@ -66,7 +67,7 @@ class _Answer:
         self._head = Head(form.kind, model.name)
         self._began, self._heard = perf_counter(), False
         self._newest: dict[int, Snapshot] = {}
-        self._outcome = "gone"
+        self._outcome, self._closed = "gone", False
 
     async def whole(self, request: Request) -> Response:
         """All choices in one body."""
@@ -79,7 +80,7 @@ class _Answer:
         finally:
             for task in (reading, leaving):
                 task.cancel()
-            self._close()
+            self.close()
         choices = [self._form.choice(index, self._newest[index]) for index in range(len(self._form.requests))]
         return JSONResponse(self._head.of(choices, usage=self._usage()))
 
@@ -101,8 +102,6 @@ class _Answer:
             yield "data: [DONE]\n\n"
         except ApiError as error:
             yield _event(error.content())
-        finally:
-            self._close()
 
     async def _all(self) -> None:
         async for _ in self._heard_of():
@@ -126,11 +125,29 @@ class _Answer:
         written = sum(_written(self._form.requests[index], one) for index, one in self._newest.items())
         return usage(self._form.prompts, list(self._newest.values()), written)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Nobody waits for it any more, or it is complete."""
+        if self._closed:
+            return
+        self._closed = True
         self._server.loop.close(self._job)
         took, seconds = self._usage(), perf_counter() - self._began
         counts = took["prompt_tokens"], took["completion_tokens"], took["forwards"]
         self._server.metrics.ended(self._model.name, self._form.kind, self._outcome, seconds, *counts)
+
+
+class _Events(StreamingResponse):
+    """A stream; where the client hangs up, its texts are given up at once, whatever it was waiting for."""
+
+    def __init__(self, answer: _Answer) -> None:
+        super().__init__(answer.events(), media_type="text/event-stream", headers=_STREAM_HEADERS)
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answer.close()
 
 
 def _written(request: TextRequest, snapshot: Snapshot) -> int:

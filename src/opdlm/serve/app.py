@@ -17,7 +17,7 @@ import opdlm
 from opdlm.config import ServeSettings
 from opdlm.sampling.api import DiffusionLM
 from opdlm.serve.answering import Answering
-from opdlm.serve.failures import ApiError, answer_errors
+from opdlm.serve.failures import ApiError, BodyLimit, answer_errors
 from opdlm.serve.forms import Model
 from opdlm.serve.loop import EngineLoop
 from opdlm.serve.metrics import Metrics
@@ -47,8 +47,8 @@ def make_app(models: dict[str, DiffusionLM], settings: ServeSettings, ended: Cal
         lifespan=life,
         docs_url=None,  # these two load their scripts from elsewhere
         redoc_url=None,
-        max_body_size=settings.max_body_bytes,
     )
+    app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     answer_errors(app, metrics.refused)
     if settings.cors_origins:
         origins = list(settings.cors_origins)

@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from opdlm.errors import ConfigError, ContextLengthError, OpdlmError, UsageError
 from opdlm.serve.protocol import BODIES
@@ -86,6 +87,26 @@ def answer_errors(app: FastAPI, count: Callable[[int], None]) -> None:
     app.add_exception_handler(ApiError, own)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, of_http)
+
+
+class BodyLimit:
+    """Reads no more of a body than `most` bytes. That of the framework answers in plain text."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self._app, self._most = app, most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        read = 0
+
+        async def limited() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self._most:
+                raise HTTPException(413)
+            return message
+
+        await self._app(scope, limited, send)
 
 
 def _invalid(path: str, errors: Sequence[Any]) -> ApiError:

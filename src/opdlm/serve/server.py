@@ -55,13 +55,14 @@ def load_served(model: str | Path, device: str, compile: bool) -> DiffusionLM:
 
 def make_server(
     models: dict[str, DiffusionLM], settings: ServeSettings, taken: socket.socket, ready: Callable[[str], None]
-) -> uvicorn.Server:
+) -> "Server":
     """What `run(sockets=[taken])` serves until a signal ends it: open requests have `stop_timeout_s` to finish.
 
-    `ready` is told the address of the API once it listens. If the engine's thread ends by itself, the server stops.
+    `ready` is told the address of the API once it listens. If the engine's thread ends by an error, the server stops.
     """
 
     def ended() -> None:
+        server.broken = not server.should_exit
         server.should_exit = True
 
     config = uvicorn.Config(
@@ -71,7 +72,7 @@ def make_server(
         timeout_graceful_shutdown=max(1, round(settings.stop_timeout_s)),
         lifespan="on",
     )
-    server = _Server(config, lambda: ready(address(taken)))
+    server = Server(config, lambda: ready(address(taken)))
     return server
 
 
@@ -81,12 +82,12 @@ def address(taken: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
 
 
-class _Server(uvicorn.Server):
-    """Says when it listens."""
+class Server(uvicorn.Server):
+    """Says when it listens. broken: the engine has ended by an error of its own."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._ready = ready
+        self._ready, self.broken = ready, False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
