@@ -46,11 +46,11 @@ def main() -> None:
     texts = [problem.prompt for problem in evaluation_set(100)][: args.questions]
     student, original = load(student_path()), load_autoregressive(ar_model_path())
     rows = []
-    with servers.opdlm(args.clients, 4 * args.clients) as (url, process):
+    with servers.opdlm(args.batch_size, 4 * args.clients) as (url, process):
         questions = [Question(text, answer) for text, answer in zip(texts, responses(student, texts), strict=True)]
         outcome = asyncio.run(rough_weather(url, questions, args.clients, args.load_s, process))
         rows.append(load_row(outcome, url, args))
-        print(rows[-1])
+        print(rows[-1], flush=True)
         rates = measured(url, student, original, texts, args)
     rows += speed_rows(rates, args)
     for row in rows[1:]:
@@ -95,19 +95,19 @@ def measured(
 
 
 def served(url: str, model: str, texts: Sequence[str], args: argparse.Namespace, more: dict[str, Any]) -> float:
-    """By a server, for as many clients as the engine has places."""
+    """By a server, for more clients than its engine has rows."""
     return asyncio.run(throughput(url, model, texts, args.clients, args.seconds, temperature=0, **more))
 
 
 def alone(lm: DiffusionLM, texts: Sequence[str], args: argparse.Namespace, more: dict[str, Any]) -> float:
-    """By the engine: batches of as many rows, with more prompts than rows, so that slots are filled again."""
+    """By the engine, with more prompts than rows, so that slots are filled again."""
     settings = {"temperature": 0.0, "logit_bias": {int(k): v for k, v in more.get("logit_bias", {}).items()}}
     if "max_tokens" in more:
         settings["max_new_tokens"] = more["max_tokens"]
     began, tokens = time.perf_counter(), 0
     while (took := time.perf_counter() - began) < args.seconds:
         prompts = [encode_prompt(lm.tokenizer, text) for text in texts]
-        tokens += sum(answer.tokens for _, answer in lm.answers(prompts, batch_size=args.clients, **settings))
+        tokens += sum(answer.tokens for _, answer in lm.answers(prompts, batch_size=args.batch_size, **settings))
     return tokens / took
 
 
@@ -123,11 +123,13 @@ def load_row(outcome: Outcome, url: str, args: argparse.Namespace) -> dict[str, 
         "tokens_per_second": round(outcome.tokens / args.load_s, 1),
         "counts": dict(sorted(outcome.counts.items())),
         "open_afterwards": sum(still_open(url)),
+        "load_average": round(os.getloadavg()[0], 1),
         "memory_mb": {
+            "first_third": round(median(outcome.memory[:third]) / 1e6, 1),
             "second_third": round(median(outcome.memory[third : 2 * third]) / 1e6, 1),
             "last_third": round(median(outcome.memory[2 * third :]) / 1e6, 1),
         },
-        "settings": {"clients": args.clients, "seconds": args.load_s},
+        "settings": {"clients": args.clients, "batch_size": args.batch_size, "seconds": args.load_s},
     }
 
 
@@ -145,7 +147,7 @@ def speed_rows(rates: dict[tuple[str, str], list[float]], args: argparse.Namespa
         for rival in rivals:
             for length in LENGTHS:
                 if (rival, length) in rates:
-                    settings = {"who": who, "length": length, "clients": args.clients, "seconds": args.seconds}
+                    settings = {"who": who, "length": length, "clients": args.clients, "batch_size": args.batch_size}
                     yield measuring.row("speed", "token/s", rates[who, length], rates[rival, length], rival, settings)
 
 
@@ -158,7 +160,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     """The command's flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one short repeat, nothing is written")
-    parser.add_argument("--clients", type=int, default=64, metavar="N", help="clients, and rows of the engine (64)")
+    parser.add_argument("--clients", type=int, default=64, metavar="N", help="clients at once (64)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows of the engine (32)")
     parser.add_argument("--questions", type=int, default=256, metavar="N", help="different questions (256)")
     parser.add_argument("--load-s", type=float, default=60, metavar="S", help="seconds of the load (60)")
     parser.add_argument("--seconds", type=float, default=10, metavar="S", help="seconds of each timed pass (10)")

@@ -62,6 +62,6 @@ def client_of(url: str, **options: Any) -> Iterator[OpenAI]:
 
 def gauge(url: str, name: str, model: str = "diffusion") -> float:
     """A number of `/metrics`, 0 where there is none yet."""
-    text = httpx2.get(url.removesuffix("/v1") + "/metrics").text
+    text = httpx2.get(url.removesuffix("/v1") + "/metrics", timeout=120).text
     lines = [line for line in text.splitlines() if line.startswith(name) and f'model="{model}"' in line]
     return sum(float(line.rpartition(" ")[2]) for line in lines)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Any
 
+import httpx2
 import openai
 import psutil
 
@@ -42,14 +43,9 @@ class Outcome:
 
 def client(url: str, clients: int) -> openai.AsyncOpenAI:
     """One that tries nothing twice and waits for nobody."""
-    limits = openai.DefaultAsyncHttpxClient(limits=_limits(clients))
-    return openai.AsyncOpenAI(base_url=url, api_key="any", max_retries=0, timeout=120, http_client=limits)
-
-
-def _limits(clients: int) -> Any:
-    import httpx2
-
-    return httpx2.Limits(max_connections=2 * clients, max_keepalive_connections=2 * clients)
+    limits = httpx2.Limits(max_connections=2 * clients, max_keepalive_connections=2 * clients)
+    http = openai.DefaultAsyncHttpxClient(limits=limits)
+    return openai.AsyncOpenAI(base_url=url, api_key="any", max_retries=0, timeout=120, http_client=http)
 
 
 async def throughput(url: str, model: str, texts: Sequence[str], clients: int, seconds: float, **more: Any) -> float:
@@ -87,7 +83,7 @@ async def rough_weather(
     async def watch() -> None:
         while time.perf_counter() < end:
             outcome.memory.append(server.memory_info().rss)
-            await asyncio.sleep(1)
+            await asyncio.sleep(0.25)
 
     async with client(url, clients) as made:
         await asyncio.gather(watch(), *(one(made, number) for number in range(clients)))

@@ -14,6 +14,7 @@ from opdlm.cli import serve
 from opdlm.tiny import QUESTIONS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_the_packages_own_models_until_it_is_told_to_stop(stop: signal.Signals) -> None:
     """Else the first command that a newcomer types would need a model, or a supervisor could not stop it in order."""

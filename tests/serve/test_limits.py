@@ -18,11 +18,11 @@ from opdlm.sampling.engine import Engine
 LONG: dict[str, Any] = {
     "model": "diffusion",
     "messages": MESSAGES,
-    "max_tokens": 200,
+    "max_tokens": 100,
     "logit_bias": {"2": -100},
     "decoding": "static",
 }
-"""Two hundred tokens, one a step."""
+"""A hundred tokens, one a step."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,8 @@ def until(condition: Callable[[], bool]) -> None:
 
 def posted(url: str, body: Any, path: str = "/chat/completions", **headers: str) -> httpx2.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return httpx2.post(url + path, content=content, headers={"Content-Type": "application/json"} | headers)
+    types = {"Content-Type": "application/json"} | headers
+    return httpx2.post(url + path, content=content, headers=types, timeout=120)
 
 
 def sent(url: str, body: Any, buffer: int | None = None) -> socket.socket:
@@ -245,7 +246,7 @@ def test_a_client_that_reads_slowly_gets_everything_and_delays_nobody(url: str) 
     chunks = [json.loads(event) for event in events[:-1]]
     text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
     lm = diffusion()
-    settings = {"max_new_tokens": 200, "logit_bias": {2: -100}, "decoding": "static"}
+    settings = {"max_new_tokens": 100, "logit_bias": {2: -100}, "decoding": "static"}
     assert text == lm.decode(lm.generate([encode_prompt(lm.tokenizer, MESSAGES)], **settings))[0]
 
 

@@ -19,7 +19,7 @@ def pieces(ids: list[int], cuts: list[int], stops: tuple[str, ...] = (), tokeniz
     return [growing.more(ids[:end], last=end == len(ids)) for end in ends]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.text(max_size=40), st.lists(st.integers(0, 60), max_size=12))
 def test_the_pieces_are_the_text(text: str, cuts: list[int]) -> None:
     """Else a stream would lose or double characters, above all those of several tokens."""
@@ -39,7 +39,7 @@ def test_half_a_character_waits() -> None:
     assert GrowingText(BYTES, ()).more(ids[:1], last=True) == "\ufffd"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.text("ab.", max_size=30), st.lists(st.integers(0, 40), max_size=10), st.sampled_from(["b", "ab", "aab", "a.b"])
 )
