@@ -10,8 +10,9 @@ Load: for a minute many clients ask, stream, hang up, cancel and send nonsense. 
 
 Speed, in tokens of responses a second, greedy: the engine alone (`DiffusionLM.answers`, in this process), `opdlm serve`
 of the student and of the AR model, and `transformers serve` of the AR model, with and without continuous batching. They
-take turns within each repeat. "short": the embedded model's own questions. "long": the same with the end-of-sequence
-token forbidden, 128 tokens each.
+take turns within each repeat. Rates are by the clock, and by the processor time of the process that writes: where
+others use the machine as well, the second is the one to compare. "short": the embedded model's own questions. "long":
+the same with the end-of-sequence token forbidden, 128 tokens each.
 """
 
 import argparse
@@ -20,14 +21,17 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from itertools import product
 from statistics import median, quantiles
 from typing import Any
 
 import httpx2
 import measuring
+import openai
+import psutil
 import torch
 from serving import servers
-from serving.clients import Outcome, Question, rough_weather, throughput
+from serving.clients import Outcome, Question, Rate, rough_weather, throughput
 
 from opdlm.models.tokens import encode_prompt
 from opdlm.sampling.api import DiffusionLM, load, load_autoregressive
@@ -38,6 +42,9 @@ LENGTHS: dict[str, dict[str, Any]] = {"short": {}, "long": {"max_tokens": 128, "
 ENGINE, ENGINE_AR = "opdlm generate", "opdlm generate, AR model"
 OURS, OURS_AR = "opdlm serve", "opdlm serve, AR model"
 THEIRS, THEIRS_BATCHED = "transformers serve, AR model", "transformers serve --continuous-batching, AR model"
+PROBE_S = 120
+Served = tuple[str, psutil.Process]
+"""The address of an API, and the process behind it."""
 RIVALS = {OURS: (ENGINE, OURS_AR, THEIRS, THEIRS_BATCHED), OURS_AR: (ENGINE_AR, THEIRS, THEIRS_BATCHED)}
 
 
@@ -51,11 +58,11 @@ def main() -> None:
         outcome = asyncio.run(rough_weather(url, questions, args.clients, args.load_s, process))
         rows.append(load_row(outcome, url, args))
         print(rows[-1], flush=True)
-        rates = measured(url, student, original, texts, args)
+        rates = measured((url, process), student, original, texts, args)
     rows += speed_rows(rates, args)
     for row in rows[1:]:
         about = row["settings"]
-        print(f"{about['length']}: {about['who']} {row['ours']:,} token/s, {row['ratio']} of {row['rival_name']}")
+        print(f"{about['length']}: {about['who']} {row['ours']:,} {row['unit']}, {row['ratio']} of {row['rival_name']}")
     if not args.quick:
         print(f"written: {measuring.write('serve', rows, load_note())}")
 
@@ -68,47 +75,63 @@ def responses(lm: DiffusionLM, texts: Sequence[str]) -> list[str]:
 
 
 def measured(
-    url: str, student: DiffusionLM, original: DiffusionLM, texts: Sequence[str], args: argparse.Namespace
-) -> dict[tuple[str, str], list[float]]:
-    """(who, length) -> tokens a second, one for each repeat."""
-    rates: dict[tuple[str, str], list[float]] = {}
+    ours: Served, student: DiffusionLM, original: DiffusionLM, texts: Sequence[str], args: argparse.Namespace
+) -> dict[tuple[str, str], list[Rate]]:
+    """(who, length) -> one rate for each repeat."""
+    rates: dict[tuple[str, str], list[Rate]] = {}
     with ExitStack() as stack:
         theirs = {
-            THEIRS: stack.enter_context(servers.transformers(ar_model_path(), continuous=False)),
-            THEIRS_BATCHED: stack.enter_context(servers.transformers(ar_model_path(), continuous=True)),
+            who: stack.enter_context(servers.transformers(ar_model_path(), continuous=who == THEIRS_BATCHED))
+            for who in (THEIRS, THEIRS_BATCHED)
         }
+        theirs = {who: at for who, at in theirs.items() if writes(who, at)}
         for _ in range(args.repeats):
             for length, more in LENGTHS.items():
                 found = {
                     ENGINE: alone(student, texts, args, more),
-                    OURS: served(url, "student", texts, args, more),
+                    OURS: served(ours, "student", texts, args, more),
                     ENGINE_AR: alone(original, texts, args, more),
-                    OURS_AR: served(url, "ar_model", texts, args, more),
+                    OURS_AR: served(ours, "ar_model", texts, args, more),
                 }
                 if length == "short":  # theirs takes no logit_bias
                     name, least = str(ar_model_path()), {"max_tokens": 64}
                     found |= {who: served(at, name, texts, args, least) for who, at in theirs.items()}
                 for who, rate in found.items():
                     rates.setdefault((who, length), []).append(rate)
-                    print(f"{length}: {who} {rate:,.0f} token/s", flush=True)
+                    print(f"{length}: {who} {rate}", flush=True)
     return rates
 
 
-def served(url: str, model: str, texts: Sequence[str], args: argparse.Namespace, more: dict[str, Any]) -> float:
+def writes(who: str, at: Served) -> bool:
+    """Whether another's server answers at all; if not, it is said and left out."""
+    messages: Any = [{"role": "user", "content": "What is 12 + 30?"}]
+    with openai.OpenAI(base_url=at[0], api_key="any", max_retries=0, timeout=PROBE_S) as client:
+        try:
+            client.chat.completions.create(model=str(ar_model_path()), messages=messages, max_tokens=4)
+        except openai.APIError as error:
+            print(f"{who} does not write: {error}", flush=True)
+            return False
+    return True
+
+
+def served(at: Served, model: str, texts: Sequence[str], args: argparse.Namespace, more: dict[str, Any]) -> Rate:
     """By a server, for more clients than its engine has rows."""
-    return asyncio.run(throughput(url, model, texts, args.clients, args.seconds, temperature=0, **more))
+    url, process = at
+    return asyncio.run(throughput(url, model, texts, args.clients, args.seconds, process, temperature=0, **more))
 
 
-def alone(lm: DiffusionLM, texts: Sequence[str], args: argparse.Namespace, more: dict[str, Any]) -> float:
+def alone(lm: DiffusionLM, texts: Sequence[str], args: argparse.Namespace, more: dict[str, Any]) -> Rate:
     """By the engine, with more prompts than rows, so that slots are filled again."""
     settings = {"temperature": 0.0, "logit_bias": {int(k): v for k, v in more.get("logit_bias", {}).items()}}
     if "max_tokens" in more:
         settings["max_new_tokens"] = more["max_tokens"]
-    began, tokens = time.perf_counter(), 0
-    while (took := time.perf_counter() - began) < args.seconds:
-        prompts = [encode_prompt(lm.tokenizer, text) for text in texts]
-        tokens += sum(answer.tokens for _, answer in lm.answers(prompts, batch_size=args.batch_size, **settings))
-    return tokens / took
+    prompts = [encode_prompt(lm.tokenizer, text) for text in texts] * 100
+    began, cpu, tokens = time.perf_counter(), time.process_time(), 0
+    for _, answer in lm.answers(prompts, batch_size=args.batch_size, **settings):
+        tokens += answer.tokens
+        if (took := time.perf_counter() - began) >= args.seconds:
+            return Rate(tokens, took, time.process_time() - cpu)
+    raise RuntimeError("the prompts ended before the time did")
 
 
 def load_row(outcome: Outcome, url: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -141,14 +164,18 @@ def still_open(url: str) -> Iterator[float]:
             yield float(line.rpartition(" ")[2])
 
 
-def speed_rows(rates: dict[tuple[str, str], list[float]], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Our server against each rival."""
+def speed_rows(rates: dict[tuple[str, str], list[Rate]], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Our server against each rival, by the clock and by the processor time of who writes."""
+    by = {
+        "token/s": lambda rate: rate.tokens / rate.seconds,
+        "token/s of the processor": lambda rate: rate.tokens / rate.cpu,
+    }
     for who, rivals in RIVALS.items():
-        for rival in rivals:
-            for length in LENGTHS:
-                if (rival, length) in rates:
-                    settings = {"who": who, "length": length, "clients": args.clients, "batch_size": args.batch_size}
-                    yield measuring.row("speed", "token/s", rates[who, length], rates[rival, length], rival, settings)
+        for rival, length, (unit, speed) in product(rivals, LENGTHS, by.items()):
+            if (rival, length) in rates:
+                settings = {"who": who, "length": length, "clients": args.clients, "batch_size": args.batch_size}
+                mine, other = ([speed(rate) for rate in rates[name, length]] for name in (who, rival))
+                yield measuring.row("speed", unit, mine, other, rival, settings)
 
 
 def load_note() -> str:
@@ -164,7 +191,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows of the engine (32)")
     parser.add_argument("--questions", type=int, default=256, metavar="N", help="different questions (256)")
     parser.add_argument("--load-s", type=float, default=60, metavar="S", help="seconds of the load (60)")
-    parser.add_argument("--seconds", type=float, default=10, metavar="S", help="seconds of each timed pass (10)")
+    parser.add_argument("--seconds", type=float, default=20, metavar="S", help="seconds of each timed pass (20)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="passes of each (3)")
     chosen = parser.parse_args(given)
     if chosen.quick:

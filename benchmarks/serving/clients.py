@@ -13,6 +13,7 @@ import httpx2
 import openai
 import psutil
 
+WARM_UP_S = 5.0
 MALFORMED: tuple[tuple[bytes, int], ...] = (
     (b"{", 400),
     (b"\xff\xfe", 400),
@@ -48,22 +49,47 @@ def client(url: str, clients: int) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(base_url=url, api_key="any", max_retries=0, timeout=120, http_client=http)
 
 
-async def throughput(url: str, model: str, texts: Sequence[str], clients: int, seconds: float, **more: Any) -> float:
-    """Tokens a second of responses that end within `seconds`, `clients` at once, after a short warm-up."""
-    asked, tokens = cycle(texts), 0
-    begin, end = time.perf_counter() + 2, time.perf_counter() + 2 + seconds
+@dataclass(frozen=True)
+class Rate:
+    """tokens: of responses that were finished. seconds: of the clock. cpu: seconds of the processor, of who wrote."""
 
-    async def one(openai_client: openai.AsyncOpenAI) -> None:
+    tokens: int
+    seconds: float
+    cpu: float
+
+
+async def throughput(
+    url: str, model: str, texts: Sequence[str], clients: int, seconds: float, server: psutil.Process, **more: Any
+) -> Rate:
+    """Of responses that end in `seconds`, `clients` at once, after a warm-up; the last ones are given up."""
+    asked, tokens, counting = cycle(texts), 0, False
+
+    async def one(made: openai.AsyncOpenAI) -> None:
         nonlocal tokens
-        while time.perf_counter() < end:
+        while True:
             messages: Any = [{"role": "user", "content": next(asked)}]
-            answer = await openai_client.chat.completions.create(model=model, messages=messages, **more)
-            if begin <= time.perf_counter() < end and answer.usage is not None:
-                tokens += answer.usage.completion_tokens
+            answer = await made.chat.completions.create(model=model, messages=messages, **more)
+            tokens += answer.usage.completion_tokens if counting and answer.usage else 0
 
     async with client(url, clients) as made:
-        await asyncio.gather(*(one(made) for _ in range(clients)))
-    return tokens / seconds
+        running = [asyncio.ensure_future(one(made)) for _ in range(clients)]
+        await asyncio.sleep(WARM_UP_S)
+        began, cpu, counting = time.perf_counter(), cpu_of(server), True
+        await asyncio.wait(running, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        rate = Rate(tokens, time.perf_counter() - began, cpu_of(server) - cpu)
+        failed = [task for task in running if task.done()]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+    for task in failed:
+        task.result()
+    return rate
+
+
+def cpu_of(process: psutil.Process) -> float:
+    """Seconds of the processor that it has used."""
+    used = process.cpu_times()
+    return used.user + used.system
 
 
 async def rough_weather(

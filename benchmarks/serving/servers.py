@@ -14,7 +14,7 @@ from urllib.error import URLError
 
 import psutil
 
-START_S = 180
+START_S = 600
 
 
 @contextmanager
@@ -27,8 +27,8 @@ def opdlm(batch_size: int, queue_limit: int) -> Iterator[tuple[str, psutil.Proce
 
 
 @contextmanager
-def transformers(model: Path, continuous: bool) -> Iterator[str]:
-    """`transformers serve` of one model."""
+def transformers(model: Path, continuous: bool) -> Iterator[tuple[str, psutil.Process]]:
+    """`transformers serve` of one model; likewise."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [str(Path(sys.executable).parent / "transformers"), "serve", str(model), "--device", "cpu"]
@@ -36,7 +36,7 @@ def transformers(model: Path, continuous: bool) -> Iterator[str]:
     with _running([*command, *options], subprocess.DEVNULL) as process:
         url = f"http://127.0.0.1:{port}"
         _wait_for(url + "/health", process)
-        yield url + "/v1"
+        yield url + "/v1", psutil.Process(process.pid)
 
 
 @contextmanager
