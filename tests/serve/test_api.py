@@ -265,6 +265,7 @@ def test_a_long_default_gives_way_to_the_context(client: Any) -> None:
     assert refused.value.code == "context_length_exceeded"
 
 
+@pytest.mark.filterwarnings("ignore")  # those of others
 def test_langchain_works_unchanged(url: str) -> None:
     """Else the most common framework could not use it."""
     langchain = pytest.importorskip("langchain_openai", reason="needs langchain-openai, too heavy for every install")
