@@ -218,15 +218,14 @@ def _snapshot(event: Event, request: Request) -> Snapshot:
     assert row.confidence is not None
     length = int(row.length)
     ids, confidence = row.input_ids[0, :length].tolist(), row.confidence[0, :length].tolist()
-    asked = row.top_ids is not None and row.top_log_probability is not None
-    top = _pairs(row.top_ids[0], row.top_log_probability[0]) if asked else None
+    top = _pairs(row.top_ids, row.top_log_probability)
     forwards, stopped = int(row.forwards), bool(row.stopped)
     return Snapshot(ids, request.first, length, confidence, top, forwards, done=True, stopped=stopped)
 
 
 def _pairs(ids: torch.Tensor | None, log_probability: torch.Tensor | None) -> _Alternatives | None:
-    """Of each position: (token, log-probability), the most probable first."""
+    """Of each position of one text, [n, A] or [1, n, A]: (token, log-probability), the most probable first."""
     if ids is None or log_probability is None:
         return None
-    rows = zip(ids.tolist(), log_probability.tolist(), strict=True)
+    rows = zip(ids.flatten(0, -2).tolist(), log_probability.flatten(0, -2).tolist(), strict=True)
     return [list(zip(tokens, logs, strict=True)) for tokens, logs in rows]
