@@ -19,9 +19,9 @@ import argparse
 import asyncio
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from itertools import product
+from itertools import islice, product
 from statistics import median, quantiles
 from typing import Any
 
@@ -53,12 +53,19 @@ def main() -> None:
     texts = [problem.prompt for problem in evaluation_set(100)][: args.questions]
     student, original = load(student_path()), load_autoregressive(ar_model_path())
     rows = []
-    with servers.opdlm(args.batch_size, 4 * args.clients) as (url, process):
+    with ExitStack() as stack:
+        names = (THEIRS,) if args.without_continuous else (THEIRS, THEIRS_BATCHED)
+        theirs = {
+            who: stack.enter_context(servers.transformers(ar_model_path(), continuous=who == THEIRS_BATCHED))
+            for who in names
+        }
+        url, process = stack.enter_context(servers.opdlm(args.batch_size, 4 * args.clients))
         questions = [Question(text, answer) for text, answer in zip(texts, responses(student, texts), strict=True)]
+        theirs = {who: at for who, at in theirs.items() if writes(who, at)}
         outcome = asyncio.run(rough_weather(url, questions, args.clients, args.load_s, process))
         rows.append(load_row(outcome, url, args))
         print(rows[-1], flush=True)
-        rates = measured((url, process), student, original, texts, args)
+        rates = measured((url, process), theirs, student, original, texts, args)
     rows += speed_rows(rates, args)
     for row in rows[1:]:
         about = row["settings"]
@@ -75,36 +82,35 @@ def responses(lm: DiffusionLM, texts: Sequence[str]) -> list[str]:
 
 
 def measured(
-    ours: Served, student: DiffusionLM, original: DiffusionLM, texts: Sequence[str], args: argparse.Namespace
+    ours: Served,
+    theirs: Mapping[str, Served],
+    student: DiffusionLM,
+    original: DiffusionLM,
+    texts: Sequence[str],
+    args: argparse.Namespace,
 ) -> dict[tuple[str, str], list[Rate]]:
     """(who, length) -> one rate for each repeat."""
     rates: dict[tuple[str, str], list[Rate]] = {}
-    with ExitStack() as stack:
-        theirs = {
-            who: stack.enter_context(servers.transformers(ar_model_path(), continuous=who == THEIRS_BATCHED))
-            for who in (THEIRS, THEIRS_BATCHED)
+    for _, (length, more) in product(range(args.repeats), LENGTHS.items()):
+        found = {
+            ENGINE: alone(student, texts, args, more),
+            OURS: served(ours, "student", texts, args, more),
+            ENGINE_AR: alone(original, texts, args, more),
+            OURS_AR: served(ours, "ar_model", texts, args, more),
         }
-        theirs = {who: at for who, at in theirs.items() if writes(who, at)}
-        for _ in range(args.repeats):
-            for length, more in LENGTHS.items():
-                found = {
-                    ENGINE: alone(student, texts, args, more),
-                    OURS: served(ours, "student", texts, args, more),
-                    ENGINE_AR: alone(original, texts, args, more),
-                    OURS_AR: served(ours, "ar_model", texts, args, more),
-                }
-                if length == "short":  # theirs takes no logit_bias
-                    name, least = str(ar_model_path()), {"max_tokens": 64}
-                    found |= {who: served(at, name, texts, args, least) for who, at in theirs.items()}
-                for who, rate in found.items():
-                    rates.setdefault((who, length), []).append(rate)
-                    print(f"{length}: {who} {rate}", flush=True)
+        if length == "short":  # theirs takes no logit_bias
+            name, least = str(ar_model_path()), {"max_tokens": 64}
+            found |= {who: served(at, name, texts, args, least) for who, at in theirs.items()}
+        for who, rate in found.items():
+            rates.setdefault((who, length), []).append(rate)
+            print(f"{length}: {who} {rate}", flush=True)
     return rates
 
 
 def writes(who: str, at: Served) -> bool:
     """Whether another's server answers at all; if not, it is said and left out."""
     messages: Any = [{"role": "user", "content": "What is 12 + 30?"}]
+    servers.wait_for(*at)
     with openai.OpenAI(base_url=at[0], api_key="any", max_retries=0, timeout=PROBE_S) as client:
         try:
             client.chat.completions.create(model=str(ar_model_path()), messages=messages, max_tokens=4)
@@ -125,13 +131,14 @@ def alone(lm: DiffusionLM, texts: Sequence[str], args: argparse.Namespace, more:
     settings = {"temperature": 0.0, "logit_bias": {int(k): v for k, v in more.get("logit_bias", {}).items()}}
     if "max_tokens" in more:
         settings["max_new_tokens"] = more["max_tokens"]
-    prompts = [encode_prompt(lm.tokenizer, text) for text in texts] * 100
+    prompts = [encode_prompt(lm.tokenizer, text) for text in texts] * 1000
+    answers = (answer for _, answer in lm.answers(prompts, batch_size=args.batch_size, **settings))
+    for _ in islice(answers, args.batch_size):  # a warm-up
+        pass
     began, cpu, tokens = time.perf_counter(), time.process_time(), 0
-    for _, answer in lm.answers(prompts, batch_size=args.batch_size, **settings):
-        tokens += answer.tokens
-        if (took := time.perf_counter() - began) >= args.seconds:
-            return Rate(tokens, took, time.process_time() - cpu)
-    raise RuntimeError("the prompts ended before the time did")
+    while (used := time.process_time() - cpu) < args.seconds:
+        tokens += next(answers).tokens
+    return Rate(tokens, time.perf_counter() - began, used)
 
 
 def load_row(outcome: Outcome, url: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -191,8 +198,9 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows of the engine (32)")
     parser.add_argument("--questions", type=int, default=256, metavar="N", help="different questions (256)")
     parser.add_argument("--load-s", type=float, default=60, metavar="S", help="seconds of the load (60)")
-    parser.add_argument("--seconds", type=float, default=20, metavar="S", help="seconds of each timed pass (20)")
+    parser.add_argument("--seconds", type=float, default=20, metavar="S", help="processor seconds of a timed pass (20)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="passes of each (3)")
+    parser.add_argument("--without-continuous", action="store_true", help="leave out --continuous-batching of theirs")
     chosen = parser.parse_args(given)
     if chosen.quick:
         chosen.load_s, chosen.seconds, chosen.repeats, chosen.questions = 5.0, 3.0, 1, 64

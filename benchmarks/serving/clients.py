@@ -61,7 +61,10 @@ class Rate:
 async def throughput(
     url: str, model: str, texts: Sequence[str], clients: int, seconds: float, server: psutil.Process, **more: Any
 ) -> Rate:
-    """Of responses that end in `seconds`, `clients` at once, after a warm-up; the last ones are given up."""
+    """Of `clients` at once, until the server has used `seconds` of the processor, after a warm-up.
+
+    Responses that are not finished then are given up.
+    """
     asked, tokens, counting = cycle(texts), 0, False
 
     async def one(made: openai.AsyncOpenAI) -> None:
@@ -75,7 +78,8 @@ async def throughput(
         running = [asyncio.ensure_future(one(made)) for _ in range(clients)]
         await asyncio.sleep(WARM_UP_S)
         began, cpu, counting = time.perf_counter(), cpu_of(server), True
-        await asyncio.wait(running, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        while cpu_of(server) - cpu < seconds and not any(task.done() for task in running):
+            await asyncio.sleep(0.05)
         rate = Rate(tokens, time.perf_counter() - began, cpu_of(server) - cpu)
         failed = [task for task in running if task.done()]
         for task in running:

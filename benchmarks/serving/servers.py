@@ -28,15 +28,13 @@ def opdlm(batch_size: int, queue_limit: int) -> Iterator[tuple[str, psutil.Proce
 
 @contextmanager
 def transformers(model: Path, continuous: bool) -> Iterator[tuple[str, psutil.Process]]:
-    """`transformers serve` of one model; likewise."""
+    """`transformers serve` of one model, likewise; `wait_for` it before it is used."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [str(Path(sys.executable).parent / "transformers"), "serve", str(model), "--device", "cpu"]
     options = ["--host", "127.0.0.1", "--port", str(port), *(["--continuous-batching"] if continuous else [])]
     with _running([*command, *options], subprocess.DEVNULL) as process:
-        url = f"http://127.0.0.1:{port}"
-        _wait_for(url + "/health", process)
-        yield url + "/v1", psutil.Process(process.pid)
+        yield f"http://127.0.0.1:{port}/v1", psutil.Process(process.pid)
 
 
 @contextmanager
@@ -53,13 +51,15 @@ def _running(command: Sequence[str], output: int) -> Iterator[subprocess.Popen[s
             process.wait()
 
 
-def _wait_for(url: str, process: subprocess.Popen[str]) -> None:
+def wait_for(url: str, process: psutil.Process) -> None:
+    """Until the server of an API answers. RuntimeError if it does not."""
+    health = url.removesuffix("/v1") + "/health"
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"the server ended with exit code {process.returncode} before it answered")
+        if not process.is_running():
+            raise RuntimeError("the server ended before it answered")
         try:
-            urllib.request.urlopen(url, timeout=5).close()
+            urllib.request.urlopen(health, timeout=5).close()
         except (URLError, OSError):
             time.sleep(0.5)
         else:
