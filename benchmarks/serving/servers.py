@@ -1,7 +1,6 @@
 """Servers in processes of their own, on the loopback address."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -43,7 +42,7 @@ def _running(command: Sequence[str], output: int) -> Iterator[subprocess.Popen[s
     try:
         yield process
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         try:
             process.wait(60)
         except subprocess.TimeoutExpired:
