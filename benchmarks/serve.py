@@ -34,7 +34,7 @@ from serving import servers
 from serving.clients import Outcome, Question, Rate, rough_weather, throughput
 
 from opdlm.models.tokens import encode_prompt
-from opdlm.sampling.api import DiffusionLM, load, load_autoregressive
+from opdlm.sampling.api import Answer, DiffusionLM, load, load_autoregressive
 from opdlm.tiny.families import evaluation_set
 from opdlm.tiny.weights import ar_model_path, student_path
 
@@ -131,8 +131,13 @@ def alone(lm: DiffusionLM, texts: Sequence[str], args: argparse.Namespace, more:
     settings = {"temperature": 0.0, "logit_bias": {int(k): v for k, v in more.get("logit_bias", {}).items()}}
     if "max_tokens" in more:
         settings["max_new_tokens"] = more["max_tokens"]
-    prompts = [encode_prompt(lm.tokenizer, text) for text in texts] * 1000
-    answers = (answer for _, answer in lm.answers(prompts, batch_size=args.batch_size, **settings))
+    prompts = [encode_prompt(lm.tokenizer, text) for text in texts] * 4  # a longer queue would cost the engine time
+
+    def endless() -> Iterator[Answer]:
+        while True:
+            yield from (answer for _, answer in lm.answers(prompts, batch_size=args.batch_size, **settings))
+
+    answers = endless()
     for _ in islice(answers, args.batch_size):  # a warm-up
         pass
     began, cpu, tokens = time.perf_counter(), time.process_time(), 0
