@@ -17,7 +17,7 @@ import torch
 from opdlm.core.commit import without_early_ends
 from opdlm.core.layout import CLEAN, PADDING, Attention, block_start
 from opdlm.core.noise import uniform
-from opdlm.core.propose import Proposals, draw, present, propose
+from opdlm.core.propose import Proposals, counted, draw, present, propose
 from opdlm.core.types import NEVER
 from opdlm.sampling.rules import decide, history
 from opdlm.sampling.slots import Finished, Slots
@@ -70,13 +70,15 @@ class Denoising:
         controls = slots.controls()
         pick = partial(draw, chance=uniform(state.seed[:, None], block, state.step[:, None]))
         has = present(state.ids, slots.vocabulary)[:, None] if controls.repetition_penalty is not None else None
-        seen = propose(logits, controls, pick, has)
+        less = controls.presence_penalty is not None
+        times = counted(state.ids, slots.vocabulary, state.written())[:, None] if less else None
+        seen = propose(logits, controls, pick, has, times)
         moves = self._moves(seen.log_probability)
         seen = seen if moves is None else replace(seen, drift=moves)
         committed = self._committed(seen, masked)
         if self.observer is not None:
             self.observer(Step(state.number, state.ids, state.start, state.step, logits, committed))
-        self._commit(block, committed, seen)
+        slots.commit(block, committed, seen.token, seen.confidence, seen.log_probability)
         return self._advance(block, masked & ~committed, self.ends(block))
 
     def _logits(self, block: torch.Tensor) -> torch.Tensor:
@@ -119,13 +121,6 @@ class Denoising:
         early = ends & (masked.cumsum(-1) > 1)
         unsure = replace(seen, confidence=seen.confidence.masked_fill(early, 0.0))
         return without_early_ends(decide(rules, state.rule, state.numbers, unsure, masked), early, masked)
-
-    def _commit(self, block: torch.Tensor, committed: torch.Tensor, seen: Proposals) -> None:
-        """Unmask the tokens where `committed` [B, S]."""
-        state = self.slots.state
-        state.write(block, committed, seen.token, seen.confidence)
-        state.step += 1
-        state.forwards += 1
 
     def _advance(self, block: torch.Tensor, still_masked: torch.Tensor, ends: torch.Tensor) -> list[Finished]:
         """Hand out the rows that are done; complete blocks give way to the next one that has a mask.

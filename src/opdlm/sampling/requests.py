@@ -12,9 +12,14 @@ def continuations(
     settings: GenerationSettings,
     seeds: Sequence[int] | None = None,
     watched: bool = False,
+    alternatives: int = 0,
 ) -> list[Request]:
-    """A request for a response to each prompt. Row i draws from `seeds[i]` (default: settings.seed + i)."""
-    controls = _controls(settings) | {"max_new_tokens": settings.max_new_tokens, "watched": watched}
+    """A request for a response to each prompt. Row i draws from `seeds[i]` (default: settings.seed + i).
+
+    `watched`, `alternatives`: as in Request.
+    """
+    controls = _controls(settings) | {"watched": watched, "alternatives": alternatives}
+    controls["max_new_tokens"] = settings.max_new_tokens
     rows = zip(prompts, _seeds(settings, len(prompts), seeds), strict=True)
     return [continuation(prompt, seed=seed, **controls) for prompt, seed in rows]
 
