@@ -38,6 +38,8 @@ CHOICES: list[dict[str, Any]] = [
     },
     {"decoding": "dynamic:0.1", "temperature": 1, "hold_end": True},
     {"decoding": "entropy:3", "temperature": 1, "hold_end": True, "logit_bias": {2: 4.0, 3: 4.0}},
+    {"decoding": "dynamic:0.2", "presence_penalty": 2.0, "frequency_penalty": 0.5},
+    {"decoding": "dynamic:0.1", "temperature": 1, "frequency_penalty": -0.5, "repetition_penalty": 1.3},
 ]
 """Every rule, and every control of the draw, alone and together."""
 

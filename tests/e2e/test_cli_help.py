@@ -6,10 +6,10 @@ import sys
 import pytest
 
 import opdlm
-from opdlm.cli import convert, generate, processor
+from opdlm.cli import convert, generate, processor, serve
 from opdlm.cli.main import COMMANDS, main
 from opdlm.cli.options import given
-from opdlm.config import ConvertSettings, GenerationSettings
+from opdlm.config import ConvertSettings, GenerationSettings, ServeSettings
 
 HEAVY = {"torch", "transformers", "datasets", "numpy", "tokenizers", "accelerate"}
 
@@ -53,7 +53,9 @@ def test_every_command_explains_itself(name, capsys):
     assert max(map(len, shown.splitlines())) <= 120
 
 
-@pytest.mark.parametrize(("command", "kind"), [(convert, ConvertSettings), (generate, GenerationSettings)])
+@pytest.mark.parametrize(
+    ("command", "kind"), [(convert, ConvertSettings), (generate, GenerationSettings), (serve, ServeSettings)]
+)
 def test_every_setting_is_in_the_help(command, kind):
     """Without it a new setting would work from a recipe only, or be shown without a word about it."""
     text = " ".join(command.parser().format_help().split())

@@ -144,8 +144,8 @@ def test_the_gate_alone(base: str, tmp_path: Path) -> None:
 def test_its_texts_are_scored(base: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """There is no student before training to compare with: the command must do without."""
     (tmp_path / "prompts.txt").write_text("abc\nz\n")
-    words = ["eval", str(run), "--prompts", str(tmp_path / "prompts.txt"), "--temperature", "0", "--max-new-tokens", "20"]
-    assert call(*words) == 0
+    words = ("--prompts", tmp_path / "prompts.txt", "--temperature", "0", "--max-new-tokens", "20")
+    assert call("eval", run, *words) == 0
     printed = capsys.readouterr().out
     assert "original" in printed
     assert "student, verified" in printed

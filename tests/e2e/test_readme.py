@@ -32,6 +32,7 @@ def desk(tmp_path_factory):
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": question}) + "\n" for question in QUESTIONS))
     problem = {"prompt": QUESTIONS[0], "answer": "42", "family": "maths"}
     (folder / "problems.jsonl").write_text(json.dumps(problem) + "\n")
+    (folder / "test.jsonl").write_text(json.dumps({"question": "What is 2 + 2?", "answer": "2 + 2 = 4\n#### 4"}) + "\n")
     return folder
 
 

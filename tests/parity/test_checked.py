@@ -29,6 +29,7 @@ SAMPLED: list[dict[str, Any]] = [
     {"temperature": 0.7, "top_k": 5},
     {"temperature": 1.0, "repetition_penalty": 1.5},
     {"temperature": 0.0, "repetition_penalty": 2.0},
+    {"temperature": 0.0, "presence_penalty": 1.5, "frequency_penalty": 0.7},
     {"temperature": 0.5, "logit_bias": {7: 2.5, 9: -3.0}},
 ]
 
@@ -51,14 +52,16 @@ def written(
 @torch.no_grad()
 def left_to_right(model: BlockDiffusionModel, settings: GenerationSettings) -> list[list[int]]:
     """The oracle: no cache, no drafts, the whole text again for each token, picked by the race at its position."""
-    penalty, bias = settings.repetition_penalty, torch.zeros(1, VOCABULARY)
+    bias = torch.zeros(1, VOCABULARY)
     for token, value in settings.logit_bias.items():
         bias[0, token] = value
     controls = Controls(
         temperature=torch.tensor([settings.temperature]),
         top_k=torch.tensor([settings.top_k]) if settings.top_k else None,
         top_k_limit=settings.top_k,
-        repetition_penalty=torch.tensor([penalty]),
+        repetition_penalty=torch.tensor([settings.repetition_penalty]),
+        presence_penalty=torch.tensor([settings.presence_penalty]),
+        frequency_penalty=torch.tensor([settings.frequency_penalty]),
         bias=bias,
     )
     texts = []
@@ -67,7 +70,8 @@ def left_to_right(model: BlockDiffusionModel, settings: GenerationSettings) -> l
         for _ in range(settings.max_new_tokens):
             pick = partial(race, seed=torch.tensor([[settings.seed + row]]), position=torch.tensor([[ids.shape[1]]]))
             logits = model.logits(model.causal_hidden(ids)[:, -1:])
-            token = propose(logits, controls, pick, present(ids, VOCABULARY)[:, None]).token
+            times = ids[:, len(prompt) :, None].eq(torch.arange(VOCABULARY)).sum(1, keepdim=True).float()
+            token = propose(logits, controls, pick, present(ids, VOCABULARY)[:, None], times).token
             ids = torch.cat([ids, token], 1)
         texts.append(ids[0, len(prompt) :].tolist())
     return texts

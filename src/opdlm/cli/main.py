@@ -20,6 +20,7 @@ COMMANDS = {
     "doctor": ("opdlm.cli.doctor", "before any training: is a model convertible, what does it cost, what to type"),
     "convert": ("opdlm.cli.convert", "turn an autoregressive model into a block-diffusion one"),
     "generate": ("opdlm.cli.generate", "write text with a converted model, and watch it being denoised"),
+    "serve": ("opdlm.cli.serve", "a server with the OpenAI API"),
     "export": ("opdlm.cli.export", "a converted model in the form that another engine loads"),
     "push": ("opdlm.cli.push", "upload a converted model to the Hugging Face Hub"),
     "report": ("opdlm.cli.report", "one page about a run, or about several: costs, quality, speed, texts to play"),

@@ -24,6 +24,7 @@ from opdlm.config.distill import ConvertSettings, DistillSettings, LengthRamp, O
 from opdlm.config.divergence import ForwardKL, GeneralisedJSD, MixedKL, ReverseKL, TotalVariation
 from opdlm.config.generation import CONSTRAINTS, GenerationSettings
 from opdlm.config.resuming import CHANGEABLE, changed, refused
+from opdlm.config.serve import ServeSettings
 
 __all__ = [
     "CHANGEABLE",
@@ -46,6 +47,7 @@ __all__ = [
     "PrefixDecoding",
     "ReverseKL",
     "SequentialDecoding",
+    "ServeSettings",
     "Settings",
     "StaticDecoding",
     "TotalVariation",

@@ -59,6 +59,12 @@ class GenerationSettings(Settings):
     repetition_penalty: float = Field(
         default=1.0, gt=0, description="above 1: tokens that the text already has become less likely"
     )
+    presence_penalty: float = Field(
+        default=0.0, ge=-100, le=100, description="taken off the logits of tokens that the response already has"
+    )
+    frequency_penalty: float = Field(
+        default=0.0, ge=-100, le=100, description="the same, once for each time that the response has the token"
+    )
     logit_bias: Annotated[dict[int, _Bias], BeforeValidator(_bias_from_text)] = Field(
         default={}, description="added to the logits of tokens, several divided by commas"
     )

@@ -43,6 +43,7 @@ class Controls:
         top_p: float32; 1 is off.
         min_p: float32; 0 is off.
         repetition_penalty: float32; 1 is off.
+        presence_penalty, frequency_penalty: float32; 0 is off. Both or neither.
         bias: [B, V] float32, added to the scores.
     """
 
@@ -52,6 +53,8 @@ class Controls:
     top_p: torch.Tensor | None = None
     min_p: torch.Tensor | None = None
     repetition_penalty: torch.Tensor | None = None
+    presence_penalty: torch.Tensor | None = None
+    frequency_penalty: torch.Tensor | None = None
     bias: torch.Tensor | None = None
 
 
@@ -60,6 +63,7 @@ def propose(
     controls: Controls,
     pick: Callable[[torch.Tensor], torch.Tensor],
     has: torch.Tensor | None = None,
+    written: torch.Tensor | None = None,
 ) -> Proposals:
     """A token for every position, and the model's own opinion of it.
 
@@ -68,11 +72,13 @@ def propose(
         controls: how tokens are drawn.
         pick: probabilities [B, S, V] -> [B, S], the random draw: `draw` or `race` with their random numbers.
         has: [B, 1 or S, V] bool, the tokens that the text has before a position: what a repetition penalty looks at.
+        written: [B, 1 or S, V] float32, how often the response has each token before a position: what a presence and a
+            frequency penalty look at.
 
     Returns:
         Proposals without a history.
     """
-    token = chosen(logits, controls, pick, has)
+    token = chosen(logits, controls, pick, has, written)
     log_probability = logits.log_softmax(-1)
     confidence = log_probability.gather(-1, token[..., None])[..., 0].exp()
     return Proposals(token, confidence, log_probability, confidence.new_empty(*confidence.shape, 0))
@@ -83,12 +89,18 @@ def chosen(
     controls: Controls,
     pick: Callable[[torch.Tensor], torch.Tensor],
     has: torch.Tensor | None = None,
+    written: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """[B, S] int64: the token alone; as `propose`."""
     scores = logits
     if controls.repetition_penalty is not None:
         assert has is not None
         scores = penalised(scores, has, controls.repetition_penalty[:, None, None])
+    if controls.presence_penalty is not None:
+        assert written is not None
+        assert controls.frequency_penalty is not None
+        presence, frequency = controls.presence_penalty[:, None, None], controls.frequency_penalty[:, None, None]
+        scores = scores - presence * (written > 0) - frequency * written  # as the OpenAI API defines them
     if controls.bias is not None:
         scores = scores + controls.bias[:, None]
     token = scores.argmax(-1)
@@ -151,6 +163,11 @@ def present(ids: torch.Tensor, vocabulary: int, where: torch.Tensor | None = Non
     counted = torch.ones_like(ids, dtype=torch.bool) if where is None else where
     found = torch.zeros(len(ids), vocabulary, dtype=torch.int8, device=ids.device)
     return found.scatter_reduce_(1, ids, counted.to(torch.int8), "amax").bool()
+
+
+def counted(ids: torch.Tensor, vocabulary: int, where: torch.Tensor) -> torch.Tensor:
+    """[B, V] float32: how often the texts `ids` [B, T] have each token `where` [B, T] bool says so."""
+    return torch.zeros(len(ids), vocabulary, device=ids.device).scatter_add_(1, ids, where.float())
 
 
 def penalised(logits: torch.Tensor, has: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:

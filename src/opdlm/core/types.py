@@ -58,6 +58,8 @@ class Rollout(_Tensors):
         forwards: [B] int64, denoising steps of the row: forwards in which it took part, but for one over prompts alone.
         confidence: [B, T] float32, the model's own probability for each token when it was committed; 0 where none was.
             None where no decoder wrote the text.
+        top_ids, top_log_probability: [B, T, A] int64 and float32 nats, the A most probable tokens where each token was
+            committed, by the model's own distribution; meaningless elsewhere. None where they were not asked for.
     """
 
     input_ids: torch.Tensor
@@ -68,6 +70,8 @@ class Rollout(_Tensors):
     stopped: torch.Tensor
     forwards: torch.Tensor
     confidence: torch.Tensor | None = None
+    top_ids: torch.Tensor | None = None
+    top_log_probability: torch.Tensor | None = None
 
     def rows(self, index: torch.Tensor) -> "Rollout":
         """The rows `index` [b], trimmed to the longest of them."""
@@ -75,7 +79,7 @@ class Rollout(_Tensors):
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         picked = {name: value[index] for name, value in values.items() if value is not None}
         width = int(picked["end"].max())
-        return Rollout(**{name: value[:, :width] if value.dim() == 2 else value for name, value in picked.items()})
+        return Rollout(**{name: value[:, :width] if value.dim() > 1 else value for name, value in picked.items()})
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Names follow the text-diffusion API of transformers (`tokens_per_forward`, a streamer with `put_draft`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from opdlm.checkpoints.load import generation_settings, is_checkpoint, load_checkpoint
-from opdlm.config import GenerationSettings, settings_from
+from opdlm.checkpoints.load import generation_settings, is_checkpoint, load_ar_model, load_checkpoint
+from opdlm.config import GenerationSettings, SequentialDecoding, settings_from
+from opdlm.core.layout import AUTOREGRESSIVE
 from opdlm.core.types import Rollout
 from opdlm.errors import CheckpointError, UsageError
 from opdlm.models.block_diffusion import NO_MASK, BlockDiffusionModel
@@ -27,6 +28,7 @@ from opdlm.sampling.grammar import Grammar, Grammars
 from opdlm.sampling.request import Request, check_length
 from opdlm.sampling.requests import continuations, fillings
 from opdlm.sampling.state import stack
+from opdlm.sampling.ways import way_of
 
 
 class DraftStreamer(Protocol):
@@ -130,9 +132,9 @@ class DiffusionLM:
             observer: is told of every denoising step; of a text that drafts, the streamer sees what there is to see.
             settings: fields of GenerationSettings, in place of the model's defaults.
         """
-        prompts, chosen = _rows(input_ids, attention_mask), self._settings(settings)
+        prompts, chosen = _rows(input_ids, attention_mask), self.settings(settings)
         requests = self.requests(prompts, chosen, watched=streamer is not None)
-        engine = self._engine(batch_size if streamer is None else 1, observer)
+        engine = self.engine(batch_size if streamer is None else 1, observer)
         rollout = engine.write(requests) if streamer is None else self._shown(engine, requests, streamer)
         lengths = rollout.length.tolist()
         texts = [ids[:length] for ids, length in zip(rollout.input_ids.tolist(), lengths, strict=True)]
@@ -146,15 +148,17 @@ class DiffusionLM:
 
         Of a lossless model: what is verified.
         """
-        prompts, chosen = _rows(input_ids, None), self._settings(settings)
+        prompts, chosen = _rows(input_ids, None), self.settings(settings)
         begin = _only(prompts)
-        events = self._watched(self._engine(1), self.requests(prompts, chosen, watched=True)[0])
+        request = self.requests(prompts, chosen, watched=True)[0]
+        events = self._watched(self.engine(1), request)
         next(events)  # the first draft: nothing is known yet
         for event in events:
             if isinstance(event, Completion):
                 yield event.rollout.input_ids[0, begin : int(event.rollout.length[0])].clone()
             else:
-                yield event.input_ids[begin : event.known if self._drafts else None]
+                known = event.known if self._verifies(request) else None
+                yield event.input_ids[begin:known].to(self.model.device)
 
     def fill(
         self,
@@ -169,16 +173,9 @@ class DiffusionLM:
         What stands behind a gap is seen as far as its block reaches: the model was trained so. Neither `max_new_tokens`
         nor stop tokens apply.
         """
-        rows, mask, chosen = _rows(input_ids, None), self.tokens.mask_token_id, self._settings(settings)
-        if not all(mask in row for row in rows):
-            raise UsageError("a text has no gap to fill; write [[MASK:12]] where twelve tokens are missing")
-        if self.model.geometry.prediction == "shifted" and any(row[0] == mask for row in rows):
-            raise UsageError(
-                "this model predicts a token from the one before it; begin the text with a token, not a gap"
-            )
-        size = self.model.geometry.block_size
-        requests = fillings(rows, chosen, mask, size, watched=streamer is not None)
-        engine = self._engine(batch_size if streamer is None else 1, observer)
+        rows, mask = _rows(input_ids, None), self.tokens.mask_token_id
+        requests = self.fillings(rows, self.settings(settings), watched=streamer is not None)
+        engine = self.engine(batch_size if streamer is None else 1, observer)
         rollout = engine.write(requests) if streamer is None else self._shown(engine, requests, streamer, rows[0])
         written = zip(rollout.input_ids.tolist(), rollout.length.tolist(), rows, strict=True)
         texts = [[*ids[:length], *row[length:]] for ids, length, row in written]
@@ -186,6 +183,19 @@ class DiffusionLM:
             streamer.put(torch.tensor(texts[0]))
             streamer.end()
         return self._output(rollout, texts, sum(row.count(mask) for row in rows))
+
+    def fillings(
+        self, rows: Sequence[Sequence[int]], settings: GenerationSettings, watched: bool = False
+    ) -> list[Request]:
+        """A request for each of the `rows` of ids, whose mask tokens are to be replaced. UsageError: see `fill`."""
+        mask, geometry = self.tokens.mask_token_id, self.model.geometry
+        if not all(mask in row for row in rows):
+            raise UsageError("a text has no gap to fill; write [[MASK:12]] where twelve tokens are missing")
+        if geometry.prediction == "shifted" and any(row[0] == mask for row in rows):
+            raise UsageError(
+                "this model predicts a token from the one before it; begin the text with a token, not a gap"
+            )
+        return fillings(rows, settings, mask, geometry.block_size, watched=watched)
 
     def write(self, prompt: str | list[dict[str, str]], **settings: Any) -> str:
         """The response to one prompt (or conversation), as text."""
@@ -200,17 +210,17 @@ class DiffusionLM:
 
     def gaps(self, text: str) -> GapText:
         """`text` as ids for `fill`, and what makes text of them again. ContextLengthError if the gaps are too long."""
-        if self._drafts:
-            raise UsageError("a lossless model writes from left to right and fills no gaps; convert without --lossless")
+        if self.model.mask_token_id == NO_MASK:
+            raise UsageError("this model writes from left to right and fills no gaps; convert one without --lossless")
         return GapText(self.tokenizer, text, self.tokens.mask_token_id, self.model.max_length)
 
     def answers(
         self, prompts: Sequence[Sequence[int]], batch_size: int = 32, first: int = 0, **settings: Any
     ) -> Iterator[tuple[int, Answer]]:
         """(index, response) of each prompt of token ids, as they finish; prompt i draws from seed + `first` + i."""
-        chosen = self._settings(settings)
+        chosen = self.settings(settings)
         seeds = range(chosen.seed + first, chosen.seed + first + len(prompts))
-        for index, row in self._engine(batch_size).finished(self.requests(prompts, chosen, seeds)):
+        for index, row in self.engine(batch_size).finished(self.requests(prompts, chosen, seeds)):
             begin, end = int(row.prompt_length), int(row.length)
             text = self.tokenizer.decode(row.input_ids[0, begin:end].tolist(), skip_special_tokens=True)
             yield index, Answer(str(text), end - begin, int(row.forwards), bool(row.stopped))
@@ -226,23 +236,23 @@ class DiffusionLM:
         ids = [r.input_ids[i, begin:end].tolist() for i, (begin, end) in enumerate(ends)]
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
-    @property
-    def _drafts(self) -> bool:
-        """Whether the model is a lossless one."""
-        return self.model.mask_token_id == NO_MASK
+    def _verifies(self, request: Request) -> bool:
+        """Whether it is written by drafts that are verified, not denoised."""
+        return way_of(self.model, str(request.decoding["kind"])) != "denoised"
 
-    def _settings(self, given: dict[str, Any]) -> GenerationSettings:
+    def settings(self, given: Mapping[str, Any]) -> GenerationSettings:
+        """The model's defaults, with what is `given` in their place. ConfigError for what cannot be."""
         return settings_from(GenerationSettings, {**self.defaults.model_dump(), **given})
 
     def written(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings, batch_size: int = 32) -> Rollout:
         """Responses to prompts of token ids, with these settings and none of the model's own."""
-        return self._engine(batch_size).write(self.requests(prompts, settings))
+        return self.engine(batch_size).write(self.requests(prompts, settings))
 
     def finished(
         self, prompts: Sequence[Sequence[int]], settings: GenerationSettings, batch_size: int = 32
     ) -> Iterator[tuple[int, Rollout]]:
         """As `written`, one by one: (index of the prompt, rollout of one row) of each as it is finished."""
-        return self._engine(batch_size).finished(self.requests(prompts, settings))
+        return self.engine(batch_size).finished(self.requests(prompts, settings))
 
     def requests(
         self,
@@ -250,6 +260,7 @@ class DiffusionLM:
         settings: GenerationSettings,
         seeds: Sequence[int] | None = None,
         watched: bool = False,
+        alternatives: int = 0,
     ) -> list[Request]:
         """As `continuations`, for an `Engine` of this model; the settings' grammar is compiled.
 
@@ -257,7 +268,7 @@ class DiffusionLM:
             UsageError: a schema, regular expression or grammar that is not valid, or says what is not supported.
             MissingExtraError: there is one, and llguidance is not installed.
         """
-        return continuations(prompts, settings, seeds, watched, self._grammar(settings))
+        return continuations(prompts, settings, seeds, watched, alternatives, self._grammar(settings))
 
     def _grammar(self, settings: GenerationSettings) -> Grammar | None:
         return None if settings.constraint is None else self._grammars.of(settings)
@@ -267,7 +278,8 @@ class DiffusionLM:
         rows = self.model.head_parameters()[0].shape[0]
         return Grammars(self.tokenizer, rows, self.tokens.stop_token_ids)
 
-    def _engine(self, batch_size: int, observer: Callable[[Step], None] | None = None) -> Engine:
+    def engine(self, batch_size: int, observer: Callable[[Step], None] | None = None) -> Engine:
+        """One that decodes as many rows at once."""
         return Engine(self.model, self.tokens, batch_size, self.tokenizer, observer)
 
     def _watched(self, engine: Engine, request: Request) -> Iterator[Event]:
@@ -286,7 +298,7 @@ class DiffusionLM:
             if isinstance(event, Completion):
                 rollouts.append(event.rollout)
                 continue
-            if self._drafts:
+            if self._verifies(requests[0]):
                 verified, drafts = event.input_ids[begin : event.known], event.input_ids[event.known :]
                 if isinstance(streamer, VerifiedStreamer):
                     streamer.put_verified(verified, drafts)
@@ -317,6 +329,13 @@ def load(
     if compile:
         model.compile_decoding()
     return DiffusionLM(model, tokenizer, generation_settings(model.model))
+
+
+def load_autoregressive(path: str | Path, device: str = "auto", dtype: torch.dtype = torch.float32) -> DiffusionLM:
+    """An AR model as it is, a folder or a hub name: it writes one token a forward, through the same engine."""
+    model, tokenizer = load_ar_model(path, device=pick_device(device), dtype=dtype)
+    plain = BlockDiffusionModel(model, AUTOREGRESSIVE, NO_MASK)
+    return DiffusionLM(plain, tokenizer, GenerationSettings(decoding=SequentialDecoding()))
 
 
 def check_context(prompts: Sequence[Sequence[int]], max_new_tokens: int, limit: int | None, block_size: int) -> None:

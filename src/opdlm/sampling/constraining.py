@@ -151,8 +151,12 @@ class Constraining:
         state = self.slots.state
         slot, position, token = torch.tensor(flat, device=state.ids.device).T
         state.ids[slot, position] = token
-        state.commit_step[slot, position] = state.step[slot].clamp(max=NEVER - 1).short()
+        state.commit_step[slot, position] = (
+            (state.step[slot] - 1).clamp(0, NEVER - 1).short()
+        )  # that of the step before
         state.confidence[slot, position] = 1.0
+        state.top_ids[slot, position] = token[:, None]  # there is no alternative
+        state.top_log_probability[slot, position] = 0.0
 
     def _held(self) -> list[tuple[int, Row]]:
         """(slot, row) of all that are being written and go on."""

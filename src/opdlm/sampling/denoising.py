@@ -17,7 +17,7 @@ import torch
 from opdlm.core.commit import without_early_ends
 from opdlm.core.layout import CLEAN, PADDING, Attention, block_start
 from opdlm.core.noise import uniform
-from opdlm.core.propose import Proposals, chosen, draw, present, propose
+from opdlm.core.propose import Proposals, chosen, counted, draw, present, propose
 from opdlm.core.types import NEVER
 from opdlm.sampling.rules import decide, history
 from opdlm.sampling.slots import Finished, Slots
@@ -70,23 +70,23 @@ class Denoising:
         controls = slots.controls()
         pick = partial(draw, chance=uniform(state.seed[:, None], block, state.step[:, None]))
         has = present(state.ids, slots.vocabulary)[:, None] if controls.repetition_penalty is not None else None
+        less = controls.presence_penalty is not None
+        times = counted(state.ids, slots.vocabulary, state.written())[:, None] if less else None
         constraining = slots.constraining
         if constraining is None:
-            seen = propose(logits, controls, pick, has)
+            seen = propose(logits, controls, pick, has, times)
         else:
-            choose = partial(chosen, controls=controls, pick=pick, has=has)
+            choose = partial(chosen, controls=controls, pick=pick, has=has, written=times)
             seen, masked = constraining.proposals(logits, block, masked, choose)
         moves = self._moves(seen.log_probability)
         seen = seen if moves is None else replace(seen, drift=moves)
         committed = self._committed(seen, masked)
         if self.observer is not None:
             self.observer(Step(state.number, state.ids, state.start, state.step, logits, committed))
-        state.write(block, committed, seen.token, seen.confidence)
+        slots.commit(block, committed, seen.token, seen.confidence, seen.log_probability)
         still_masked = masked & ~committed
         if constraining is not None:
             block, still_masked = self._reached(constraining.follow(block)[1])
-        state.step += 1
-        state.forwards += 1
         return self._advance(block, still_masked, self.ends(block))
 
     def _logits(self, block: torch.Tensor) -> torch.Tensor:

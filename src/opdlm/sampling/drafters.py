@@ -10,6 +10,7 @@ import torch
 
 from opdlm.core.layout import Attention, WindowAttention, block_start
 from opdlm.core.windows import noise
+from opdlm.models.block_diffusion import NO_MASK
 from opdlm.models.drafting import DraftingModel
 from opdlm.models.pace import WindowShape
 from opdlm.sampling.request import Request
@@ -99,6 +100,36 @@ class GateDrafter:
         self.model.pace.saw(tokens, seconds, drafted, accepted)
 
 
+class NoDrafter:
+    """An AR model as it is: one token a forward."""
+
+    margin = 0
+
+    def shape(self, requests: Sequence[Request]) -> WindowShape:
+        """No windows."""
+        return WindowShape(0, False)
+
+    def windows(self, anchor: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Empty ones."""
+        none = anchor[..., None][..., :0]
+        return none, none
+
+    def attention(self, plain: Attention, anchor: torch.Tensor, size: int) -> Attention:
+        """That of the text."""
+        return plain
+
+    def predicting(self, hidden: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """Nothing."""
+        return hidden
+
+    def room(self, position: torch.Tensor) -> torch.Tensor:
+        """None."""
+        return torch.zeros_like(position)
+
+    def saw(self, tokens: int, seconds: float, drafted: Sequence[int], accepted: Sequence[int]) -> None:
+        """Nothing depends on it."""
+
+
 class MaskDrafter:
     """Drafts of a student with masks, in the geometry that it was trained in: the rest of the anchor's block.
 
@@ -138,3 +169,10 @@ class MaskDrafter:
 
     def saw(self, tokens: int, seconds: float, drafted: Sequence[int], accepted: Sequence[int]) -> None:
         """Nothing depends on it."""
+
+
+def drafter_of(slots: Slots) -> Drafter:
+    """What drafts for the model in these slots."""
+    if isinstance(slots.model, DraftingModel):
+        return GateDrafter(slots)
+    return NoDrafter() if slots.model.mask_token_id == NO_MASK else MaskDrafter(slots)

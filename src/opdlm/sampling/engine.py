@@ -22,30 +22,13 @@ from opdlm.errors import UsageError
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.tokens import SpecialTokens
 from opdlm.sampling.denoising import Denoising, Step
-from opdlm.sampling.drafters import GateDrafter, MaskDrafter
+from opdlm.sampling.drafters import drafter_of
 from opdlm.sampling.request import Request, check_length
-from opdlm.sampling.slots import Slots
+from opdlm.sampling.slots import Draft, Slots
 from opdlm.sampling.state import stack
 from opdlm.sampling.stopping import StopStrings
 from opdlm.sampling.verifying import Verifying
 from opdlm.sampling.ways import Way, way_of
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A watched text as it is now: when it is admitted, and after each step that does not finish it.
-
-    Attributes:
-        request: its number.
-        input_ids: [n] int64, from the prompt's first token to the end of the current block, mask tokens where nothing
-            is committed. Of a model that drafts: to the last draft.
-        known: how many tokens, from the first, stand in finished blocks. Of a model that drafts: are verified; the
-            drafts behind them are checked by the next forward.
-    """
-
-    request: int
-    input_ids: torch.Tensor
-    known: int
 
 
 @dataclass(frozen=True)
@@ -88,11 +71,9 @@ class Engine:
     def add(self, request: Request) -> int:
         """The request's number, by which events name it. It is admitted in one of the next steps, in turn.
 
-        Raises:
-            UsageError: nothing to write, a token that does not exist, or a stop string that cannot be found.
-            ContextLengthError: the text would be longer than the model's context.
+        Raises: as `check`.
         """
-        self._check(request)
+        self.check(request)
         if self.idle:
             self._slots.prefix = None  # a new burst; what it has in common is not known yet
         number, self._next = self._next, self._next + 1
@@ -116,6 +97,16 @@ class Engine:
     def idle(self) -> bool:
         """Nothing waits and nothing is being written."""
         return not self._waiting and not self._slots.requests
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are not admitted yet."""
+        return len(self._waiting)
+
+    @property
+    def writing(self) -> int:
+        """Requests that are being written."""
+        return len(self._slots.requests)
 
     @property
     def query_tokens(self) -> int:
@@ -146,8 +137,7 @@ class Engine:
         if way == "denoised":
             self._decoding = Denoising(self._slots, self.stop_ids, self._ends, self.observer)
         else:
-            drafter = MaskDrafter(self._slots) if one else GateDrafter(self._slots)
-            self._decoding = Verifying(self._slots, self._ends, drafter)
+            self._decoding = Verifying(self._slots, self._ends, drafter_of(self._slots))
 
     def _admit(self) -> list[int]:
         """Take waiting requests into slots, as many as are written in the same way; returns these slots."""
@@ -168,7 +158,7 @@ class Engine:
     def _drafts(self, slots: Sequence[int]) -> list[Event]:
         """Of the watched rows among `slots`."""
         held = [(slot, one) for slot in slots if (one := self._slots.held[slot]) is not None]
-        return [Draft(number, *self._slots.draft(slot)) for slot, (number, request) in held if request.watched]
+        return [*self._slots.drafts([slot for slot, (_, request) in held if request.watched])]
 
     def _ends(self, block: torch.Tensor) -> torch.Tensor:
         """[B, S] bool: tokens after which a text ends, once everything before them is committed."""
@@ -183,7 +173,13 @@ class Engine:
             ends[index] |= self._stop_strings(strings).completed(state.ids[index], block[index], state.first[index])
         return ends & state.may_stop[:, None]
 
-    def _check(self, request: Request) -> None:
+    def check(self, request: Request) -> None:
+        """Whether it could be written: asks nothing of the device, and may be called from any thread.
+
+        Raises:
+            UsageError: nothing to write, a token that does not exist, or a stop string that cannot be found.
+            ContextLengthError: the text would be longer than the model's context.
+        """
         if not request.ids or not 0 <= request.first < request.end:
             raise UsageError("a request has no token to begin with, or nothing to write; give a prompt and a length")
         if way_of(self.model, str(request.decoding["kind"])) == "checked" and not request.may_stop:
@@ -209,7 +205,7 @@ class Engine:
         if not self.idle:
             raise RuntimeError("the engine is busy with other requests, whose events would be lost")
         for request in requests:
-            self._check(request)
+            self.check(request)
         index = {self.add(request): place for place, request in enumerate(requests)}
         try:
             while not self.idle:

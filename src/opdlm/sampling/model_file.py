@@ -81,6 +81,8 @@ class BlockDiffusionMixin:
                 temperature: 0 takes the most probable token; else tokens are drawn.
                 top_k, top_p, min_p: filters of the drawn distribution; 0, 1.0 and 0.0 are off.
                 repetition_penalty: above 1, tokens that the text has already become less likely.
+                presence_penalty, frequency_penalty: taken off the logits of tokens that the response has already: once,
+                    and for each time.
                 logit_bias: {token id: what is added to its logit}.
                 stop_strings: the response ends with the token that completes one of these strings.
                 hold_end: commit a stop token only where all before it is known.

@@ -11,7 +11,7 @@ from opdlm.config import GenerationSettings
 from opdlm.core.commit import CommitRule
 from opdlm.core.layout import CLEAN, Attention
 from opdlm.core.noise import uniform
-from opdlm.core.propose import Controls, Proposals, draw, moved, present, propose
+from opdlm.core.propose import Controls, Proposals, counted, draw, moved, present, propose
 from opdlm.core.types import NEVER, Rollout
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.tokens import SpecialTokens
@@ -57,7 +57,7 @@ def generate_row(
             logits = _block_logits(model, ids[:end], start)
             if on_step is not None:
                 on_step(start, len(seen), logits)
-            seen.append(_proposals(logits, ids, seed, start, seen, settings))
+            seen.append(_proposals(logits, ids, [0 <= step < NEVER for step in steps], seed, start, seen, settings))
             masked = torch.tensor([[fixed == NEVER for fixed in steps[start:end]]])
             for offset in _chosen(rule, numbers, seen[-1], masked, stops if settings.hold_end else ()):
                 ids[start + offset] = int(seen[-1].token[0, offset])
@@ -80,16 +80,21 @@ def generate_row(
 def _proposals(
     logits: torch.Tensor,
     ids: Sequence[int],
+    written: Sequence[bool],
     seed: int,
     start: int,
     before: Sequence[Proposals],
     settings: GenerationSettings,
 ) -> Proposals:
-    """What the model proposes for the block, [1, S], after the proposals of its steps `before`."""
+    """What the model proposes for the block, [1, S], after the proposals of its steps `before`.
+
+    `written`: which of `ids` the response has.
+    """
     position = torch.arange(start, start + len(logits))[None]
     chance = uniform(torch.tensor([[seed]]), position, torch.tensor([[len(before)]]))
     has = present(torch.tensor([ids]), logits.shape[-1])[:, None]
-    seen = propose(logits[None], _controls(settings, logits.shape[-1]), partial(draw, chance=chance), has)
+    counts = counted(torch.tensor([ids]), logits.shape[-1], torch.tensor([written]))[:, None]
+    seen = propose(logits[None], _controls(settings, logits.shape[-1]), partial(draw, chance=chance), has, counts)
     drifts = [torch.full_like(seen.confidence, torch.inf)] * history(settings.decoding.model_dump())
     drifts += [moved(now.log_probability, last.log_probability) for last, now in pairwise([*before, seen])]
     return replace(seen, drift=torch.stack(drifts, -1)) if drifts else seen
@@ -107,6 +112,8 @@ def _controls(settings: GenerationSettings, vocabulary: int) -> Controls:
         top_p=torch.tensor([settings.top_p]),
         min_p=torch.tensor([settings.min_p]),
         repetition_penalty=torch.tensor([settings.repetition_penalty]),
+        presence_penalty=torch.tensor([settings.presence_penalty]),
+        frequency_penalty=torch.tensor([settings.frequency_penalty]),
         bias=bias,
     )
 

@@ -38,10 +38,11 @@ class Request:
         first: position of the first token to write. end: position behind the last one.
         may_stop: whether a stop token or stop string ends it early.
         watched: whether the engine reports its drafts.
+        alternatives: A, how many of the model's most probable tokens are kept for each that is written.
         seed: of its random draws.
         decoding: the commit rule with all its numbers, such as {"kind": "dynamic", "threshold": 0.9}.
-        temperature, top_k, top_p, min_p, repetition_penalty, logit_bias, stop_strings, hold_end: as in
-            `GenerationSettings`.
+        temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias,
+            stop_strings, hold_end: as in `GenerationSettings`.
         grammar: what the response must be, or None. For a continuation alone.
     """
 
@@ -50,6 +51,7 @@ class Request:
     end: int
     may_stop: bool
     watched: bool = False
+    alternatives: int = 0
     seed: int
     decoding: Mapping[str, Any]
     temperature: float
@@ -57,6 +59,8 @@ class Request:
     top_p: float
     min_p: float
     repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
     logit_bias: Mapping[int, float]
     stop_strings: Sequence[str]
     hold_end: bool
@@ -72,17 +76,13 @@ def check_length(first: int, end: int, limit: int | None, block_size: int) -> No
         )
 
 
-def continuation(
-    prompt: Sequence[int], *, max_new_tokens: int, seed: int, watched: bool = False, **controls: Any
-) -> Request:
+def continuation(prompt: Sequence[int], *, max_new_tokens: int, seed: int, **controls: Any) -> Request:
     """Up to `max_new_tokens` tokens behind the prompt, fewer where a stop token comes. `controls`: as in Request."""
     end = len(prompt) + max_new_tokens
-    return Request(ids=prompt, first=len(prompt), end=end, may_stop=True, watched=watched, seed=seed, **controls)
+    return Request(ids=prompt, first=len(prompt), end=end, may_stop=True, seed=seed, **controls)
 
 
-def filling(
-    text: Sequence[int], *, mask_token_id: int, block_size: int, seed: int, watched: bool = False, **controls: Any
-) -> Request:
+def filling(text: Sequence[int], *, mask_token_id: int, block_size: int, seed: int, **controls: Any) -> Request:
     """Every mask token in `text` replaced; no stop token ends it.
 
     What stands behind a gap is seen as far as its block reaches: the geometry is the one that was trained. The response
@@ -91,4 +91,4 @@ def filling(
     gaps = [position for position, token in enumerate(text) if token == mask_token_id]
     first, last = gaps[0], gaps[-1]
     seen = text[: last // block_size * block_size + block_size]
-    return Request(ids=seen, first=first, end=last + 1, may_stop=False, watched=watched, seed=seed, **controls)
+    return Request(ids=seen, first=first, end=last + 1, may_stop=False, seed=seed, **controls)

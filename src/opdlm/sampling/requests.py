@@ -13,16 +13,18 @@ def continuations(
     settings: GenerationSettings,
     seeds: Sequence[int] | None = None,
     watched: bool = False,
+    alternatives: int = 0,
     grammar: Grammar | None = None,
 ) -> list[Request]:
     """A request for a response to each prompt. Row i draws from `seeds[i]` (default: settings.seed + i).
 
-    `grammar`: what `settings.constraint` says, compiled (`DiffusionLM.grammar`). UsageError if it is missing.
+    `watched`, `alternatives`: as in Request. `grammar`: what `settings.constraint` says, compiled; UsageError if it is
+    missing (`DiffusionLM.requests` compiles it).
     """
     if settings.constraint is not None and grammar is None:
-        raise UsageError(f"{settings.constraint[0]} is not compiled; give continuations(...) the model's grammar of it")
-    controls = _controls(settings) | {"max_new_tokens": settings.max_new_tokens, "watched": watched}
-    controls["grammar"] = grammar
+        raise UsageError(f"{settings.constraint[0]} is not compiled; take DiffusionLM.requests")
+    controls = _controls(settings) | {"watched": watched, "alternatives": alternatives, "grammar": grammar}
+    controls["max_new_tokens"] = settings.max_new_tokens
     rows = zip(prompts, _seeds(settings, len(prompts), seeds), strict=True)
     return [continuation(prompt, seed=seed, **controls) for prompt, seed in rows]
 

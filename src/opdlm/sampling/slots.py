@@ -5,7 +5,7 @@ Shape letters: B slots, T columns, S block size, W query window, K cached column
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,14 +13,39 @@ from torch.nn.functional import pad
 
 from opdlm.core.layout import CLEAN, PADDING, Attention
 from opdlm.core.propose import Controls
-from opdlm.core.types import Rollout
-from opdlm.models.block_diffusion import NO_MASK, BlockDiffusionModel
+from opdlm.core.types import NEVER, Rollout
+from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.cache import KVCache
 from opdlm.sampling.request import Request
 from opdlm.sampling.state import IDLE, Drift, Numbered, SlotState
 
 Finished = tuple[int, Rollout]
 """A request's number, and its one row."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A watched text as it is now: when it is admitted, and after each step that does not finish it. Host tensors.
+
+    Attributes:
+        request: its number.
+        input_ids: [n] int64, from the prompt's first token to the end of the current block, mask tokens where nothing
+            is committed. Where drafts are verified: to the last draft.
+        known: how many tokens, from the first, stand in finished blocks. Where drafts are verified: those that are; the
+            drafts behind them are checked by the next forward.
+        sure: how many tokens, from the first, are committed without a gap.
+        confidence, top_ids, top_log_probability: [n], [n, A], [n, A], as in Rollout.
+        forwards: that it took so far.
+    """
+
+    request: int
+    input_ids: torch.Tensor
+    known: int
+    sure: int
+    confidence: torch.Tensor
+    forwards: int
+    top_ids: torch.Tensor | None = None
+    top_log_probability: torch.Tensor | None = None
 
 
 @dataclass
@@ -67,6 +92,7 @@ class Slots:
         self.last_start = 0  # of any row's current block
         self.lead = 0  # most tokens before a row's current block that are finished, but not in the cache yet
         self.margin = 0  # columns that a step needs behind the last block
+        self.verified = False  # what stands behind the known text are drafts
 
     @property
     def requests(self) -> list[Request]:
@@ -120,10 +146,12 @@ class Slots:
     def _begin(self, slots: list[int], numbered: list[Numbered]) -> None:
         """Requests into idle slots; their prompts into the cache, where other rows are not to wait for them."""
         requests, others = [request for _, request in numbered], bool(self.requests)
-        self._widen(max(-(-request.end // self.size) * self.size + self.size + self.margin for request in requests))
-        device = self.model.device
+        width = max(-(-request.end // self.size) * self.size + self.size + self.margin for request in requests)
+        self._widen(width, max(request.alternatives for request in requests))
+        device, alternatives = self.model.device, self.state.top_ids.shape[-1]
         index = torch.tensor(slots, device=device)
-        self.state.put(index, SlotState.of(numbered, len(self.columns), self.size, self.mask_token_id, device))
+        new = SlotState.of(numbered, len(self.columns), self.size, self.mask_token_id, device, alternatives)
+        self.state.put(index, new)
         for slot, one in zip(slots, numbered, strict=True):
             self.held[slot] = one
         self._set_bias(slots, requests)
@@ -192,10 +220,11 @@ class Slots:
         self.state, self.bias = state, bias
         self.held += [None] * count
 
-    def _widen(self, width: int) -> None:
-        if width <= len(self.columns):
+    def _widen(self, width: int, alternatives: int) -> None:
+        if width <= len(self.columns) and alternatives <= self.state.top_ids.shape[-1]:
             return
-        state = self.state.widened(width, self.mask_token_id)
+        width = max(width, len(self.columns))
+        state = self.state.widened(width, self.mask_token_id, alternatives)
         columns = torch.arange(width, device=self.columns.device)
         self.cache.resize(self.cache.rows, width)
         self.state, self.columns = state, columns
@@ -227,6 +256,7 @@ class Slots:
         busy, state = self.requests, self.state
         draws = [request for request in busy if request.temperature > 0]
         penalty = any(request.repetition_penalty != 1 for request in busy)
+        written = any(request.presence_penalty or request.frequency_penalty for request in busy)
         top_k = max((request.top_k for request in draws), default=0)
         return Controls(
             temperature=state.temperature if draws else None,
@@ -235,8 +265,26 @@ class Slots:
             top_p=state.top_p if any(request.top_p < 1 for request in draws) else None,
             min_p=state.min_p if any(request.min_p > 0 for request in draws) else None,
             repetition_penalty=state.repetition_penalty if penalty else None,
+            presence_penalty=state.presence_penalty if written else None,
+            frequency_penalty=state.frequency_penalty if written else None,
             bias=self.bias if any(request.logit_bias for request in busy) else None,
         )
+
+    def commit(
+        self,
+        position: torch.Tensor,
+        where: torch.Tensor,
+        token: torch.Tensor,
+        confidence: torch.Tensor,
+        log_probability: torch.Tensor,
+    ) -> None:
+        """Write tokens [B, n] at positions [B, n] `where` [B, n] says so; `log_probability` [B, n, V]: the model's."""
+        state = self.state
+        state.write(position, where, token, confidence)
+        if count := max((request.alternatives for request in self.requests), default=0):
+            state.write_alternatives(position, where, log_probability, min(count, self.vocabulary))
+        state.step += 1
+        state.forwards += 1
 
     # --- rows go ------------------------------------------------------------------------------------------------
 
@@ -256,6 +304,9 @@ class Slots:
             forwards=state.forwards[one].clone(),
             confidence=state.confidence[one, :end].clone(),
         )
+        if most := held[1].alternatives:
+            top_ids, top_logs = state.top_ids[one, :end, :most], state.top_log_probability[one, :end, :most]
+            row = replace(row, top_ids=top_ids.clone(), top_log_probability=top_logs.clone())
         return held[0], row
 
     def drop(self, slot: int) -> None:
@@ -264,11 +315,33 @@ class Slots:
         self.state.number[slot] = IDLE
         self.state.start[slot] = 0
 
-    def draft(self, slot: int) -> tuple[torch.Tensor, int]:
-        """[n] the row's text as it is now, and how much of it is known: see `Draft`."""
-        known = int(self.state.start[slot])
-        ahead = int(self.state.drafted[slot]) if self.model.mask_token_id == NO_MASK else self.size
-        return self.state.ids[slot, : min(known + ahead, int(self.state.end[slot]))].clone(), known
+    def drafts(self, slots: Sequence[int]) -> list[Draft]:
+        """The texts in these slots as they are now; all are asked of the device together."""
+        if not slots:
+            return []
+        state, index = self.state, torch.tensor(slots, device=self.model.device)
+        ahead = state.drafted if self.verified else torch.full_like(state.drafted, self.size)
+        behind = torch.minimum(state.start + ahead, state.end)
+        open_ = (state.commit_step == NEVER) & (self.columns < state.end[:, None])
+        sure = torch.where(open_.any(-1), open_.int().argmax(-1), state.end)
+        rows = torch.stack([behind, state.start, sure, state.forwards], 1)[index].tolist()
+        width = max(row[0] for row in rows)
+        ids, confidence = state.ids[index, :width].cpu(), state.confidence[index, :width].cpu()
+        drafts = []
+        for slot, text, chance, (end, known, sure, forwards) in zip(slots, ids, confidence, rows, strict=True):
+            held = self.held[slot]
+            assert held is not None
+            draft = Draft(held[0], text[:end], known, sure, chance[:end], forwards)
+            drafts.append(replace(draft, **self._alternatives(slot, end)))
+        return drafts
+
+    def _alternatives(self, slot: int, end: int) -> dict[str, torch.Tensor]:
+        """[end, A] those of the row in a slot, on the host; nothing where it wants none."""
+        held = self.held[slot]
+        if held is None or not (most := held[1].alternatives):
+            return {}
+        names = ("top_ids", "top_log_probability")
+        return {name: getattr(self.state, name)[slot, :end, :most].cpu().clone() for name in names}
 
 
 def _shared_prefix(requests: Sequence[Request], block_size: int) -> list[int]:

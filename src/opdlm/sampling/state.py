@@ -1,6 +1,6 @@
 """The state of the engine's slots, and what is handed out of them.
 
-Shape letters: B slots, T columns, S block size, H steps of history, V vocabulary.
+Shape letters: B slots, T columns, S block size, H steps of history, V vocabulary, A alternatives.
 """
 
 from collections.abc import Sequence
@@ -29,8 +29,10 @@ class SlotState:
         first, end, seed: [B] int64 and may_stop: [B] bool, as in Request.
         start: [B] int64, first position of the current block. step: [B] int64 within it. forwards: [B] int64.
         drafted: [B] int64, drafts that stand in `ids` from `start` on; drafts: [B] int64, most that the request wants.
-        temperature, top_k, top_p, min_p, repetition_penalty, hold_end: [B] as in Request.
+        temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, hold_end: [B] as in
+            Request.
         rule: [B] int64 and numbers: [B, MOST_NUMBERS] float32, the commit rule (`rules.as_numbers`).
+        top_ids, top_log_probability: [B, T, A] as in Rollout.
     """
 
     ids: torch.Tensor
@@ -51,9 +53,13 @@ class SlotState:
     top_p: torch.Tensor
     min_p: torch.Tensor
     repetition_penalty: torch.Tensor
+    presence_penalty: torch.Tensor
+    frequency_penalty: torch.Tensor
     hold_end: torch.Tensor
     rule: torch.Tensor
     numbers: torch.Tensor
+    top_ids: torch.Tensor
+    top_log_probability: torch.Tensor
 
     @classmethod
     def of(
@@ -63,8 +69,9 @@ class SlotState:
         block_size: int,
         mask_token_id: int,
         device: torch.device,
+        alternatives: int = 0,
     ) -> "SlotState":
-        """The state of requests that begin, in `width` columns."""
+        """The state of requests that begin, in `width` columns, with room for as many `alternatives`."""
         requests = [request for _, request in numbered]
 
         def column(name: str, dtype: torch.dtype = torch.int64) -> torch.Tensor:
@@ -93,16 +100,34 @@ class SlotState:
             top_p=column("top_p", torch.float32),
             min_p=column("min_p", torch.float32),
             repetition_penalty=column("repetition_penalty", torch.float32),
+            presence_penalty=column("presence_penalty", torch.float32),
+            frequency_penalty=column("frequency_penalty", torch.float32),
             hold_end=column("hold_end", torch.bool),
             rule=torch.tensor([index for index, _ in rules], dtype=torch.int64, device=device),
             numbers=torch.tensor([n for _, n in rules], device=device).view(len(requests), MOST_NUMBERS),
+            top_ids=ids.new_zeros(*ids.shape, alternatives),
+            top_log_probability=torch.zeros(*ids.shape, alternatives, device=device),
         )
+
+    def written(self) -> torch.Tensor:
+        """[B, T] bool: what stands in the responses so far."""
+        return (self.commit_step >= 0) & (self.commit_step < NEVER)
 
     def write(self, position: torch.Tensor, where: torch.Tensor, token: torch.Tensor, confidence: torch.Tensor) -> None:
         """Commits tokens [B, n] at positions [B, n] `where` [B, n] says so."""
         step = self.step[:, None].clamp(max=NEVER - 1).short().expand_as(position)
         for values, new in ((self.ids, token), (self.commit_step, step), (self.confidence, confidence)):
             values.scatter_(1, position, torch.where(where, new, values.gather(1, position)))
+
+    def write_alternatives(
+        self, position: torch.Tensor, where: torch.Tensor, log_probability: torch.Tensor, count: int
+    ) -> None:
+        """The `count` most probable tokens by `log_probability` [B, n, V], likewise."""
+        top = log_probability.clamp(min=-1e30).topk(count)  # finite where a grammar allows fewer tokens
+        index = position[..., None].expand_as(top.indices)
+        for values, new in ((self.top_ids, top.indices), (self.top_log_probability, top.values)):
+            some = values[..., :count]
+            some.scatter_(1, index, torch.where(where[..., None], new, some.gather(1, index)))
 
     def rows(self, index: torch.Tensor) -> "SlotState":
         """The slots `index` [b], in that order."""
@@ -119,13 +144,15 @@ class SlotState:
         more["number"][len(self.number) :] = IDLE
         return SlotState(**more)
 
-    def widened(self, width: int, mask_token_id: int) -> "SlotState":
-        """At least `width` columns."""
+    def widened(self, width: int, mask_token_id: int, alternatives: int) -> "SlotState":
+        """At least `width` columns and room for as many `alternatives`."""
         extra = (0, max(0, width - self.ids.shape[1]))
         more = dict(self._tensors())
         more["ids"] = pad(self.ids, extra, value=mask_token_id)
         more["commit_step"] = pad(self.commit_step, extra, value=NEVER)
         more["confidence"] = pad(self.confidence, extra)
+        deeper = (0, max(0, alternatives - self.top_ids.shape[-1]), *extra)
+        more["top_ids"], more["top_log_probability"] = pad(self.top_ids, deeper), pad(self.top_log_probability, deeper)
         return SlotState(**more)
 
     def _tensors(self) -> list[tuple[str, torch.Tensor]]:
@@ -174,10 +201,19 @@ def stack(rows: Sequence[Rollout], pad_token_id: int) -> Rollout:
         tensors = (getattr(row, name) for row in rows)
         return torch.cat([pad(tensor, (0, width - tensor.shape[1]), value=value) for tensor in tensors])
 
+    def alternatives(name: str) -> torch.Tensor | None:
+        tensors = [tensor for row in rows if (tensor := getattr(row, name)) is not None]
+        if len(tensors) < len(rows):
+            return None
+        most = max(tensor.shape[2] for tensor in tensors)
+        return torch.cat([pad(one, (0, most - one.shape[2], 0, width - one.shape[1])) for one in tensors])
+
     names = ("prompt_length", "length", "end", "stopped", "forwards")
     return Rollout(
         input_ids=padded("input_ids", pad_token_id),
         commit_step=padded("commit_step", NEVER),
         confidence=padded("confidence", 0.0),
+        top_ids=alternatives("top_ids"),
+        top_log_probability=alternatives("top_log_probability"),
         **{name: torch.cat([getattr(row, name) for row in rows]) for name in names},
     )

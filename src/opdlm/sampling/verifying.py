@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from opdlm.core.layout import CLEAN, PADDING, Attention
-from opdlm.core.propose import Proposals, chosen, present, propose, race
+from opdlm.core.propose import Proposals, chosen, counted, propose, race
 from opdlm.core.types import NEVER
 from opdlm.sampling.drafters import Drafter
 from opdlm.sampling.rules import TYPICAL
@@ -32,7 +32,7 @@ class Verifying:
     def __init__(self, slots: Slots, ends: Callable[[torch.Tensor], torch.Tensor], drafter: Drafter) -> None:
         """`ends`: positions [B, n] -> bool, tokens after which a text ends, once everything before is known."""
         self.slots, self.ends, self.drafter = slots, ends, drafter
-        slots.margin = drafter.margin
+        slots.margin, slots.verified = drafter.margin, True
         self._pending = 0  # most drafts that a row has
 
     def step(self) -> list[Finished]:
@@ -53,10 +53,9 @@ class Verifying:
         accepted = held.int().cumprod(-1).sum(-1)
         token = torch.where(held, guess, seen.token)
         fresh = (place <= accepted[:, None]) & (checked < state.end[:, None])
-        state.write(checked, fresh & slots.busy()[:, None], token, seen.confidence)
+        confidence = seen.log_probability.gather(-1, token[..., None])[..., 0].exp()
+        slots.commit(checked, fresh & slots.busy()[:, None], token, confidence, seen.log_probability)
         forced, most = (torch.zeros_like(accepted), 0) if constraining is None else constraining.follow(checked)
-        state.step += 1
-        state.forwards += 1
         # A window behind the last draft is of use where all drafts held.
         useful = shape.every | (accepted == state.drafted)
         index = accepted if shape.every else torch.zeros_like(accepted)
@@ -106,13 +105,21 @@ class Verifying:
         slots, state = self.slots, self.slots.state
         controls = slots.controls()
         pick = partial(race, seed=state.seed[:, None], position=position)
-        if controls.repetition_penalty is None:
-            return {"controls": controls, "pick": pick}
-        text = slots.columns < state.start[:, None]
-        has = present(state.ids, slots.vocabulary, text)[:, None].repeat(1, position.shape[1], 1)
-        for j in range(1, position.shape[1]):  # what is drafted before counts as well
-            has[:, j] = has[:, j - 1].scatter(1, state.ids.gather(1, position[:, j - 1 : j]), True)
-        return {"controls": controls, "pick": pick, "has": has}
+        picking: dict[str, Any] = {"controls": controls, "pick": pick}
+        if controls.repetition_penalty is not None:
+            picking["has"] = self._counted(slots.columns < state.start[:, None], position) > 0
+        if controls.presence_penalty is not None:
+            picking["written"] = self._counted(state.written(), position)
+        return picking
+
+    def _counted(self, where: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """[B, n, V]: how often each token stands `where` [B, T], and as a draft before each `position` [B, n]."""
+        ids, count = self.slots.state.ids, position.shape[1]
+        counts = counted(ids, self.slots.vocabulary, where)[:, None].repeat(1, count, 1)
+        drafted = torch.ones_like(counts[:, 0, :1])
+        for j in range(1, count):
+            counts[:, j] = counts[:, j - 1].scatter_add(1, ids.gather(1, position[:, j - 1 : j]), drafted)
+        return counts
 
     def _typical(self, seen: Proposals, drafts: torch.Tensor) -> torch.Tensor:
         """[B, n] drafts that a row accepts though the AR model would write something else."""

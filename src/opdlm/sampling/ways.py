@@ -3,7 +3,7 @@
 from typing import Literal
 
 from opdlm.errors import UsageError
-from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.models.block_diffusion import NO_MASK, BlockDiffusionModel
 from opdlm.models.drafting import DraftingModel
 from opdlm.sampling.rules import CHECKED, RULES, VERIFIED
 
@@ -18,6 +18,10 @@ def way_of(model: BlockDiffusionModel, kind: str) -> Way:
         raise UsageError(
             f"a lossless model does not decode by {kind!r}; choose verified, typical, or sequential (no drafts)"
         )
+    if model.mask_token_id == NO_MASK:
+        if kind == "sequential":
+            return "verified"
+        raise UsageError(f"an autoregressive model does not decode by {kind!r}; it has sequential alone")
     if kind in RULES:
         return "denoised"
     if kind not in CHECKED:

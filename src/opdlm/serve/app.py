@@ -1,0 +1,135 @@
+"""The routes: OpenAI's, ours beside them, and what operators ask."""
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST
+
+import opdlm
+from opdlm.config import ServeSettings
+from opdlm.sampling.api import DiffusionLM
+from opdlm.serve.answering import Answering
+from opdlm.serve.failures import ApiError, BodyLimit, answer_errors
+from opdlm.serve.forms import Model
+from opdlm.serve.loop import EngineLoop
+from opdlm.serve.metrics import Metrics
+from opdlm.serve.protocol import ChatBody, CompletionBody, InfillBody
+from opdlm.serve.replies import TokenTexts
+
+PAGE = Path(__file__).parent / "page" / "index.html"
+
+
+def make_app(models: dict[str, DiffusionLM], settings: ServeSettings, ended: Callable[[], None]) -> FastAPI:
+    """The application: its engine thread starts and stops with it. `ended`: called when that thread has ended."""
+    capacity = settings.batch_size + settings.queue_limit
+    makers = {name: lambda lm=lm: lm.engine(settings.batch_size) for name, lm in models.items()}
+    loop = EngineLoop(makers, capacity, settings.timeout_s)
+    metrics = Metrics(loop)
+    served = {name: Model(name, lm, TokenTexts(lm.tokenizer, lm.tokens)) for name, lm in models.items()}
+
+    @asynccontextmanager
+    async def life(_app: FastAPI) -> AsyncIterator[None]:
+        loop.start(ended)
+        yield
+        await loop.stop()
+
+    app = FastAPI(
+        title="opdlm",
+        version=opdlm.__version__,
+        lifespan=life,
+        docs_url=None,  # these two load their scripts from elsewhere
+        redoc_url=None,
+    )
+    app.add_middleware(BodyLimit, most=settings.max_body_bytes)
+    answer_errors(app, metrics.refused)
+    if settings.cors_origins:
+        origins = list(settings.cors_origins)
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    app.include_router(_api(Answering(served, loop, metrics, capacity)), dependencies=_keys(settings.api_key))
+    app.include_router(_operations(loop, metrics))
+    return app
+
+
+def _api(answering: Answering) -> APIRouter:
+    """What clients call."""
+    router, started = APIRouter(prefix="/v1"), int(time.time())
+
+    def card(name: str) -> dict[str, Any]:
+        model = answering.models[name].lm
+        return {
+            "id": name,
+            "object": "model",
+            "created": started,
+            "owned_by": "opdlm",
+            "max_model_len": model.model.max_length,
+            "block_size": model.model.geometry.block_size,
+        }
+
+    @router.get("/models")
+    async def models() -> Any:
+        return {"object": "list", "data": [card(name) for name in answering.models]}
+
+    @router.get("/models/{name:path}")
+    async def model(name: str) -> Any:
+        if name not in answering.models:
+            raise ApiError(404, f"there is no model {name!r}", "model", "model_not_found")
+        return card(name)
+
+    @router.post("/chat/completions")
+    async def chat(body: ChatBody, request: Request) -> Response:
+        return await answering.answer(body, request)
+
+    @router.post("/completions")
+    async def completions(body: CompletionBody, request: Request) -> Response:
+        return await answering.answer(body, request)
+
+    @router.post("/infill")
+    async def infill(body: InfillBody, request: Request) -> Response:
+        return await answering.answer(body, request)
+
+    return router
+
+
+def _operations(loop: EngineLoop, metrics: Metrics) -> APIRouter:
+    """What is asked of a server, not of a model: open to all."""
+    router = APIRouter()
+
+    @router.get("/health")
+    async def health() -> Response:
+        return JSONResponse({"status": "ok"} if loop.alive else {"status": "stopped"}, 200 if loop.alive else 503)
+
+    @router.get("/metrics")
+    async def numbers() -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @router.get("/", include_in_schema=False)
+    async def page() -> Response:
+        if not PAGE.is_file():
+            raise ApiError(404, "there is no page here; the API begins at /v1")
+        return FileResponse(PAGE)
+
+    return router
+
+
+def _keys(expected: str | None) -> list[Any]:
+    """What a request must pass: nothing, or the key."""
+    if expected is None:
+        return []
+
+    bearer = HTTPBearer(auto_error=False)
+
+    async def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
+        sent = "" if given is None else given.credentials
+        if not secrets.compare_digest(sent.encode(), expected.encode()):
+            message = "the API key is missing or wrong; send it as `Authorization: Bearer KEY`"
+            raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+    return [Depends(check)]
