@@ -88,6 +88,7 @@ def _free_folder() -> str:
 
 
 def _story(arguments: Namespace, output: Path) -> None:
+    from opdlm.core.types import Geometry
     from opdlm.evals.compare import usual_decodings
     from opdlm.records.run_folder import RunFolder
     from opdlm.report.html import REPORT, write_report
@@ -108,7 +109,8 @@ def _story(arguments: Namespace, output: Path) -> None:
     drafting = _converted(lossless, problems[0], console)
 
     note("\nall answer the same new questions ...")
-    usual = usual_decodings(distilled.usual_decoding.kind)
+    geometry = Geometry(distilled.block_size, distilled.prediction, distilled.context)
+    usual = usual_decodings(distilled.usual_decoding.kind, geometry)
     with answering(make_console(stderr=True)) as show:
         exact = _compared(drafting, lossless, problems, (_decoding(lossless),), show)
         lossy = _compared(student, distilled, problems, tuple(dict.fromkeys((*usual, _decoding(distilled)))), show)

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdlm.checkpoints.load import load_ar_model
 from opdlm.config import LOSSLESS, GenerationSettings, settings_from
+from opdlm.core.types import Geometry
 from opdlm.errors import CheckpointError, UsageError
 from opdlm.evals.acceptance import acceptance_of
 from opdlm.evals.answers import answered
@@ -47,7 +48,7 @@ def evaluate(
         model: folder or hub name of the converted model. against: of the AR model that it was made from; None: as the
             model's run or card says (`original_of`).
         problems: a file (`load_problems`), or a list.
-        decodings: how the converted model decodes, such as "prefix:0.95"; one evaluation each. None: four, from one
+        decodings: how the converted model decodes, such as "prefix:0.95"; one evaluation each. None: some, from one
             token a step to many, in its usual order.
         max_new_tokens: longest answer. batch_size: rows decoded at once. device: "cpu", "cuda", "mps" or "auto".
         on_progress: called at the start and with each answer. on_answer: called with each answer and its verdict.
@@ -69,7 +70,7 @@ def evaluate(
     confinement_for(asked, allow_unconfined_code=allow_unconfined_code)  # an error before any model is loaded
     against = original_of(model) if against is None else against
     student, ar_model = load_pair(model, against, device)
-    chosen = decodings or usual_decodings(student.defaults.decoding.kind)
+    chosen = decodings or usual_decodings(student.defaults.decoding.kind, student.model.geometry)
     made = compare(
         student,
         ar_model,
@@ -160,13 +161,14 @@ def compare(
     return Comparison(teacher=teacher, students=tuple(students), batch_size=batch_size)
 
 
-def usual_decodings(kind: str) -> tuple[str, ...]:
+def usual_decodings(kind: str, geometry: Geometry) -> tuple[str, ...]:
     """What a student is compared by if nothing is asked for: one token a step, then ever more, in its usual order."""
     if kind in LOSSLESS:
         return ("sequential", kind)
-    if kind == "prefix":
-        return ("sequential", "prefix:0.98", "prefix:0.95", "prefix:0.9")
-    return ("static", "dynamic:0.9", "dynamic:0.8", "dynamic:0.7")
+    if kind not in ("prefix", "checked"):
+        return ("static", "dynamic:0.9", "dynamic:0.8", "dynamic:0.7")
+    reads = (geometry.prediction, geometry.context) == ("shifted", "causal")  # and so checks its own drafts
+    return ("sequential", *(["checked"] if reads else []), "prefix:0.98", "prefix:0.95", "prefix:0.9")
 
 
 def greedy(decoding: str, max_new_tokens: int) -> GenerationSettings:
