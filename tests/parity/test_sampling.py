@@ -141,7 +141,8 @@ def test_what_is_generated_can_be_trained_on() -> None:
     rollouts += [engine.write(fillings([[7, MASK, 8, 9, MASK], [MASK, 7]], settings, MASK, 4))]
     weight = torch.ones(MASK + 1, 1, requires_grad=True)
     for rollout in rollouts:
-        assert not any(torch.is_inference(getattr(rollout, field.name)) for field in fields(rollout))
+        tensors = (getattr(rollout, field.name) for field in fields(rollout))
+        assert not any(torch.is_inference(tensor) for tensor in tensors if tensor is not None)
         assert rollout.confidence is not None
         looked_up = torch.nn.functional.embedding(rollout.input_ids, weight)[..., 0]
         (looked_up * rollout.confidence).sum().backward()

@@ -14,7 +14,7 @@ from opdlm.core.divergence import forward_kl
 from opdlm.core.states import StateChoice, select_states
 from opdlm.core.types import NEVER, Rollout, StateBatch, TeacherTargets
 from opdlm.core.windows import WindowChoice, select_windows
-from opdlm.distill.pair import Pair
+from opdlm.distill.pair import Pair, pass_of
 from opdlm.distill.rollout import Written
 from opdlm.distill.step import SAMPLES, Batch, Plan
 from opdlm.models.drafting import DraftingModel
@@ -115,7 +115,7 @@ def _seen(
         kept.append((forward_kl(expected, predicted), likely.indices, likely.values.exp()))
         return torch.zeros_like(predicted[:, 0])
 
-    pair.training_pass(states, look, *more)
+    pass_of(pair.student)(states, look, *more)  # this process alone looks: nothing that others wait for
     places = iter(states.position.tolist())
     for parts in kept:
         for kl, ids, shares in zip(*(part.tolist() for part in parts), strict=True):

@@ -61,6 +61,11 @@ class WindowPass(nn.Module):
         return chunked_sum(hidden, states.weight, states.weight.sum(), head, row_losses, rows)
 
 
+def pass_of(student: BlockDiffusionModel) -> nn.Module:
+    """The pass in which such a student is trained, with nothing wrapped around it."""
+    return WindowPass(student) if isinstance(student, DraftingModel) else TrainingPass(student)
+
+
 @dataclass(frozen=True)
 class Pair:
     """Attributes:
@@ -79,5 +84,4 @@ class Pair:
         cls, student: BlockDiffusionModel, teacher: Teacher, tokens: SpecialTokens, ranks: Ranks | None = None
     ) -> "Pair":
         """`ranks`: the processes that share the work; default: this one alone."""
-        made = WindowPass(student) if isinstance(student, DraftingModel) else TrainingPass(student)
-        return cls(student, teacher, tokens, (ranks or OneProcess()).wrapped(made))
+        return cls(student, teacher, tokens, (ranks or OneProcess()).wrapped(pass_of(student)))
