@@ -34,6 +34,7 @@ from opdlm.tiny.weights import ar_model_path, lossless_path
 QUESTIONS = {1: 48, 8: 128, 32: 256}
 """Batch size -> questions of one timed pass."""
 DECODINGS = ("verified", "verified:3", "verified:auto", "sequential")
+COMPILED = ("verified", "verified:auto")
 MAX_NEW_TOKENS = 64
 AR, AR_COMPILED, OURS, OURS_COMPILED = "transformers AR", "transformers AR, compiled", "opdlm", "opdlm, compiled"
 
@@ -97,6 +98,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=list(QUESTIONS), choices=QUESTIONS, metavar="B")
+    parser.add_argument("--decodings", nargs="+", default=list(DECODINGS), metavar="D", help="those that are timed")
+    parser.add_argument("--name", default="lossless", help="of the result file")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     torch.set_num_threads(arguments.threads)
@@ -111,15 +115,16 @@ def main() -> None:
     prompts = [encode_prompt(tokenizer, problem.prompt) for problem in problems]
     expected = writers.autoregressive(ar_model, tokenizer, MAX_NEW_TOKENS, 1).answer(prompts)
     rows = same_text(model, prompts, [problem.family for problem in problems], expected)
-    for batch_size, questions in QUESTIONS.items():
+    for batch_size in arguments.batch_sizes:
+        questions = QUESTIONS[batch_size]
         turns: dict[str, Writer] = {AR: writers.autoregressive(ar_model, tokenizer, MAX_NEW_TOKENS, batch_size)}
-        turns |= {f"{OURS}, {one}": writers.engine(model, settings_of(one), batch_size) for one in DECODINGS}
+        turns |= {f"{OURS}, {one}": writers.engine(model, settings_of(one), batch_size) for one in arguments.decodings}
         if compiled:
             turns[AR_COMPILED] = writers.autoregressive(ar_fast, tokenizer, MAX_NEW_TOKENS, batch_size)
-            for one in ("verified", "verified:auto"):
+            for one in (one for one in arguments.decodings if one in COMPILED):
                 turns[f"{OURS_COMPILED}, {one}"] = writers.engine(fast, settings_of(one), batch_size)
         rows += speed(turns, prompts[:questions], batch_size, arguments.repeats)
-        print(f"written to {measuring.write('lossless', rows)}", flush=True)
+        print(f"written to {measuring.write(arguments.name, rows)}", flush=True)
 
 
 if __name__ == "__main__":
