@@ -2,12 +2,15 @@
 
 import io
 import json
+import re
 import tomllib
+from importlib.resources import files
 
 import pytest
 from rich.console import Console
 
 from cli_support import SMALL, call, fails, fingerprint
+from opdlm import recipes
 from opdlm.cli.views import ConversionView
 from opdlm.cli.watch import MASK_SIGN, DraftView
 from opdlm.config import ConvertSettings
@@ -272,7 +275,11 @@ def test_demo(ar_model, tmp_path, capsys, monkeypatch):
     (tmp_path / "tiny.toml").write_text(RECIPE)
     monkeypatch.setattr("opdlm.tiny.weights.ar_model_path", lambda: ar_model)
     output = tmp_path / "demo"
-    words = ("demo", "--recipe", tmp_path / "tiny.toml", "--output", output, "--per-family", "2")
+    lossless = (files(recipes) / "demo-lossless.toml").read_text("utf-8")
+    lossless = re.sub("(?m)^(lora_rank|rollouts|prompts_per_rollout|rows_per_update) = .*", r"\1 = 2", lossless)
+    (tmp_path / "gate.toml").write_text(lossless)
+    words = ("demo", "--recipe", tmp_path / "tiny.toml", "--lossless-recipe", tmp_path / "gate.toml")
+    words += ("--output", output, "--per-family", "2")
 
     def stop(view, line):
         raise KeyboardInterrupt

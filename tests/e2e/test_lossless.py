@@ -170,7 +170,7 @@ def test_what_a_lossless_model_does_not_do(run: Path) -> None:
     model = opdlm.load(run)
     with pytest.raises(UsageError, match="choose verified, typical, or sequential"):
         model.write("abc", decoding="dynamic")
-    with pytest.raises(UsageError, match="convert without --lossless"):
+    with pytest.raises(UsageError, match="fills no gaps"):
         model.infill("a [[MASK:2]] b")
     from opdlm.tiny.weights import student_path
 

@@ -23,7 +23,7 @@ from opdlm.checkpoints.bundle import model_file
 from opdlm.checkpoints.gate_folder import save_gate
 from opdlm.checkpoints.load import ENTRY, is_checkpoint
 from opdlm.checkpoints.model_card import model_card
-from opdlm.config import CONSTRAINTS, GenerationSettings
+from opdlm.config import GenerationSettings
 from opdlm.errors import NonFiniteWeightsError, OutputExistsError, StorageError
 from opdlm.models.block_diffusion import NO_MASK, BlockDiffusionModel
 from opdlm.models.drafting import DraftingModel
@@ -79,7 +79,7 @@ def save_checkpoint(
         tokenizer.save_pretrained(draft)
         tokens = special_tokens(model.model, tokenizer, needs_mask=model.mask_token_id != NO_MASK)
         _add_entries(draft / "config.json", own)
-        defaults = {ENTRY: generation.model_dump(mode="json", exclude=set(CONSTRAINTS)), **_stop_entries(tokens)}
+        defaults = {ENTRY: generation.of_checkpoint(), **_stop_entries(tokens)}
         _add_entries(draft / "generation_config.json", defaults)
         card = model_card(model, generation, provenance, adapter=base is not None)
         (draft / "README.md").write_text(card, encoding="utf-8")

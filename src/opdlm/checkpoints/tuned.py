@@ -40,7 +40,7 @@ def write_decoding(folder: Path, decoding: str, evidence: Mapping[str, Any]) -> 
     old = path.read_bytes() if path.exists() else b"{}\n"
     content = read_json(path) if path.exists() else {}
     settings = settings_from(GenerationSettings, {**(content.get(ENTRY) or {}), "decoding": decoding})
-    new = content | {ENTRY: settings.model_dump(mode="json"), EVIDENCE: dict(evidence)}
+    new = content | {ENTRY: settings.of_checkpoint(), EVIDENCE: dict(evidence)}
     draft, backup = path.with_name(f".{FILE}.partial"), _free(folder)
     try:
         backup.write_bytes(old)

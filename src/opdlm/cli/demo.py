@@ -37,7 +37,7 @@ at once, and write OUTPUT/report.html and OUTPUT/evaluation.json. The lossless c
 """
 _EXAMPLES = ("opdlm demo", "opdlm demo --quick --output quick-demo")
 _FOLDER = "opdlm-demo"
-_LOSSLESS = "lossless"  # recipe: demo-lossless; folder: inside the demo's
+_LOSSLESS = "lossless"  # folder inside the demo's
 _QUICK = 10  # a quick demo does a tenth
 _ONE_BY_ONE = 8  # of the questions, one in so many is also asked at batch size 1
 
@@ -57,6 +57,12 @@ def parser() -> Parser:
     made.add_argument("--quick", action="store_true", help="a tenth of the training and of the questions")
     made.add_argument(
         "--recipe", default="demo", help="of the distillation: name of a recipe, or a .toml file (default: demo)"
+    )
+    made.add_argument(
+        "--lossless-recipe",
+        default="demo-lossless",
+        metavar="RECIPE",
+        help="of the lossless conversion (default: demo-lossless)",
     )
     made.add_argument("--model", help="another autoregressive model, made with the same tokenizer and chat template")
     made.add_argument("--per-family", type=int, default=100, metavar="N", help="questions of each task (default: 100)")
@@ -96,7 +102,7 @@ def _story(arguments: Namespace, output: Path) -> None:
 
     began = time.perf_counter()
     distilled = _settings(arguments, arguments.recipe, output)
-    lossless = _settings(arguments, f"demo-{_LOSSLESS}", output / _LOSSLESS)
+    lossless = _settings(arguments, arguments.lossless_recipe, output / _LOSSLESS)
     problems = evaluation_set(max(2, arguments.per_family // (_QUICK if arguments.quick else 1)))
     console = make_console(record=arguments.picture is not None)
     note = ConversionView(console).note
@@ -104,9 +110,9 @@ def _story(arguments: Namespace, output: Path) -> None:
         note(f"{_FOLDER} is there already; this demo goes to {output}")
     note(f"original: {arguments.model or 'the small model that ships with opdlm'}")
     note("\n1. on-policy distillation: blocks of masks, several tokens a forward at some loss")
-    student = _converted(distilled, problems[0], console)
+    student = _converted(distilled, problems[0], console, arguments.resume)
     note("\n2. lossless: an adapter drafts, the original's own weights verify; the text stays the same")
-    drafting = _converted(lossless, problems[0], console)
+    drafting = _converted(lossless, problems[0], console, arguments.resume)
 
     note("\nall answer the same new questions ...")
     geometry = Geometry(distilled.block_size, distilled.prediction, distilled.context)
@@ -156,8 +162,8 @@ def _decoding(settings: ConvertSettings) -> str:
     return as_text(settings.usual_decoding)
 
 
-def _converted(settings: ConvertSettings, asked: "Problem", console: "Console") -> Path:
-    """The folder of the model: of a new run, or of one that is gone on with."""
+def _converted(settings: ConvertSettings, asked: "Problem", console: "Console", resumed: bool) -> Path:
+    """The folder of the model: of a new run, or of one that is gone on with if it had begun."""
     from opdlm.distill import api
     from opdlm.records.run_folder import RunFolder
     from opdlm.tiny.families import mixed
@@ -174,7 +180,7 @@ def _converted(settings: ConvertSettings, asked: "Problem", console: "Console") 
         sampler.step(metrics)
 
     with view:
-        if folder.path.exists():
+        if resumed and folder.path.exists():
             model = api.resume(folder.path, on_start=start, on_step=step)
         else:
             assert settings.rollouts is not None

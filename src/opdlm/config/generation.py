@@ -81,6 +81,10 @@ class GenerationSettings(Settings):
         default=None, description="the response is a text of this grammar, in llguidance's Lark"
     )
 
+    def of_checkpoint(self) -> dict[str, Any]:
+        """What a checkpoint keeps: its own model file knows no constraints."""
+        return self.model_dump(mode="json", exclude=set(CONSTRAINTS))
+
     @property
     def constraint(self) -> tuple[str, Any] | None:
         """(name, value) of the one of CONSTRAINTS that is given."""
