@@ -4,9 +4,23 @@ import { Dial } from "./dial.js";
 import { element, say } from "./elements.js";
 import { Writing } from "./writing.js";
 
+const MEASURES = [
+  ["tokens", ({ usage }) => String(usage.completion_tokens)],
+  ["forwards", ({ usage }) => String(usage.forwards)],
+  ["tokens per forward", ({ usage }) => usage.tokens_per_forward.toFixed(2)],
+  ["seconds", ({ seconds }) => seconds.toFixed(2)],
+  ["tokens per second", ({ usage, seconds }) => (usage.completion_tokens / seconds).toFixed(1)],
+];
+
+const scoped = (scope, text) => {
+  const made = element("th", "", text);
+  made.scope = scope;
+  return made;
+};
+
 export const startCompare = (page, cards) => {
   const section = document.querySelector("#compare");
-  const [form, text, table] = ["form", "textarea", ".wide"].map((one) => section.querySelector(one));
+  const [form, text, table] = ["form", "textarea", ".took"].map((one) => section.querySelector(one));
   const verdict = section.querySelector(".verdict");
   const right = cards.find((card) => card.decodings.length === 1) ?? cards[1] ?? cards[0];
   const left = cards.find((card) => card !== right) ?? right;
@@ -15,32 +29,35 @@ export const startCompare = (page, cards) => {
     holder: side.querySelector(".result"),
   }));
 
-  const row = (name, { usage, seconds }) => {
-    const made = element("tr");
-    const head = element("th", "", name);
-    head.scope = "row";
-    const { completion_tokens: tokens, forwards, tokens_per_forward: each } = usage;
-    const cells = [tokens, forwards, each.toFixed(2), seconds.toFixed(2), (tokens / seconds).toFixed(1)];
-    made.append(head, ...cells.map((cell) => element("td", "", String(cell))));
-    return made;
+  const drawTook = (results) => {
+    const head = element("tr");
+    head.append(element("td"), ...results.map(({ name }) => scoped("col", name)));
+    const rows = MEASURES.map(([measure, of]) => {
+      const row = element("tr");
+      row.append(scoped("row", measure), ...results.map((result) => element("td", "", of(result))));
+      return row;
+    });
+    const [top, body] = [element("thead"), element("tbody")];
+    top.append(head);
+    body.append(...rows);
+    table.replaceChildren(top, body);
   };
 
   const compare = async (prompt, signal) => {
-    const rows = [];
     table.hidden = verdict.hidden = true;
     const writings = sides.map((side) => new Writing(side.holder));
     const body = { messages: [{ role: "user", content: prompt }], ...page.sampling() };
-    const texts = [];
+    const results = [];
     for (const [i, { dial }] of sides.entries()) {
       const done = await writings[i].run("v1/chat/completions", body, { dial, prompt, signal });
       if (!done.complete) return;
-      texts.push(done.text);
-      rows.push(row(dial.name, done));
+      results.push({ name: dial.name, ...done });
     }
-    table.querySelector("tbody").replaceChildren(...rows);
-    verdict.textContent = texts[0] === texts[1] ? "Both wrote the same text." : "The texts differ.";
+    drawTook(results);
+    verdict.textContent = results[0].text === results[1].text ? "Both wrote the same text." : "The texts differ.";
     table.hidden = verdict.hidden = false;
-    say(`${verdict.textContent} ${rows.map((one) => [...one.cells].map((cell) => cell.textContent).join(", ")).join("; ")}`);
+    const took = results.map(({ name, usage, seconds }) => `${name}: ${usage.forwards} forwards, ${seconds.toFixed(2)} s`);
+    say(`${verdict.textContent} ${took.join("; ")}`);
   };
 
   form.addEventListener("submit", (event) => {

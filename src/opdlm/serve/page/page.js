@@ -15,10 +15,12 @@ const page = {
     return Object.fromEntries(given.map(([name, input]) => [name, Number(input.value)]));
   },
 
-  /* Runs `act(signal)` while the form shows "Stop" in place of its other button; an error is told in words. Resolves to
-     whether there was none. */
+  /* Runs `act(signal)` while the form shows "Stop" in place of its other button; an error is told in words. */
   async busy(form, act) {
-    if (document.body.classList.contains("busy")) return false;
+    if (document.body.classList.contains("busy")) {
+      page.alert("Another text is being written. Wait for it, or stop it.");
+      return;
+    }
     const [go, stop] = [form.querySelector(".go"), form.querySelector(".stop")];
     const controller = new AbortController();
     const end = () => controller.abort();
@@ -27,24 +29,20 @@ const page = {
       go.hidden = busy;
       stop.hidden = !busy;
     };
+    const pressed = document.activeElement === go;
     page.alert("");
     shown(true);
+    if (pressed) stop.focus();
     stop.addEventListener("click", end);
-    addEventListener("pagehide", end);
-    const focused = form.contains(document.activeElement) && document.activeElement === go;
-    if (focused) stop.focus();
     try {
       await act(controller.signal);
-      return true;
     } catch (error) {
       page.fail(error);
-      return false;
     } finally {
-      const refocus = document.activeElement === stop;
+      const stopped = document.activeElement === stop;
       shown(false);
-      if (refocus) go.focus();
+      if (stopped) go.focus();
       stop.removeEventListener("click", end);
-      removeEventListener("pagehide", end);
     }
   },
 
