@@ -1,6 +1,8 @@
 """The page at `/` in a real browser, against a real server: chat, the dial, side by side, gaps, keyboard, phone."""
 
 import json
+import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -42,8 +44,7 @@ def root(browser) -> Iterator[str]:
 @contextmanager
 def opened(browser: Any, root: str, faults: list[str], **options: Any) -> Iterator[Any]:
     """A page, and in `faults` what went wrong in it or left the server."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}) if not options else None
-    context = context or browser.new_context(**options)
+    context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
     page = context.new_page()
     page.set_default_timeout(120_000)
     page.on("pageerror", lambda error: faults.append(str(error)))
@@ -68,7 +69,7 @@ def asked(page: Any, text: str = PROMPT, number: int = 0) -> Any:
     page.locator("#chat-prompt").fill(text)
     page.keyboard.press("Enter")
     reply = page.locator("#chat .reply").nth(number)
-    reply.locator(".facts", has_text="forwards, ").wait_for()
+    reply.locator(".facts", has_text=re.compile(r"forwards?, .* s$")).wait_for()
     page.locator("#chat .go").wait_for()
     return reply
 
@@ -81,7 +82,7 @@ def saved(page: Any, within: Any) -> Trajectory:
 
 
 def event(tokens: list[Any], forwards: int, start: int = 0, **delta: Any) -> dict[str, Any]:
-    draft = {"start": start, "position": 6 + start, "tokens": tokens, "forwards": forwards}
+    draft = {"start": start, "position": 4 + start, "tokens": tokens, "forwards": forwards}
     return {"choices": [{"index": 0, "delta": {"draft": draft, **delta}}], "usage": None}
 
 
@@ -99,7 +100,9 @@ def replayed(page: Any, *events: dict[str, Any]) -> None:
 def test_a_prompt_is_answered_as_generate_does(page) -> None:
     """Else the page would show another text than the model's, or save another trajectory than it had."""
     reply = asked(page)
-    expected = diffusion().generate([diffusion().tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True).input_ids])
+    expected = diffusion().generate(
+        [diffusion().tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True).input_ids]
+    )
     record = expected.trajectories()[0]
     assert reply.locator(".answer").text_content() == diffusion().decode(expected)[0]
     assert reply.locator(".facts").text_content().startswith(f"24 tokens in {record.forwards} forwards, ")
@@ -136,7 +139,7 @@ def test_the_dial_offers_what_the_model_can_do(page) -> None:
     for kind in [name.split()[0] for name in names]:
         kinds.select_option(kind)
         said.add(dial.locator(".does").text_content())
-    assert len(said) == len(names) - 1  # static and sequential differ in more than that; klass has its own
+    assert len(said) == len(names)
     kinds.select_option("static")
     dial.get_by_label("tokens per forward").fill("3")
     reply = asked(page)
@@ -146,7 +149,12 @@ def test_the_dial_offers_what_the_model_can_do(page) -> None:
     assert not kinds.is_visible()
     assert "nothing to set" in dial.locator(".does").text_content()
     dial.get_by_label("model").select_option("lossless")
-    assert kinds.locator("option").all_text_contents() == ["sequential", "verified (as saved)", "verified:auto", "typical"]
+    assert kinds.locator("option").all_text_contents() == [
+        "sequential",
+        "verified (as saved)",
+        "verified:auto",
+        "typical",
+    ]
     reply = asked(page, number=1)
     found = saved(page, reply)
     assert found.verified
@@ -172,7 +180,7 @@ def test_a_text_is_seen_while_it_is_denoised(page) -> None:
         seen.append("".join(shown))
     assert seen == ["AC", "AC", "A", ""]
     record = saved(page, reply)
-    assert (record.positions, record.commit_steps) == ((6, 7, 8, 9), (0, 3, 1, 0))
+    assert (record.positions, record.commit_steps) == ((4, 5, 6, 7), (0, 3, 1, 3))
     assert (record.token_ids, record.forwards) == ((1, 2, 3, 4), 4)
 
 
@@ -208,7 +216,7 @@ def test_two_models_side_by_side(page) -> None:
     assert [row[0] for row in cells[1:]] == ["tokens", "forwards", "tokens per forward", "seconds", "tokens per second"]
     forwards = [saved(page, side).forwards for side in page.locator("#compare .result").all()]
     assert cells[2] == ["forwards", *map(str, forwards)]
-    assert (cells[1][2], forwards[1]) == ("12", 12)
+    assert cells[1][2] == cells[2][2]
     texts = page.locator("#compare .answer").all_text_contents()
     same = "Both wrote the same text." if texts[0] == texts[1] else "The texts differ."
     assert page.locator(".verdict").text_content() == same
@@ -222,7 +230,9 @@ def test_a_gap_is_marked_and_filled(page) -> None:
     page.locator("#fill .go").click()
     assert "There is no gap yet" in page.get_by_role("alert").text_content()
     for word in ("two", "four"):
-        text.evaluate("(e, word) => e.setSelectionRange(e.value.indexOf(word), e.value.indexOf(word) + word.length)", word)
+        text.evaluate(
+            "(e, word) => e.setSelectionRange(e.value.indexOf(word), e.value.indexOf(word) + word.length)", word
+        )
         page.get_by_role("button", name="Make a gap of").click()
     gaps = "one [[MASK:4]] three [[MASK:4]]"
     assert text.input_value() == gaps
@@ -241,17 +251,14 @@ def test_a_gap_is_marked_and_filled(page) -> None:
 
 def test_stop_frees_the_place(page, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a long text would be written to its end for nobody."""
-    step, finished = Engine.step, []
+    step, finished, slow = Engine.step, [], threading.Event()
 
     def noted(engine: Engine) -> Any:
         events = step(engine)
         finished.extend(one for one in events if isinstance(one, Completion))
-        page_may_click.wait(0.05)
+        slow.wait(0.05)
         return events
 
-    import threading
-
-    page_may_click = threading.Event()
     monkeypatch.setattr(Engine, "step", noted)
     page.locator("#sampling summary").click()
     page.get_by_label("most tokens").fill("230")
@@ -263,7 +270,7 @@ def test_stop_frees_the_place(page, root: str, monkeypatch: pytest.MonkeyPatch) 
     page.locator("#chat .go").wait_for()
     assert page.locator("#chat .facts").text_content().startswith("stopped after: ")
     assert not finished
-    page_may_click.set()
+    slow.set()
     for _ in range(100):
         if gauge(root, "opdlm_texts_writing") == 0:
             break
@@ -294,7 +301,6 @@ def test_errors_are_said_in_words(browser, root: str) -> None:
         page.locator("#chat-prompt").fill("x")
         page.keyboard.press("Enter")
         told.get_by_text("The server says: the model could not write.").wait_for()
-        replayed(page, event([known("A", 1)], 1) | {"error": None})
         page.unroute_all()
         page.route("**/v1/*/completions", lambda route: route.abort())
         page.keyboard.press("Enter")
@@ -311,8 +317,7 @@ def test_a_key_is_asked_for_where_the_server_needs_one(browser) -> None:
             field = page.get_by_label("API key")
             field.fill("wrong")
             page.keyboard.press("Enter")
-            page.wait_for_timeout(100)
-            assert "the API key is missing or wrong" in page.get_by_role("alert").text_content()
+            page.get_by_role("alert").get_by_text("the API key is missing or wrong").wait_for()
             field.fill("secret")
             page.keyboard.press("Enter")
             page.locator("#chat-prompt").wait_for()
@@ -336,7 +341,10 @@ def test_it_is_readable(browser, root: str, width: int, scheme: Any) -> None:
         for tab in page.get_by_role("tab").all():
             tab.click()
             assert page.evaluate("document.documentElement.scrollWidth") == width
-            for texts in ("p:not(:empty), span, label, legend, button:not(:disabled), textarea, summary, output", "th, td"):
+            for texts in (
+                "p:not(:empty), span, label, legend, button:not(:disabled), textarea, summary, output",
+                "th, td",
+            ):
                 found = page.eval_on_selector_all(f":is({texts}):not(.dv-masked)", CONTRAST)
                 assert min(found, default=21) >= 4.5
             heights = page.eval_on_selector_all(
