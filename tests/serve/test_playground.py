@@ -14,12 +14,15 @@ from browser import CONTRAST, chromium
 from live_server import MESSAGES, autoregressive, diffusion, gauge, serving
 from lossless import drafting
 from opdlm.config import GenerationSettings
+from opdlm.models.tokens import encode_prompt
 from opdlm.records.trajectory import Trajectory
-from opdlm.sampling.api import DiffusionLM
+from opdlm.sampling.api import DiffusionLM, GenerationOutput
 from opdlm.sampling.engine import Completion, Engine
 from support import tiny_tokenizer
 
+TEXTS = ":is(p, span, label, legend, button:not(:disabled), textarea, summary, output, th, td):not(.dv-masked)"
 PROMPT = MESSAGES[0]["content"]
+SELECT = "(e, word) => e.setSelectionRange(e.value.indexOf(word), e.value.indexOf(word) + word.length)"
 HOSTILE = "<img src=x onerror='window.stolen = 1'>"
 
 
@@ -81,6 +84,10 @@ def saved(page: Any, within: Any) -> Trajectory:
     return Trajectory.from_json(json.loads(caught.value.path().read_text("utf-8")), "saved")
 
 
+def generated(**settings: Any) -> GenerationOutput:
+    return diffusion().generate([encode_prompt(diffusion().tokenizer, MESSAGES)], **settings)
+
+
 def event(tokens: list[Any], forwards: int, start: int = 0, **delta: Any) -> dict[str, Any]:
     draft = {"start": start, "position": 4 + start, "tokens": tokens, "forwards": forwards}
     return {"choices": [{"index": 0, "delta": {"draft": draft, **delta}}], "usage": None}
@@ -100,9 +107,7 @@ def replayed(page: Any, *events: dict[str, Any]) -> None:
 def test_a_prompt_is_answered_as_generate_does(page) -> None:
     """Else the page would show another text than the model's, or save another trajectory than it had."""
     reply = asked(page)
-    expected = diffusion().generate(
-        [diffusion().tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True).input_ids]
-    )
+    expected = generated()
     record = expected.trajectories()[0]
     assert reply.locator(".answer").text_content() == diffusion().decode(expected)[0]
     assert reply.locator(".facts").text_content().startswith(f"24 tokens in {record.forwards} forwards, ")
@@ -144,7 +149,8 @@ def test_the_dial_offers_what_the_model_can_do(page) -> None:
     dial.get_by_label("tokens per forward").fill("3")
     reply = asked(page)
     assert reply.locator(".by").text_content() == "diffusion, static 3"
-    assert reply.locator(".facts").text_content().startswith("24 tokens in 8 forwards, 3.00 per forward, ")
+    forwards = int(generated(decoding="static:3").rollout.forwards)
+    assert f" in {forwards} forwards, " in reply.locator(".facts").text_content()
     dial.get_by_label("model").select_option("autoregressive")
     assert not kinds.is_visible()
     assert "nothing to set" in dial.locator(".does").text_content()
@@ -230,9 +236,7 @@ def test_a_gap_is_marked_and_filled(page) -> None:
     page.locator("#fill .go").click()
     assert "There is no gap yet" in page.get_by_role("alert").text_content()
     for word in ("two", "four"):
-        text.evaluate(
-            "(e, word) => e.setSelectionRange(e.value.indexOf(word), e.value.indexOf(word) + word.length)", word
-        )
+        text.evaluate(SELECT, word)
         page.get_by_role("button", name="Make a gap of").click()
     gaps = "one [[MASK:4]] three [[MASK:4]]"
     assert text.input_value() == gaps
@@ -341,12 +345,7 @@ def test_it_is_readable(browser, root: str, width: int, scheme: Any) -> None:
         for tab in page.get_by_role("tab").all():
             tab.click()
             assert page.evaluate("document.documentElement.scrollWidth") == width
-            for texts in (
-                "p:not(:empty), span, label, legend, button:not(:disabled), textarea, summary, output",
-                "th, td",
-            ):
-                found = page.eval_on_selector_all(f":is({texts}):not(.dv-masked)", CONTRAST)
-                assert min(found, default=21) >= 4.5
+            assert min(page.eval_on_selector_all(TEXTS, CONTRAST)) >= 4.5
             heights = page.eval_on_selector_all(
                 "button, input, select, [role=tab]",
                 "(all) => all.map((one) => one.getBoundingClientRect().height).filter((height) => height > 0)",
