@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from browser import CONTRAST, chromium
-from live_server import MESSAGES, autoregressive, diffusion, gauge, serving
+from live_server import MESSAGES, autoregressive, diffusion, gauge, serving, until
 from lossless import drafting
 from opdlm.config import GenerationSettings
 from opdlm.models.tokens import encode_prompt
@@ -255,17 +255,18 @@ def test_a_gap_is_marked_and_filled(page) -> None:
 
 def test_stop_frees_the_place(page, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a long text would be written to its end for nobody."""
-    step, finished, slow = Engine.step, [], threading.Event()
+    step, finished, steps, stopped = Engine.step, [], [], threading.Event()
 
     def noted(engine: Engine) -> Any:
         events = step(engine)
         finished.extend(one for one in events if isinstance(one, Completion))
-        slow.wait(0.05)
+        steps.append(events)
+        if len(steps) == 3:
+            stopped.wait(100)
         return events
 
+    answered = gauge(root, "opdlm_requests_total")
     monkeypatch.setattr(Engine, "step", noted)
-    page.locator("#sampling summary").click()
-    page.get_by_label("most tokens").fill("230")
     page.locator("#chat .dial").get_by_label("decoding").select_option("sequential")
     page.locator("#chat-prompt").fill(PROMPT)
     page.locator("#chat .go").click()
@@ -273,12 +274,10 @@ def test_stop_frees_the_place(page, root: str, monkeypatch: pytest.MonkeyPatch) 
     page.keyboard.press("Enter")  # the button that was pressed is Stop now
     page.locator("#chat .go").wait_for()
     assert page.locator("#chat .facts").text_content().startswith("stopped after: ")
+    until(lambda: gauge(root, "opdlm_requests_total") == answered + 1)
+    stopped.set()
+    until(lambda: gauge(root, "opdlm_texts_writing") == 0)
     assert not finished
-    slow.set()
-    for _ in range(100):
-        if gauge(root, "opdlm_texts_writing") == 0:
-            break
-    assert gauge(root, "opdlm_texts_writing") == 0
     assert page.locator("#chat .go").evaluate("(button) => button === document.activeElement")
 
 
