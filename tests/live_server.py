@@ -1,7 +1,8 @@
 """A server in a thread of its own, with a real socket, and tiny models behind it."""
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -65,3 +66,12 @@ def gauge(url: str, name: str, model: str = "diffusion") -> float:
     text = httpx2.get(url.removesuffix("/v1") + "/metrics", timeout=120).text
     lines = [line for line in text.splitlines() if line.startswith(name) and f'model="{model}"' in line]
     return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Waits for what must come soon."""
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not come")

@@ -94,9 +94,11 @@ def assert_drafts_end_as(expected: GenerationOutput, drafts: list[dict[str, Any]
     tokens: list[Any] = []
     for draft in drafts:
         assert draft["start"] <= len(tokens)
+        assert draft["position"] - draft["start"] == int(expected.rollout.prompt_length)
         tokens[draft["start"] :] = draft["tokens"]
     begin, end = int(expected.rollout.prompt_length), int(expected.rollout.length)
     ids = expected.rollout.input_ids[0, begin:end].tolist()
+    assert [token["id"] for token in tokens] == ids
     assert [token["token"] for token in tokens] == [diffusion().tokenizer.decode([one]) for one in ids]
     torch.testing.assert_close(
         torch.tensor([token["probability"] for token in tokens]),
@@ -245,6 +247,11 @@ def test_an_ar_model_is_served_beside_it(client: Any) -> None:
     """Else the two could not be compared on the same server."""
     assert [model.id for model in client.models.list().data] == ["diffusion", "autoregressive"]
     assert client.models.retrieve("autoregressive").block_size == 1
+    cards = {card.id: card.to_dict() for card in client.models.list().data}
+    assert (cards["autoregressive"]["decodings"], cards["autoregressive"]["infill"]) == (["sequential"], False)
+    assert {"prefix", "checked"} < set(cards["diffusion"]["decodings"])
+    assert "verified" not in cards["diffusion"]["decodings"]
+    assert cards["diffusion"]["defaults"] == {"decoding": "dynamic:0.3", "temperature": 0.0, "max_tokens": 24}
     expected = generated(autoregressive())
     answer = client.chat.completions.create(model="autoregressive", messages=MESSAGES)
     assert answer.choices[0].message.content == autoregressive().decode(expected)[0]

@@ -1,5 +1,6 @@
 """How the engine writes a request: by denoising blocks, or by drafts that are verified."""
 
+from contextlib import suppress
 from typing import Literal
 
 from opdlm.errors import UsageError
@@ -33,3 +34,13 @@ def way_of(model: BlockDiffusionModel, kind: str) -> Way:
             f"and context {geometry.context}; convert with --prediction shifted --context causal, or choose another"
         )
     return "checked"
+
+
+def kinds_of(model: BlockDiffusionModel) -> list[str]:
+    """All kinds of decoding that the model has."""
+    kinds = []
+    for kind in (*RULES, *CHECKED, *VERIFIED):
+        with suppress(UsageError):
+            way_of(model, kind)
+            kinds.append(kind)
+    return kinds

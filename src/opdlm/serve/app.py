@@ -4,27 +4,27 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import opdlm
-from opdlm.config import ServeSettings
+from opdlm.config import ServeSettings, as_text
+from opdlm.models.block_diffusion import NO_MASK
 from opdlm.sampling.api import DiffusionLM
+from opdlm.sampling.ways import kinds_of
 from opdlm.serve.answering import Answering
 from opdlm.serve.failures import ApiError, BodyLimit, answer_errors
 from opdlm.serve.forms import Model
 from opdlm.serve.loop import EngineLoop
 from opdlm.serve.metrics import Metrics
+from opdlm.serve.playground import playground
 from opdlm.serve.protocol import ChatBody, CompletionBody, InfillBody
 from opdlm.serve.replies import TokenTexts
-
-PAGE = Path(__file__).parent / "page" / "index.html"
 
 
 def make_app(models: dict[str, DiffusionLM], settings: ServeSettings, ended: Callable[[], None]) -> FastAPI:
@@ -55,6 +55,7 @@ def make_app(models: dict[str, DiffusionLM], settings: ServeSettings, ended: Cal
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     app.include_router(_api(Answering(served, loop, metrics, capacity)), dependencies=_keys(settings.api_key))
     app.include_router(_operations(loop, metrics))
+    app.include_router(playground())
     return app
 
 
@@ -63,14 +64,22 @@ def _api(answering: Answering) -> APIRouter:
     router, started = APIRouter(prefix="/v1"), int(time.time())
 
     def card(name: str) -> dict[str, Any]:
-        model = answering.models[name].lm
+        lm = answering.models[name].lm
+        model, own = lm.model, lm.defaults
         return {
             "id": name,
             "object": "model",
             "created": started,
             "owned_by": "opdlm",
-            "max_model_len": model.model.max_length,
-            "block_size": model.model.geometry.block_size,
+            "max_model_len": model.max_length,
+            "block_size": model.geometry.block_size,
+            "decodings": kinds_of(model),
+            "infill": model.mask_token_id != NO_MASK,
+            "defaults": {
+                "decoding": as_text(own.decoding),
+                "temperature": own.temperature,
+                "max_tokens": own.max_new_tokens,
+            },
         }
 
     @router.get("/models")
@@ -109,12 +118,6 @@ def _operations(loop: EngineLoop, metrics: Metrics) -> APIRouter:
     @router.get("/metrics")
     async def numbers() -> Response:
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
-
-    @router.get("/", include_in_schema=False)
-    async def page() -> Response:
-        if not PAGE.is_file():
-            raise ApiError(404, "there is no page here; the API begins at /v1")
-        return FileResponse(PAGE)
 
     return router
 

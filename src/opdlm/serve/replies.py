@@ -94,19 +94,21 @@ class TokenTexts:
         return snapshot.sure - stops
 
     def draft(self, snapshot: Snapshot, begin: int) -> dict[str, Any]:
-        """The response as it is, from position `begin` on: a client puts it in place of what it has from there.
+        """The response as it is, from position `begin` on: a client puts it in place of what it has from there. `start`
+        counts from the response's first token, `position` from the prompt's.
 
         Each token with its probability; None where nothing is known. A token without a probability is a draft that the
         next forward verifies, or, between gaps, given.
         """
         pairs = zip(snapshot.ids[begin:], snapshot.confidence[begin:], strict=True)
         tokens = [self._drafted(token, chance) for token, chance in pairs]
-        return {"start": begin - snapshot.first, "tokens": tokens, "forwards": snapshot.forwards}
+        start, forwards = begin - snapshot.first, snapshot.forwards
+        return {"start": start, "position": begin, "tokens": tokens, "forwards": forwards}
 
     def _drafted(self, token: int, chance: float) -> dict[str, Any] | None:
-        if chance:
-            return {"token": self(token), "probability": round(chance, 4)}
-        return None if token == self._tokens.mask_token_id else {"token": self(token), "probability": None}
+        if not chance and token == self._tokens.mask_token_id:
+            return None
+        return {"token": self(token), "id": token, "probability": round(chance, 4) if chance else None}
 
     def _entry(self, token: int, log: float) -> dict[str, Any]:
         text = self(token)
