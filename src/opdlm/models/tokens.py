@@ -2,7 +2,7 @@
 
 import json
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdlm.errors import MaskTokenError, PromptsError
 from opdlm.models.parts import input_embedding, lm_head
+from opdlm.models.tool_calls import with_arguments
 
 MASK_TOKEN = "<|mask|>"
 _MOST_UNTRAINED = 0.1
@@ -118,7 +119,10 @@ def _set_to_mean(model: PreTrainedModel, new: slice, used: int) -> None:
 
 
 def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, Any]], limit: int | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | list[dict[str, Any]],
+    limit: int | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> list[int]:
     """A prompt as token ids, ready to be continued.
 
@@ -128,10 +132,11 @@ def encode_prompt(
             without one, it is tokenised as it is, with what the tokenizer puts before a text (BOS), nothing behind.
         limit: most tokens. A longer text loses its end, a longer chat the end of its last user message: the template
             and the other messages stay whole.
+        tools: that the model may call, as the OpenAI API gives them. Messages may have `tool_calls`, also as there.
 
     Raises:
-        PromptsError: the prompt is empty, not text alone, has messages but the tokenizer no chat template, the template
-            refuses it, or the limit leaves nothing of the message.
+        PromptsError: the prompt is empty, not text alone, has messages or tools but the tokenizer no chat template, the
+            template refuses it or knows no tools, or the limit leaves nothing of the message.
     """
     if not isinstance(prompt, str | list):
         raise PromptsError(f"a prompt is {type(prompt).__name__}; give text or a list of messages")
@@ -141,8 +146,10 @@ def encode_prompt(
         check_text(prompt)
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        ids = _apply_template(tokenizer, messages)
-        ids = _shortened(tokenizer, messages, limit) if limit is not None and len(ids) > limit else ids
+        ids = _apply_template(tokenizer, messages, tools)
+        ids = _shortened(tokenizer, messages, limit, tools) if limit is not None and len(ids) > limit else ids
+    elif tools:
+        raise PromptsError("the tokenizer has no chat template, so the model knows no tools; leave them out")
     elif isinstance(prompt, str):
         ids = encode_text(tokenizer, prompt)[:limit]
     else:
@@ -152,7 +159,9 @@ def encode_prompt(
     return ids
 
 
-def _shortened(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], limit: int) -> list[int]:
+def _shortened(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], limit: int, tools: Sequence[Mapping[str, Any]]
+) -> list[int]:
     """The chat with as much of its last user message as fits: cut in the text, so that templates need not be known."""
     users = [place for place, message in enumerate(messages) if message["role"] == "user"]
     last = users[-1] if users else len(messages) - 1
@@ -160,7 +169,7 @@ def _shortened(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]
 
     def encoded(characters: int) -> list[int]:
         cut = {**messages[last], "content": content[:characters]}
-        return _apply_template(tokenizer, [*messages[:last], cut, *messages[last + 1 :]])
+        return _apply_template(tokenizer, [*messages[:last], cut, *messages[last + 1 :]], tools)
 
     kept = bisect_right(range(len(content) + 1), limit, key=lambda characters: len(encoded(characters))) - 1
     if kept < 0 or not content[:kept].strip():
@@ -171,11 +180,30 @@ def _shortened(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]
     return encoded(kept)
 
 
-def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> list[int]:
+def _apply_template(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]]
+) -> list[int]:
     messages = [_as_message(message) for message in messages]
-    check_text(json.dumps(messages, ensure_ascii=False, default=str))
+    check_text(json.dumps([messages, tools], ensure_ascii=False, default=str))
+    ids = _rendered(tokenizer, messages, tools)
+    # A template that does not know them passes over them, and the model would never hear of them.
+    unknown = "tools" if tools and ids == _rendered(tokenizer, messages, ()) else None
+    if any(message.get("tool_calls") for message in messages) and "tool_calls" not in str(tokenizer.chat_template):
+        unknown = "tool_calls in messages"
+    if unknown:
+        raise PromptsError(
+            f"the chat template of this model knows no {unknown}; leave them out, or take a model that was trained to "
+            "call tools"
+        )
+    return ids
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]]
+) -> list[int]:
+    given: Any = list(tools) or None
     try:
-        ids: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        ids: Any = tokenizer.apply_chat_template(messages, tools=given, add_generation_prompt=True, return_dict=False)
     except TemplateSyntaxError as error:
         raise PromptsError(
             f"the chat template is broken (line {error.lineno}: {error.message}); correct chat_template.jinja, or "
@@ -189,7 +217,14 @@ def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str,
 
 
 def _as_message(message: Any) -> dict[str, Any]:
-    """A chat message whose content is one text."""
+    """A chat message whose content is one text, and whose tool calls are as templates take them."""
+    if isinstance(message, dict) and message.get("tool_calls"):
+        # What only calls tools says nothing, and clients write that in three ways.
+        message = {
+            **message,
+            "content": message.get("content") or "",
+            "tool_calls": with_arguments(message["tool_calls"]),
+        }
     if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
         found = sorted(map(str, message)) if isinstance(message, dict) else repr(message)[:40]
         raise PromptsError(f"a chat message needs 'role' and 'content', this one has {found}; add them")

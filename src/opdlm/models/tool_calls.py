@@ -14,8 +14,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-_TAGGED = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
-_PYTHON_TAG = "<|python_tag|>"
+from opdlm.errors import PromptsError
+
+TAGS = ("<tool_call>", "</tool_call>")
+"""Around a tagged call."""
+PYTHON_TAG = "<|python_tag|>"
+"""Before a bare one, in some models."""
+_TAGGED = re.compile(r"<tool_call>(.*?)</tool_call>\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -53,20 +58,27 @@ def parse_tool_calls(text: str, tools: Collection[str] = ()) -> Message:
 
     content = _TAGGED.sub(take, text)
     if calls:
-        return Message(content.strip(), tuple(calls))
-    bare = _bare_calls(text.strip().removeprefix(_PYTHON_TAG))
+        return Message(content.rstrip(), tuple(calls))
+    bare = _bare_calls(text.strip().removeprefix(PYTHON_TAG))
     if bare and all(call.name in tools for call in bare):
         return Message("", tuple(bare))
     return Message(text)
 
 
-def tool_call_grammar(tools: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> str:
+def tool_call_grammar(
+    tools: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    several: bool = True,
+    answer: Mapping[str, Any] | None = None,
+) -> str:
     """The `grammar` setting for a response that is one or more tagged calls of these tools, with valid arguments.
 
     Args:
         tools: as the OpenAI API gives them: {"type": "function", "function": {"name", "parameters"}}, `parameters` a
             JSON schema.
         tokenizer: says whether a tag is one token of its own.
+        several: whether more than one call may be made.
+        answer: a JSON schema: the response may be JSON of it instead.
     """
     functions = [tool["function"] for tool in tools]
     kinds = [
@@ -78,11 +90,34 @@ def tool_call_grammar(tools: Sequence[Mapping[str, Any]], tokenizer: PreTrainedT
         }
         for one in functions
     ]
-    layout = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-    schema = json.dumps({"anyOf": kinds, "x-guidance": layout})
-    whole = "<tool_call>" in tokenizer.get_vocab()
-    begin, end = ("<tool_call>", "</tool_call>") if whole else ('"<tool_call>"', '"</tool_call>"')
-    return f'start: call ("\\n" call)*\ncall: {begin} "\\n" object "\\n" {end}\nobject: %json {schema}\n'
+    layout = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
+    begin, end = TAGS if TAGS[0] in tokenizer.get_vocab() else (f'"{tag}"' for tag in TAGS)
+    rules = [
+        "start: calls" if answer is None else "start: calls | answer",
+        'calls: call ("\\n" call)*' if several else "calls: call",
+        f'call: {begin} "\\n" object "\\n" {end}',
+        f"object: %json {json.dumps(layout | {'anyOf': kinds})}",
+    ]
+    if answer is not None:
+        rules.append(f"answer: %json {json.dumps({**layout, **answer})}")
+    return "\n".join(rules) + "\n"
+
+
+def with_arguments(calls: Any) -> list[dict[str, Any]]:
+    """Calls of an earlier message, with arguments by name, as templates take them; the OpenAI API has them as text.
+
+    PromptsError for what is no call.
+    """
+    read = []
+    for call in calls if isinstance(calls, list) else [calls]:
+        found = _call(call.get("function")) if isinstance(call, dict) else None
+        if found is None:
+            raise PromptsError(
+                f"{repr(call)[:80]} in a message is no tool call; give {{'function': {{'name': ..., 'arguments': "
+                "...}}, the arguments as a JSON object"
+            )
+        read.append({**call, "function": {**call["function"], "arguments": found.arguments}})
+    return read
 
 
 def _calls_in(text: str) -> list[ToolCall]:

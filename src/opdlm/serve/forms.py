@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from opdlm.config import GenerationSettings
+from opdlm.errors import UsageError
 from opdlm.models.gaps import GapText
 from opdlm.models.tokens import encode_prompt, encode_text
+from opdlm.models.tool_calls import tool_call_grammar
 from opdlm.sampling.api import DiffusionLM
 from opdlm.sampling.request import Request
-from opdlm.sampling.requests import continuations
-from opdlm.serve.failures import ApiError
+from opdlm.serve.calling import CallingText, call_entries
+from opdlm.serve.failures import ApiError, refused
 from opdlm.serve.loop import Snapshot
 from opdlm.serve.protocol import ChatBody, CompletionBody, Continuing, InfillBody, Sampling
 from opdlm.serve.replies import TokenTexts, finish_reason
@@ -63,15 +65,22 @@ class Continuation:
 
     def __init__(self, model: Model, body: Continuing, prompts: Sequence[Sequence[int]]) -> None:
         self.model, self.body, self.prompts = model, body, [list(prompt) for prompt in prompts]
-        settings, many = settings_of(model.lm, body), body.n or 1
+        settings, many = self.settings(), body.n or 1
         self.requests = []
         for place, prompt in enumerate(self.prompts):
             seeds = range(settings.seed + place * many, settings.seed + (place + 1) * many)
             fitting = _fitting(settings, body, model.lm, len(prompt))
             rows, watched, alternatives = [prompt] * many, bool(body.stream), body.alternatives or 0
-            self.requests += continuations(rows, fitting, seeds, watched, alternatives)
+            try:
+                self.requests += model.lm.requests(rows, fitting, seeds, watched, alternatives)
+            except UsageError as error:  # in what the response must be
+                raise refused(error, body.constrained_by) from error
         self._texts = [self._text(request) for request in self.requests]
         self._sent = [request.first for request in self.requests]  # tokens of which the client has heard
+
+    def settings(self) -> GenerationSettings:
+        """How it is written."""
+        return settings_of(self.model.lm, self.body)
 
     def say(self, text: str, streamed: bool) -> dict[str, Any]:
         """As this endpoint has it."""
@@ -87,7 +96,7 @@ class Continuation:
 
     def choice(self, index: int, snapshot: Snapshot) -> dict[str, Any]:
         """With all of its text."""
-        text = self._text(self.requests[index]).more(snapshot.ids[snapshot.first :], last=True)
+        text = self._texts[index].more(snapshot.ids[snapshot.first :], last=True)
         logprobs = None if self.body.alternatives is None else self.logprobs(snapshot, snapshot.first)
         return {"index": index, **self.say(text, False), "logprobs": logprobs, "finish_reason": finish_reason(snapshot)}
 
@@ -117,7 +126,7 @@ class Chat(Continuation):
     kind = "chat.completion"
 
     def __init__(self, model: Model, body: ChatBody) -> None:
-        super().__init__(model, body, [encode_prompt(model.lm.tokenizer, body.messages)])
+        super().__init__(model, body, [encode_prompt(model.lm.tokenizer, body.messages, tools=body.offered)])
 
     def opening(self, index: int) -> dict[str, Any] | None:
         """Who speaks."""
@@ -131,6 +140,55 @@ class Chat(Continuation):
 
     def logprobs(self, snapshot: Snapshot, begin: int) -> dict[str, Any]:
         return self.model.texts.chat_logprobs(snapshot, begin)
+
+
+class ToolChat(Chat):
+    """A chat with tools: the response may call them, or must."""
+
+    def __init__(self, model: Model, body: ChatBody) -> None:
+        self._chat, self._names = body, [tool["function"]["name"] for tool in body.offered]
+        super().__init__(model, body)
+
+    def settings(self) -> GenerationSettings:
+        """Held to calls where one must be made, and where an answer would have to be JSON, to either."""
+        settings, body = super().settings(), self._chat
+        answer = None if body.demanded else settings.json_schema
+        if not body.demanded and answer is None:
+            return settings
+        tools, several = body.demanded or body.offered, body.most_calls is None
+        grammar = tool_call_grammar(tools, self.model.lm.tokenizer, several, answer)
+        return settings.model_copy(update={"json_schema": None, "grammar": grammar})
+
+    def choice(self, index: int, snapshot: Snapshot) -> dict[str, Any]:
+        """With its calls beside the text; without text, None is in its place."""
+        choice = super().choice(index, snapshot)
+        if calls := self._calls(index):
+            choice["message"] |= {"content": choice["message"]["content"] or None, "tool_calls": calls}
+            choice["finish_reason"] = self._reason(snapshot)
+        return choice
+
+    def news(self, index: int, snapshot: Snapshot) -> list[dict[str, Any]]:
+        """The calls come last, whole, in a part of their own."""
+        parts = super().news(index, snapshot)
+        if calls := self._calls(index):
+            numbered = [{"index": place, **call} for place, call in enumerate(calls)]
+            parts[-1:] = [parts[-1] | {"delta": {"tool_calls": numbered}, "finish_reason": None}, parts[-1]]
+            parts[-1]["finish_reason"] = self._reason(snapshot)
+        return parts
+
+    def _calls(self, index: int) -> list[dict[str, Any]]:
+        return call_entries(self._texts[index].calls[: self._chat.most_calls])
+
+    def _reason(self, snapshot: Snapshot) -> str | None:
+        return "tool_calls" if snapshot.stopped else finish_reason(snapshot)
+
+    def _text(self, request: Request) -> GrowingText:
+        return CallingText(self.model.lm.tokenizer, request.stop_strings, self._names)
+
+
+def chat(model: Model, body: ChatBody) -> Chat:
+    """With tools, or without."""
+    return ToolChat(model, body) if body.offered else Chat(model, body)
 
 
 class TextCompletion(Continuation):
@@ -183,7 +241,7 @@ class Infill:
 
 
 FORMS: dict[type[Sampling], Callable[[Model, Any], Form]] = {
-    ChatBody: Chat,
+    ChatBody: chat,
     CompletionBody: TextCompletion,
     InfillBody: Infill,
 }

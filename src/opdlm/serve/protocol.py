@@ -5,18 +5,17 @@ about the text (`user`, `store`, ...) and are ignored; the others, in `_UNSUPPOR
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from opdlm.config import CONSTRAINTS
+
 _NOTHING: tuple[Any, ...] = (None, [], {}, False)
 _UNSUPPORTED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "response_format": (lambda given: given == {"type": "text"}, "only text is written, leave it out"),
-    "tools": (lambda _: False, "this server calls no tools, leave them out"),
-    "tool_choice": (lambda given: given in ("none", "auto"), "this server calls no tools, leave it out"),
-    "functions": (lambda _: False, "this server calls no functions, leave them out"),
-    "function_call": (lambda given: given in ("none", "auto"), "this server calls no functions, leave it out"),
+    "functions": (lambda _: False, "name them in tools"),
+    "function_call": (lambda given: given in ("none", "auto"), "say it in tool_choice"),
     "modalities": (lambda given: given == ["text"], "only text is written, leave it out"),
     "audio": (lambda _: False, "only text is written, leave it out"),
     "reasoning_effort": (lambda given: given == "none", "models here have no such setting, leave it out"),
@@ -45,6 +44,55 @@ class StreamOptions(_Body):
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+
+
+class Function(_Body):
+    """A function that a model may call. parameters: a JSON schema of its arguments; without it they may be any."""
+
+    name: str = Field(pattern=r"^[\w.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(_Body):
+    """What `tools` lists."""
+
+    type: Literal["function"]
+    function: Function
+
+    def shown(self) -> dict[str, Any]:
+        """As a chat template takes it."""
+        return self.model_dump(include={"type": True, "function": self.function.model_fields_set - {"strict"}})
+
+
+class NamedSchema(_Body):
+    """A JSON schema. It is always kept to: `strict` changes nothing."""
+
+    name: str
+    description: str | None = None
+    content: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Body):
+    """What a response is: text, any JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> "ResponseFormat":
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            message = "response_format has json_schema where, and only where, its type is json_schema; correct it"
+            raise mistake("response_format", message)
+        return self
+
+    def schema_asked(self) -> dict[str, Any] | None:
+        """The JSON schema of the response; None: it is text."""
+        if self.json_schema is not None:
+            return self.json_schema.content
+        return {"type": "object"} if self.type == "json_object" else None
 
 
 class Sampling(_Body):
@@ -101,11 +149,14 @@ _SETTINGS = (
 
 
 class Continuing(Sampling):
-    """A request for text behind a prompt."""
+    """A request for text behind a prompt. json_schema, regex, grammar: as in GenerationSettings, and ours."""
 
     stop: str | list[str] | None = None
     hold_end: bool | None = None
     max_tokens: int | None = Field(default=None, ge=1)
+    json_schema: str | dict[str, Any] | None = None
+    regex: str | None = None
+    grammar: str | None = None
 
     @property
     def limit(self) -> int | None:
@@ -117,9 +168,15 @@ class Continuing(Sampling):
         """How many tokens to name beside each written one; None: no log-probabilities at all."""
         return None
 
+    @property
+    def constrained_by(self) -> str | None:
+        """The field that says what the response must be."""
+        return next((name for name in CONSTRAINTS if getattr(self, name) is not None), None)
+
     def settings(self) -> dict[str, Any]:
         stops = [self.stop] if isinstance(self.stop, str) else self.stop
         own = {"hold_end": self.hold_end, "max_new_tokens": self.limit, "stop_strings": stops or None}
+        own |= {name: getattr(self, name) for name in CONSTRAINTS}
         return super().settings() | {name: value for name, value in own.items() if value is not None}
 
 
@@ -138,11 +195,11 @@ class ChatBody(Continuing):
     prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
     prediction: Any = None
-    parallel_tool_calls: Any = None
 
-    response_format: Any = None
-    tools: Any = None
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = None
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
     functions: Any = None
     function_call: Any = None
     modalities: Any = None
@@ -157,6 +214,64 @@ class ChatBody(Continuing):
         if self.top_logprobs and not self.logprobs:
             raise mistake("top_logprobs", "top_logprobs needs logprobs; set it to true")
         return self
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "ChatBody":
+        own = super().constrained_by
+        if own and self.response_format and self.response_format.type != "text":
+            raise mistake(own, f"response_format and {own} both say what the response must be; leave one of them out")
+        if own and self.offered:
+            raise mistake(
+                own, f"{own} leaves no room for tool calls; leave it or the tools out, or use response_format"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _choice_exists(self) -> "ChatBody":
+        match self.tool_choice:
+            case None | "none" | "auto":
+                return self
+            case "required":
+                if self.tools:
+                    return self
+                raise mistake("tool_choice", "tool_choice needs tools; name some, or leave it out")
+            case {"type": "function", "function": {"name": name}}:
+                if any(tool.function.name == name for tool in self.tools or []):
+                    return self
+                raise mistake("tool_choice", f"there is no tool {name!r} to choose; name it in tools")
+        allowed = '"none", "auto", "required" or {"type": "function", "function": {"name": ...}}'
+        raise mistake("tool_choice", f"tool_choice is {allowed}; choose one")
+
+    @property
+    def offered(self) -> list[dict[str, Any]]:
+        """The tools that the model hears of."""
+        return [] if self.tool_choice == "none" else [tool.shown() for tool in self.tools or []]
+
+    @property
+    def demanded(self) -> list[dict[str, Any]]:
+        """Of them those of which one must be called; none: the model is free."""
+        match self.tool_choice:
+            case "required":
+                return self.offered
+            case {"function": {"name": name}}:
+                return [tool for tool in self.offered if tool["function"]["name"] == name]
+        return []
+
+    @property
+    def most_calls(self) -> int | None:
+        """How many the response may have; None: any number."""
+        named = isinstance(self.tool_choice, dict)
+        return 1 if named or self.parallel_tool_calls is False else None
+
+    @property
+    def constrained_by(self) -> str | None:
+        if self.demanded:
+            return "tools"
+        return super().constrained_by or "response_format"
+
+    def settings(self) -> dict[str, Any]:
+        schema = self.response_format.schema_asked() if self.response_format else None
+        return super().settings() | ({} if schema is None else {"json_schema": schema})
 
     @property
     def limit(self) -> int | None:

@@ -33,7 +33,7 @@ class GrowingText:
             text, self._held = self._held[: min(ends)], ""
             self._before = self._read = len(ids)
             return text
-        kept = 0 if last else max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        kept = 0 if last else max((overlap(self._held, stop) for stop in self._stops), default=0)
         text, self._held = self._held[: len(self._held) - kept], self._held[len(self._held) - kept :]
         return text
 
@@ -41,6 +41,6 @@ class GrowingText:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Characters at the end of `text` with which `stop` begins."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
