@@ -72,5 +72,5 @@ class Sampler:
         settings = greedy(self.decoding, self.settings.response_length.end).model_dump()
         prompt = [encode_prompt(student.tokenizer, self.problem.prompt)]
         output = student.generate(prompt, streamer=recorder, observer=recorder.observe, **settings)
-        made = recorder.told(output.trajectories()[0]).worded(student.token_text, self.problem.prompt)
+        made = recorder.told(output.trajectories()[0]).worded(student.token_text, str(self.problem.prompt))
         return made.model_copy(update={"answer": self.problem.answer, "decoding": self.decoding})

@@ -215,7 +215,7 @@ def _reporting(settings: ConvertSettings, folder: RunFolder, on_step: OnStep) ->
 
 
 def _in_words(tokenizer: PreTrainedTokenizerBase, mask_token_id: int, trajectory: Trajectory) -> Trajectory:
-    prompt = str(tokenizer.decode(trajectory.prompt_ids, skip_special_tokens=True))
+    prompt = str(tokenizer.decode(list(trajectory.prompt_ids), skip_special_tokens=True))
     return trajectory.worded(lambda token: decode_inside(tokenizer, mask_token_id, [token]), prompt)
 
 

@@ -100,7 +100,8 @@ def likelihoods(
     """
     untrained = copy.deepcopy(ar_model)
     mask_token_id = find_or_add_mask_token(untrained, copy.deepcopy(student.tokenizer))
-    writers = [("original", BlockDiffusionModel(untrained, AUTOREGRESSIVE, mask_token_id), (_ONE_BY_ONE,))]
+    original = BlockDiffusionModel(untrained, AUTOREGRESSIVE, mask_token_id)
+    writers: list[tuple[str, BlockDiffusionModel, Sequence[str]]] = [("original", original, (_ONE_BY_ONE,))]
     if student.model.mask_token_id != NO_MASK:  # a lossless model was its original before
         before = BlockDiffusionModel(untrained, student.model.geometry, mask_token_id)
         writers.append(("student before", before, decodings))

@@ -70,7 +70,7 @@ def look(index: int) -> dict[str, Any]:
 @contextmanager
 def axes(width: float = 4.8, height: float = 3.1) -> Iterator[tuple[Canvas, Axes]]:
     """A figure with one pair of axes, in inches, in the report's look."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
         canvas = Canvas(figsize=(width, height))
         yield canvas, canvas.add_subplot()
 
@@ -78,7 +78,8 @@ def axes(width: float = 4.8, height: float = 3.1) -> Iterator[tuple[Canvas, Axes
 def finished(canvas: Canvas, name: str, title: str) -> Figure:
     """The figure in all its forms; to be called while `axes` is open."""
     files = {}
-    for suffix, more in (("svg", {"metadata": _NO_METADATA}), ("png", {"dpi": 200})):
+    forms: tuple[tuple[str, dict[str, Any]], ...] = (("svg", {"metadata": _NO_METADATA}), ("png", {"dpi": 200}))
+    for suffix, more in forms:
         target = BytesIO()
         canvas.savefig(target, format=suffix, **more)
         files[suffix] = target.getvalue()

@@ -24,7 +24,7 @@ class CallingText(GrowingText):
         self._tools, self._whole, self._sent = tools, "", 0
         added = tokenizer.added_tokens_decoder.items()
         self._hidden = {number for number, token in added if token.special and token.content not in TAGS}
-        self.calls: tuple[ToolCall, ...] = ()
+        self.calls = ()
 
     def more(self, ids: Sequence[int], last: bool = False) -> str:
         self._whole += super().more(ids, last)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from opdlm.models.tool_calls import ToolCall
+
 _NO_CHARACTER = "\ufffd"
 """What a tokenizer decodes part of a character to."""
 
@@ -15,6 +17,9 @@ class GrowingText:
     The pieces together are the text that all ids decode to. A few tokens before the new ones are decoded again with
     them, since some tokenizers write a token in another way at the beginning of a text.
     """
+
+    calls: tuple[ToolCall, ...] = ()
+    """What was called, where tools may be."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> None:
         self._tokenizer, self._stops = tokenizer, stops
