@@ -3,14 +3,19 @@
 import json
 
 import pytest
+import transformers
+from packaging.version import Version
 
 from cli_support import SMALL, call, fails
+from opdlm.checkpoints.gguf_file import OLDEST, sha256_of
+from opdlm.checkpoints.load import load_ar_model, load_checkpoint
 
 pytest.importorskip("gguf", reason="needs gguf: pip install 'opdlm[gguf]'")
 
+if Version(transformers.__version__) < Version(OLDEST):
+    pytest.skip(f"GGUF files need transformers {OLDEST} or newer", allow_module_level=True)
+
 from gguf_support import gguf_model, write_gguf
-from opdlm.checkpoints.gguf_file import sha256_of
-from opdlm.checkpoints.load import load_ar_model, load_checkpoint
 
 
 @pytest.fixture(scope="module")

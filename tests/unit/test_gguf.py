@@ -6,13 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 from opdlm.checkpoints import gguf_file
+from opdlm.checkpoints.gguf_file import OLDEST
 from opdlm.checkpoints.load import load_ar_config, load_ar_model, load_checkpoint, weights_note
 from opdlm.errors import CheckpointError, MissingExtraError, ModelNotFoundError, OpdlmError, UnsupportedModelError
 from support import assert_close, tiny_tokenizer
 
 pytest.importorskip("gguf", reason="needs gguf: pip install 'opdlm[gguf]'")
+
+if Version(transformers.__version__) < Version(OLDEST):
+    pytest.skip(f"GGUF files need transformers {OLDEST} or newer", allow_module_level=True)
 
 from gguf_support import GGUF_ARCHITECTURES, SPECIALS, gguf_model, write_gguf
 

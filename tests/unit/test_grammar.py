@@ -68,6 +68,7 @@ def test_a_tokenizers_own_tokens_are_followed(name: str, tokenizer: PreTrainedTo
     assert matcher.is_stopped()
 
 
+@pytest.mark.filterwarnings("ignore:Deprecated in 0.9.0:DeprecationWarning")  # of transformers 5.10
 def test_qwens_tokenizer() -> None:
     """A vocabulary of 152,000 tokens, some of which are added ones."""
     if not QWEN2.is_dir():

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import transformers
+from packaging.version import Version
 from tokenizers import pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -34,6 +35,8 @@ from opdlm.errors import MissingExtraError, ModelNotFoundError, UnsupportedModel
 from opdlm.models.quiet import no_bars
 
 SUFFIX = ".gguf"
+OLDEST = "5.23"
+"""The first version of transformers with which this was tested; 5.10 cannot read the tokenizers."""
 _FIX = "download it again, or take another quantisation of the model"
 _PLAIN = ("F32", "F16", "BF16")
 _DIGITS_ALONE = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone")
@@ -87,13 +90,19 @@ def read_header(path: Path) -> Header:
     """Architecture and quantisations.
 
     Raises:
-        MissingExtraError: the packages that read it are not there. CheckpointError: the file is broken or cut off.
+        MissingExtraError: the packages that read it are not there, or too old.
+        CheckpointError: the file is broken or cut off.
         UnsupportedModelError: it is one of several parts, or stretches positions in a way that would be lost.
     """
     missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
     if missing:
         raise MissingExtraError(
             f"{path} is a GGUF file and needs {' and '.join(missing)}; install it with: pip install 'opdlm[gguf]'"
+        )
+    if Version(transformers.__version__) < Version(OLDEST):
+        raise MissingExtraError(
+            f"{path} is a GGUF file and needs transformers {OLDEST} or newer, this is {transformers.__version__}; "
+            "upgrade it: pip install -U transformers"
         )
     return _header(path, *_version(path))
 
