@@ -20,6 +20,8 @@ CHANGEABLE = (
     "gradient_checkpointing",
     "save_every_rollouts",
     "keep_checkpoints",
+    "keep_best",
+    "async_save",
     "report_every",
     "decoding",
 )

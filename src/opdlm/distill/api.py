@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from opdlm.checkpoints.adapter_folder import Base
 from opdlm.checkpoints.hub import push
 from opdlm.checkpoints.load import load_ar_config, load_checkpoint, provenance_of
 from opdlm.checkpoints.save import save_checkpoint
@@ -94,6 +93,10 @@ def resume(
     """
     with RunFolder.opened(Path(output)) as folder:
         checkpoint = folder.latest()
+        if checkpoint is not None and not folder.check(checkpoint):
+            on_note(
+                f"{checkpoint} has no checksums: an earlier version wrote it, and whether it is intact is not known"
+            )
         settings, altered = changed(folder.settings(), changes)
         begun = folder.rollouts_begun(checkpoint)
         if settings.rollouts is not None and settings.rollouts < begun:
@@ -166,7 +169,6 @@ def _train(
     """Trains in `folder`, from its `checkpoint` on if there is one; returns the folder of the model."""
     settings = prepared.settings
     student, teacher = _student_and_teacher(prepared.model, settings, checkpoint)
-    save_model = partial(_save, student, prepared.tokenizer, settings, prepared.base, folder)
     trainer = Trainer(
         pair=Pair.of(student, teacher, prepared.tokens),
         prompts=prepared.ids,
@@ -174,7 +176,7 @@ def _train(
         settings=settings,
         run=folder,
         checkpoint=checkpoint,
-        save_model=save_model,
+        save_model=partial(_saving, prepared, folder, whole=False),
         on_step=on_step,
         evaluate=evaluate,
         validate=_validator(prepared.ids, prepared.eval_ids, settings),
@@ -184,7 +186,7 @@ def _train(
     with tracking(settings, folder) as trackers:
         trainer.on_step = trackers.then(_reporting(settings, folder, trainer.on_step))
         _weigh(trainer, folder, trackers, held_out=bool(prepared.eval_ids))
-    save_model(folder.model)
+    _saving(prepared, folder, student, whole=True)(folder.model)
     if settings.report_every is not None:
         write_report([folder.path], folder.path / REPORT)
     if settings.push_to_hub:
@@ -259,22 +261,27 @@ def _student_and_teacher(
     return model, teacher
 
 
-def _save(
-    student: BlockDiffusionModel,
-    tokenizer: PreTrainedTokenizerBase,
-    settings: ConvertSettings,
-    base: Base | None,
-    folder: RunFolder,
-    target: Path,
-) -> None:
-    """The student as a Hugging Face folder; an adapter is merged into plain weights, or with its `base` alone in it."""
-    model = student
-    if settings.lora_rank is not None and base is None and not isinstance(model, DraftingModel):
-        model = BlockDiffusionModel(adapter.merged(student.model), student.geometry, student.mask_token_id)
+def _saving(
+    prepared: Prepared, folder: RunFolder, student: BlockDiffusionModel, *, whole: bool
+) -> Callable[[Path], None]:
+    """What writes the student as a Hugging Face folder, with what is known of it now.
+
+    A checkpoint of an adapter is the adapter alone: its base never changes. `whole`: as the settings want the model, an
+    adapter merged into plain weights, or alone with `adapter_only`.
+    """
+    settings, base = prepared.settings, prepared.base
+    if whole and not settings.adapter_only:
+        base = None
+    if base is None and settings.lora_rank is not None and not isinstance(student, DraftingModel):
+        student = BlockDiffusionModel(adapter.merged(student.model), student.geometry, student.mask_token_id)
     provenance: dict[str, Any] = {**provenance_of(settings.model), "method": settings.method}
     if folder.metrics.exists() and (logged := folder.logged()):
         provenance["response tokens trained"] = logged[-1].total.tokens_trained
     if (worth := folder.kept_worth()) is not None and worth.after is not None:
         provenance |= worth.facts()
     generation = GenerationSettings(decoding=settings.usual_decoding)
-    save_checkpoint(model, tokenizer, target, generation=generation, provenance=provenance, base=base)
+
+    def write(target: Path) -> None:
+        save_checkpoint(student, prepared.tokenizer, target, generation=generation, provenance=provenance, base=base)
+
+    return write

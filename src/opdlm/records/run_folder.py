@@ -1,39 +1,34 @@
 """The folder of a run: config.toml, metrics.jsonl, rollouts/, checkpoints/, model/. Files are whole or not there."""
 
 import json
-import re
 import shutil
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from tempfile import TemporaryFile
 from typing import Any
 
 import tomli_w
-import torch
 
 from opdlm.config import ConvertSettings, settings_from
 from opdlm.errors import CheckpointError, OutputExistsError, PromptsError, RecordError, StorageError
 from opdlm.records import lock
+from opdlm.records.checkpoints import Checkpoints
 from opdlm.records.evaluation import Comparison
 from opdlm.records.history import Resumption
 from opdlm.records.metrics import StepMetrics
 from opdlm.records.trajectory import Trajectory
 from opdlm.records.worth import Worth
 
-_STATE = "training_state.pt"
-_UNFINISHED = "unfinished-"
 
-
-class RunFolder:
+class RunFolder(Checkpoints):
     """Paths and files of one run."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         self.config, self.metrics, self.history = path / "config.toml", path / "metrics.jsonl", path / "history.jsonl"
-        self.rollouts, self.checkpoints, self.model = path / "rollouts", path / "checkpoints", path / "model"
+        self.rollouts, self.model = path / "rollouts", path / "model"
         self.prompts, self.evaluation = path / "prompts.jsonl", path / "evaluation.json"
         self.sample, self.worth = self.rollouts / "sample.json", path / "worth.json"
         self.fingerprint = path / "prompts.sha256"
@@ -112,8 +107,7 @@ class RunFolder:
         """
         run = cls.found(path)
         with lock.held(path):
-            for leftover in run.checkpoints.glob(f"*{_UNFINISHED}*"):  # hidden drafts too
-                shutil.rmtree(leftover)
+            run.clear()
             yield run
 
     def settings(self) -> ConvertSettings:
@@ -261,75 +255,6 @@ class RunFolder:
     def _full(path: Path, error: OSError) -> StorageError:
         return StorageError(f"cannot write {path} ({error.strerror}); free some room, then use --resume")
 
-    # --- checkpoints --------------------------------------------------------------------------------------------
-
-    def latest(self) -> Path | None:
-        """The newest complete checkpoint."""
-        found = self._by_age()
-        return found[-1] if found else None
-
-    def way_out(self) -> str:
-        """What to do when training has gone wrong: the last good checkpoint, and the command that goes on from it."""
-        where = f"the last good checkpoint is {last}" if (last := self.latest()) else "there is no checkpoint yet"
-        return f"{where}; continue with a lower rate: opdlm convert --resume {self.path} --optimiser.learning-rate RATE"
-
-    def _by_age(self) -> list[Path]:
-        """All complete checkpoints, the oldest first."""
-        return sorted(self.checkpoints.glob("rollout-*"), key=_numbers)
-
-    @staticmethod
-    def rollouts_begun(checkpoint: Path | None) -> int:
-        """Rollouts in a checkpoint, the one that is under way included; 0 without a checkpoint."""
-        done, *under_way = [0] if checkpoint is None else _numbers(checkpoint)
-        return done + len(under_way)
-
-    def save_state(
-        self,
-        rollouts_done: int,
-        state: dict[str, Any],
-        save_model: Any,
-        keep: int,
-        *,
-        updates_begun: int | None = None,
-    ) -> Path:
-        """A checkpoint: `save_model(folder)` writes the model, then the training state; renamed when both are there.
-
-        `updates_begun`: updates of the next rollout that are in it; None: that has not begun.
-
-        Raises:
-            StorageError: no room; earlier checkpoints stay as they are.
-        """
-        name = f"rollout-{rollouts_done:06d}" + ("" if updates_begun is None else f"-and-{updates_begun}-updates")
-        unfinished, final = self.checkpoints / f"{_UNFINISHED}{name}", self.checkpoints / name
-        try:
-            shutil.rmtree(unfinished, ignore_errors=True)  # left by an interruption
-            save_model(unfinished)
-            torch.save(state, unfinished / _STATE)
-            if final.exists():
-                shutil.rmtree(final)
-            unfinished.replace(final)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise StorageError(
-                f"cannot write checkpoint {final} ({error}); free some room, then use --resume"
-            ) from error
-        for old in self._by_age()[:-keep]:
-            shutil.rmtree(old)
-        return final
-
-    @staticmethod
-    def load_state(checkpoint: Path) -> dict[str, Any]:
-        """The training state of a checkpoint. Raises CheckpointError if it is damaged."""
-        try:
-            state = torch.load(checkpoint / _STATE, map_location="cpu", weights_only=True)  # of whatever device
-        except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, UnpicklingError) as error:
-            raise CheckpointError(
-                f"{checkpoint / _STATE} is damaged or missing; delete {checkpoint} and resume"
-            ) from error
-        if not isinstance(state, dict):
-            raise CheckpointError(f"{checkpoint / _STATE} holds no training state; delete {checkpoint} and resume")
-        return state
-
 
 def _unwritable(path: Path, error: OSError) -> StorageError:
     return StorageError(f"cannot write to {path} ({error.strerror}); choose another --output")
@@ -341,11 +266,6 @@ def _with_absolute_paths(settings: ConvertSettings) -> ConvertSettings:
     here = {name: str(Path(value).absolute()) for name, value in named.items() if value and Path(value).exists()}
     output = {"output": str(Path(settings.output).absolute())} if settings.output else {}
     return settings.model_copy(update=here | output)
-
-
-def _numbers(checkpoint: Path) -> list[int]:
-    """Those in a checkpoint's name; as text 9 would stand behind 10."""
-    return [int(number) for number in re.findall(r"\d+", checkpoint.name)]
 
 
 def _read(path: Path) -> str:
