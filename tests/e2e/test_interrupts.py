@@ -130,7 +130,7 @@ def test_an_interruption_while_saving_is_made_good(
         save(*args)
 
     monkeypatch.setattr(torch, "save", interrupted)
-    settings = CHOSEN | {"lora_rank": RunFolder(whole).settings().lora_rank}
+    settings = CHOSEN | {"lora_rank": RunFolder(whole).settings().lora_rank, "async_save": False}
     with pytest.raises(KeyboardInterrupt):
         convert(ar_model, PROMPTS, tmp_path / "run", **settings)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["rollout-000002"]

@@ -227,6 +227,9 @@ class ConvertSettings(DistillSettings):
     report_every: int | None = Field(
         default=None, ge=1, description="rollouts between refreshes of OUTPUT/report.html; not set: none is written"
     )
+    trust_remote_code: bool = Field(
+        default=False, description="run code that comes with the model, with your rights; off: none runs"
+    )
     device: str = Field(default="auto", description="cpu, cuda, mps, or auto")
     threads: int | None = Field(
         default=None, ge=1, le=1024, description="CPU threads; default: the cores that are free at the start"

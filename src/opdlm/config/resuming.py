@@ -24,6 +24,7 @@ CHANGEABLE = (
     "async_save",
     "report_every",
     "decoding",
+    "trust_remote_code",
 )
 """Settings, "group.member" where there are groups."""
 

@@ -13,6 +13,7 @@ from opdlm.checkpoints.hub import push
 from opdlm.checkpoints.load import load_ar_config, load_checkpoint, provenance_of
 from opdlm.checkpoints.save import save_checkpoint
 from opdlm.checkpoints.source import count_parameters
+from opdlm.checkpoints.trust import remote_code
 from opdlm.config import ConvertSettings, GenerationSettings, LengthRamp, VerifiedDecoding, changed, settings_from
 from opdlm.data.prompts import Prompt
 from opdlm.distill.loop import Evaluate, OnStep, Trainer
@@ -101,11 +102,13 @@ def resume(
         begun = folder.rollouts_begun(checkpoint)
         if settings.rollouts is not None and settings.rollouts < begun:
             raise ConfigError(f"setting rollouts: {begun} are done or under way already; give at least as many")
-        prepared = prepare(settings, on_note=on_note)
-        folder.check_fingerprint(prepared.fingerprint, settings.prompts)
-        if altered:
-            folder.change(prepared.settings, Resumption(rollouts_begun=begun, changed=altered))
-        return _train(prepared, folder, checkpoint, on_start=on_start, on_step=on_step, evaluate=evaluate)
+        # A run's folder may be someone else's: what its config.toml says is no leave to run code.
+        with remote_code("trust_remote_code" in changes and settings.trust_remote_code):
+            prepared = prepare(settings, on_note=on_note)
+            folder.check_fingerprint(prepared.fingerprint, settings.prompts)
+            if altered:
+                folder.change(prepared.settings, Resumption(rollouts_begun=begun, changed=altered))
+            return _train(prepared, folder, checkpoint, on_start=on_start, on_step=on_step, evaluate=evaluate)
 
 
 def resolve(**settings: Any) -> ConvertSettings:
@@ -116,7 +119,8 @@ def resolve(**settings: Any) -> ConvertSettings:
         ModelNotFoundError, UnsupportedModelError: there is no such model, or none that can be converted.
     """
     if settings.get("recipe") is None and settings.get("model"):
-        settings["recipe"] = _recipe_by_size(settings["model"], settings.get("lora_rank") is not None)
+        with remote_code(settings.get("trust_remote_code") is True):
+            settings["recipe"] = _recipe_by_size(settings["model"], settings.get("lora_rank") is not None)
     defaults = load_recipe(settings["recipe"]) if settings.get("recipe") else {}
     # A group that is given in part keeps the recipe's other values: `response_length={"end": 512}`.
     merged = {
@@ -151,10 +155,11 @@ def run(
         if not getattr(settings, name):
             raise UsageError(f"no {name} given; name it with --{name}")
     RunFolder.check_free(Path(settings.output))
-    prepared = prepare(settings, prompts, on_note)
-    with RunFolder.created(Path(settings.output), prepared.settings, prompts) as folder:
-        folder.keep_fingerprint(prepared.fingerprint)
-        return _train(prepared, folder, None, on_start=on_start, on_step=on_step, evaluate=evaluate)
+    with remote_code(settings.trust_remote_code):
+        prepared = prepare(settings, prompts, on_note)
+        with RunFolder.created(Path(settings.output), prepared.settings, prompts) as folder:
+            folder.keep_fingerprint(prepared.fingerprint)
+            return _train(prepared, folder, None, on_start=on_start, on_step=on_step, evaluate=evaluate)
 
 
 def _train(
