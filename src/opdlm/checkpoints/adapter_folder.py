@@ -7,6 +7,7 @@ and adapter_config.json stand in their place. Its geometry entry in config.json 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
@@ -105,7 +106,7 @@ def apply_adapter(base: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
         inject_adapter_in_model(plain, base)
         state = {name.removeprefix(_WRAPPER): value for name, value in load_peft_weights(str(folder), "cpu").items()}
         loaded = set_peft_model_state_dict(base, state)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"the adapter in {folder} cannot be applied ({reason}); restore it") from error
     lacking = [name for name in loaded.missing_keys if "lora_" in name]
