@@ -260,7 +260,7 @@ def test_sizes_are_told_before(ar_model: str, prompts: Path, tmp_path: Path, cap
     small = "--rollouts 1 --prompts-per-rollout 2 --rows-per-update 2 --response-length.end 8 --device cpu".split()
     assert call("convert", ar_model, "--prompts", prompts, "--output", tmp_path / "run", *small) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("checkpoints: "))
-    assert "every 10 rollouts, 2 kept; written beside the training from a copy of" in line
+    assert "every 10 rollouts, 2 kept; written beside the training, from a copy of" in line
     told, unit = line.split()[1:3]
     checkpoint = RunFolder(tmp_path / "run").latest()
     assert checkpoint is not None

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from opdlm.errors import CheckpointError
-from opdlm.records import checksums
+from opdlm.records import checksums, durable
 from opdlm.records.checkpoints import Checkpoints
 
 
@@ -102,8 +102,9 @@ def test_all_is_on_the_disk_before_the_checkpoint_has_its_name(
 ) -> None:
     """Else a power cut could leave a checkpoint whose files are empty."""
     events: list[str] = []
-    synced, replace = checksums.synced, Path.replace
-    monkeypatch.setattr(checksums, "synced", lambda path: events.append(path.name) or synced(path))
+    synced, replace = durable.synced, Path.replace
+    for module in (checksums, durable):
+        monkeypatch.setattr(module, "synced", lambda path: events.append(path.name) or synced(path))
     monkeypatch.setattr(Path, "replace", lambda self, to: events.append("renamed") or replace(self, to))
     save(run, 1)
     before = events[: events.index("renamed")]

@@ -31,8 +31,8 @@ _SIZES = {
     "max_position_embeddings": 2**31,
 }
 """Counts of a config and what no model comes near: where one is wrong, building the model could take for ever."""
-_ATTENTION = ("sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4")
-"""Names that mean code of transformers, or of a package that the user installed."""
+_ATTENTION = ("sdpa", "eager", "flex_attention")
+"""Names that mean transformers' and torch's own code."""
 _REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -139,8 +139,8 @@ def _check_attention(config: PreTrainedConfig, place: str | Path) -> None:
     named = config._attn_implementation
     if named is not None and named not in _ATTENTION:
         raise UnsupportedModelError(
-            f"config.json of {place} names attention code of its own ({named}), which opdlm does not run; remove "
-            "attn_implementation from it"
+            f"config.json of {place} asks for the attention implementation {named!r}, which opdlm does not load, since "
+            "it may be code on the hub; remove attn_implementation from it"
         )
 
 

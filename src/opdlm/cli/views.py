@@ -79,7 +79,7 @@ class ConversionView:
         assert trainer.run is not None
         settings, each = trainer.settings, trainer.checkpoint_bytes
         how = (
-            f"written beside the training from a copy of {size(each)} in memory (--no-async-save: without it)"
+            f"written beside the training, from a copy of {size(each)} in memory where that has room for it"
             if settings.async_save
             else "training waits for them"
         )

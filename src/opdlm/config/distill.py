@@ -149,7 +149,8 @@ class DistillSettings(Settings):
     )
     async_save: bool = Field(
         default=True,
-        description="checkpoints are written beside the training, from a copy in memory; off: training waits",
+        description="checkpoints are written beside the training, from a copy in memory; off, or where there is no "
+        "room for the copy: training waits",
     )
     eval_every: int | None = Field(
         default=None, ge=1, description="rollouts between validations: agreement with the teacher, tokens per forward"

@@ -22,7 +22,7 @@ from opdlm.distill.step import Batch, Begun, StepCounts, training_step
 from opdlm.distill.update import Updater
 from opdlm.models.adapter import adapter_state
 from opdlm.models.block_diffusion import BlockDiffusionModel
-from opdlm.models.devices import peak_process_bytes
+from opdlm.models.devices import peak_process_bytes, room_for
 from opdlm.models.drafting import DraftingModel
 from opdlm.models.snapshot import snapshot
 from opdlm.parallel.ranks import OneProcess, Ranks
@@ -227,12 +227,14 @@ class Trainer:
         return updater.done, self._at.begun.rollout is not None
 
     def _save(self, updater: Updater, best: bool = False) -> None:
-        """A checkpoint of where the run is; it is written beside what comes next, if that is set."""
+        """A checkpoint of where the run is; it is written beside what comes next, if that is set and there is room."""
         if self.run is None or not self.ranks.saves:
             return
+        self._writer.wait()  # its copy goes before the next is made
         at, reached, student = self._at, self._reached(updater), self.pair.student
         state = self._state(updater, best)
-        if self.settings.async_save:
+        beside = self.settings.async_save and room_for(self.checkpoint_bytes)
+        if beside:
             state, student = copied(state), snapshot(student)
         write = partial(
             self.run.save_state,
@@ -243,7 +245,7 @@ class Trainer:
             updates_begun=None if at.begun.rollout is None else at.begun.updates,
             best=best,
         )
-        if self.settings.async_save:
+        if beside:
             self._writer.begin(write)
         else:
             write()

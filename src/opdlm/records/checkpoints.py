@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from opdlm.errors import CheckpointError, StorageError
-from opdlm.records import checksums
+from opdlm.records import checksums, durable
 
 _STATE = "training_state.pt"
 _UNFINISHED = "unfinished-"
@@ -80,7 +80,7 @@ class Checkpoints:
             checksums.write(unfinished)
             self._remove(final)
             unfinished.replace(final)
-            checksums.synced(self.checkpoints)
+            durable.synced(self.checkpoints)
             if best:
                 self.mark_best(final)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError

@@ -1,10 +1,11 @@
 """SHA-256 of every file of a folder, as `sha256sum --check` reads them: what is loaded is what was written."""
 
-import os
 import re
 from collections.abc import Iterator
 from hashlib import file_digest
 from pathlib import Path
+
+from opdlm.records.durable import synced
 
 FILE = "checksums.sha256"
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
@@ -36,17 +37,6 @@ def damage(folder: Path) -> str | None:
     if sums is None:
         return f"{folder / FILE} is damaged"
     return next(_wrong(folder, sums), None)
-
-
-def synced(path: Path) -> None:
-    """Makes the system write a file, or the names in a folder, to the disk itself."""
-    if path.is_dir() and os.name == "nt":  # where folders cannot be opened
-        return
-    opened = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 def _wrong(folder: Path, sums: dict[str, str]) -> Iterator[str]:

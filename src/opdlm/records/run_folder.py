@@ -13,7 +13,7 @@ import tomli_w
 
 from opdlm.config import ConvertSettings, settings_from
 from opdlm.errors import CheckpointError, OutputExistsError, PromptsError, RecordError, StorageError
-from opdlm.records import lock
+from opdlm.records import durable, lock
 from opdlm.records.checkpoints import Checkpoints
 from opdlm.records.evaluation import Comparison
 from opdlm.records.history import Resumption
@@ -122,49 +122,43 @@ class RunFolder(Checkpoints):
 
     def keep_fingerprint(self, sha256: str) -> None:
         """That of the prompts as they are trained on, prompts.sha256."""
-        try:
-            self.fingerprint.write_text(sha256 + "\n", encoding="utf-8")
-        except OSError as error:
-            raise self._full(self.fingerprint, error) from error
+        self._written_whole(self.fingerprint, sha256 + "\n")
 
     def check_fingerprint(self, sha256: str, source: str) -> None:
         """Raises PromptsError if the run was started with other prompts. Earlier versions kept no fingerprint."""
-        if self.fingerprint.is_file() and self.fingerprint.read_text(encoding="utf-8").strip() != sha256:
+        if not self.fingerprint.is_file():
+            self.keep_fingerprint(sha256)
+        elif self.fingerprint.read_text(encoding="utf-8").strip() != sha256:
             raise PromptsError(
                 f"the prompts in {source} are not those that {self.path} was started with; put the earlier ones back, "
                 f"or delete {self.fingerprint} to go on with the new ones"
             )
-        self.keep_fingerprint(sha256)
 
     def change(self, settings: ConvertSettings, resumption: Resumption) -> None:
         """From now on the run has these `settings`; history.jsonl keeps what they were."""
         try:
-            with self.history.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(resumption.to_json()) + "\n")
+            durable.appended(self.history, json.dumps(resumption.to_json()))
             self._write_settings(settings)
         except OSError as error:
             raise self._full(self.config, error) from error
 
     def changes(self) -> list[Resumption]:
-        """What `change` kept, in order. Raises RecordError if a line is damaged."""
+        """What `change` kept, in order, a line that was cut left out. Raises RecordError if a line is damaged."""
         if not self.history.is_file():
             return []
-        lines = enumerate(_read(self.history).splitlines(), start=1)
+        lines = enumerate(_whole_lines(self.history), start=1)
         places = ((line, f"{self.history}, line {number}") for number, line in lines)
         return [Resumption.from_json(_parsed(line, where), where) for line, where in places]
 
     def _write_settings(self, settings: ConvertSettings) -> None:
-        whole = self.config.with_suffix(".partial")
-        whole.write_text(tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
-        whole.replace(self.config)
+        durable.written(self.config, tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True)))
 
     # --- metrics ------------------------------------------------------------------------------------------------
 
     def log(self, metrics: StepMetrics) -> None:
         """Append one line to metrics.jsonl."""
         try:
-            with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(metrics.to_json()) + "\n")
+            durable.appended(self.metrics, json.dumps(metrics.to_json()))
         except OSError as error:
             raise self._full(self.metrics, error) from error
 
@@ -176,8 +170,7 @@ class RunFolder(Checkpoints):
         """
         if not self.metrics.is_file():
             raise RecordError(f"{self.path} holds no metrics.jsonl; give the folder of a run")
-        lines = _read(self.metrics).split("\n")
-        lines.pop()  # what follows the last newline: nothing, or a line that was cut
+        lines = _whole_lines(self.metrics)
         places = (f"{self.metrics}, line {number}" for number in range(1, len(lines) + 1))
         pairs = zip(lines, places, strict=True)
         return [StepMetrics.from_json(_parsed(line, where), where) for line, where in pairs]
@@ -191,9 +184,7 @@ class RunFolder(Checkpoints):
         kept = [metrics for metrics in logged if metrics.rollout <= rollouts_done]
         if last is not None and (not kept or kept[-1].rollout < rollouts_done):
             kept.append(last)
-        whole = self.metrics.with_suffix(".partial")
-        whole.write_text("".join(json.dumps(metrics.to_json()) + "\n" for metrics in kept), encoding="utf-8")
-        whole.replace(self.metrics)
+        self._written_whole(self.metrics, "".join(json.dumps(metrics.to_json()) + "\n" for metrics in kept))
 
     # --- trajectories and evaluation ----------------------------------------------------------------------------
 
@@ -245,9 +236,12 @@ class RunFolder(Checkpoints):
         return Worth.from_json(_parsed(_read(self.worth), where), where)
 
     def _write(self, path: Path, content: Any) -> None:
+        self._written_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+    def _written_whole(self, path: Path, text: str) -> None:
         try:
             path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            durable.written(path, text)
         except OSError as error:
             raise self._full(path, error) from error
 
@@ -266,6 +260,11 @@ def _with_absolute_paths(settings: ConvertSettings) -> ConvertSettings:
     here = {name: str(Path(value).absolute()) for name, value in named.items() if value and Path(value).exists()}
     output = {"output": str(Path(settings.output).absolute())} if settings.output else {}
     return settings.model_copy(update=here | output)
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Without what follows the last newline: nothing, or a line that was cut while it was written."""
+    return _read(path).split("\n")[:-1]
 
 
 def _read(path: Path) -> str:
