@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import opdlm
 from cli_support import call, fails
-from opdlm.distill import api
+from opdlm.distill import api, loop
 from opdlm.distill.api import convert, resume
 from opdlm.distill.validation import Validator
 from opdlm.errors import CheckpointError, ConfigError, StorageError
@@ -116,6 +116,21 @@ def test_checkpoints_of_adapters_hold_the_adapter_alone(kind: str, ar_model: str
     ours, model = (opdlm.load(path, device="cpu").model for path in (checkpoint, tmp_path / "run"))
     pairs = zip(ours.parameters(), model.parameters(), strict=True)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
+
+
+@pytest.mark.parametrize("why", ["set", "no room"])
+def test_training_waits_where_a_copy_is_not_wanted(
+    why: str, ar_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a copy would be made in memory that is not there, and the system would kill the run."""
+    monkeypatch.setattr(loop, "room_for", lambda copy: why != "no room")
+    monkeypatch.setattr(loop, "snapshot", lambda student: pytest.fail("copied"))
+    run = RunFolder(tmp_path / "run")
+
+    def on_step(metrics: StepMetrics) -> None:
+        assert metrics.rollout < 2 or run.latest() is not None
+
+    convert(ar_model, PROMPTS, run.path, on_step=on_step, async_save=why != "set", **SETTINGS | {"rollouts": 2})
 
 
 def test_a_failed_write_ends_the_run(ar_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from lossless import drafting
 from opdlm.distill.saving import Writer, checkpoint_bytes, copied
+from opdlm.models import devices
 from opdlm.models.adapter import add_adapter
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.snapshot import snapshot
@@ -55,6 +56,16 @@ def test_the_size_of_a_checkpoint() -> None:
     assert checkpoint_bytes(full) == 12 * sum(p.numel() for p in full.parameters())
     gate = drafting()
     assert checkpoint_bytes(gate) == 16 * sum(p.numel() for p in gate.gate.parameters())
+
+
+def test_room_for_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a copy would be made although the next update, which takes as much as the largest before, needs its room."""
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 10**9)
+    monkeypatch.setattr(devices, "peak_process_bytes", lambda: 0)
+    assert devices.room_for(10**9)
+    assert not devices.room_for(10**9 + 1)
+    monkeypatch.setattr(devices, "peak_process_bytes", lambda: 10**12)
+    assert not devices.room_for(1)
 
 
 def test_one_write_at_a_time() -> None:

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import find_adapter_config_file
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from opdlm.checkpoints import adapter_folder
 from opdlm.checkpoints.damage import blamed_on, reason_of
