@@ -15,6 +15,8 @@ from opdlm.records import checksums, durable
 
 _STATE = "training_state.pt"
 _UNFINISHED = "unfinished-"
+OF_TRAINING = (_STATE, checksums.FILE)
+"""Files of a checkpoint that are no part of its model."""
 
 
 class Checkpoints:
