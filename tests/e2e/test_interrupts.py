@@ -47,8 +47,8 @@ def lines(at: Callable[[int], None]) -> Iterator[None]:
 
     def trace(frame: FrameType, event: str, _value: object) -> Any:
         nonlocal count
-        if not frame.f_code.co_filename.startswith(WATCHED):
-            return None
+        if not frame.f_code.co_filename.startswith(WATCHED) or frame.f_code.co_name == "copied":
+            return None  # a line for each tensor of a checkpoint would outnumber all others
         if event == "line":
             count += 1
             at(count)
