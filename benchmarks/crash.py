@@ -31,6 +31,7 @@ import measuring
 import torch
 from safetensors.torch import load_file
 
+from opdlm.records import checksums
 from opdlm.records.run_folder import RunFolder
 from opdlm.tiny.families import mixed
 from opdlm.tiny.weights import ar_model_path
@@ -100,7 +101,7 @@ class Bench:
                 break
             folder = RunFolder(run)
             newest = folder.latest() if folder.checkpoints.is_dir() else None
-            intact = None if newest is None else folder.check(newest)
+            intact = None if newest is None else checksums.there(newest) and checksums.damage(newest) is None
             found.append(Kill(kind, life.killed, sorted(life.open), newest.name if newest else NONE, intact))
             print(f"  {kind}, killed in {life.killed}; newest checkpoint {found[-1].checkpoint}", flush=True)
         whole = self.reference[kind][0]
