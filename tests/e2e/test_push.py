@@ -19,7 +19,10 @@ class Hub:
     def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> None:
         self._called("create_repo", name, private, exist_ok)
 
-    def upload_folder(self, *, repo_id: str, folder_path: object, commit_message: str) -> None:
+    def upload_folder(
+        self, *, repo_id: str, folder_path: object, commit_message: str, ignore_patterns: list[str]
+    ) -> None:
+        assert ignore_patterns == ["training_state.pt", "checksums.sha256"], "of a checkpoint the model alone"
         self._called("upload_folder", repo_id, str(folder_path))
 
     def _called(self, name: str, *given: object) -> None:

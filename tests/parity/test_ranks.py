@@ -51,7 +51,7 @@ def trained(folder: Path, ranks: Twins | None) -> tuple[StepMetrics, dict[str, t
     extra = {} if ranks is None else {"ranks": ranks}
     prompts = random_prompts((1, 3, 4, 6))
     with RunFolder.created(folder, settings) as run:
-        work = Trainer(pair, prompts, settings, run=run, save_model=lambda path: path.mkdir(), **extra)
+        work = Trainer(pair, prompts, settings, run=run, save_model=lambda _: lambda path: path.mkdir(), **extra)
         return work.train(), model.state_dict(), gradients
 
 

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,10 @@ import torch
 
 from opdlm.config import ConvertSettings
 from opdlm.errors import CheckpointError, OutputExistsError, RecordError, RunInUseError, StorageError
+from opdlm.records.history import Resumption
 from opdlm.records.metrics import Flops, StepMetrics, Totals
 from opdlm.records.run_folder import RunFolder
+from opdlm.records.worth import Worth
 
 
 @pytest.fixture
@@ -94,6 +96,65 @@ def test_a_full_disk_while_logging_is_named(run: RunFolder, monkeypatch: pytest.
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(StorageError, match="No space left"):
         run.log(metrics_of(1))
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+WRITES: dict[str, Callable[[RunFolder], None]] = {
+    "config.toml": lambda run: run.change(ConvertSettings(model="other"), Resumption(rollouts_begun=1, changed={})),
+    "history.jsonl": lambda run: run.change(ConvertSettings(model="m"), Resumption(rollouts_begun=1, changed={})),
+    "metrics.jsonl": lambda run: run.log(metrics_of(2)),
+    "metrics.jsonl, rewritten": lambda run: run.forget_after(0),
+    "prompts.sha256": lambda run: run.keep_fingerprint("1" * 64),
+    "worth.json": lambda run: run.keep_worth(Worth(held_out=False)),
+}
+
+
+@pytest.mark.parametrize("what", WRITES)
+def test_a_full_disk_leaves_every_file_as_it_was(run: RunFolder, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a run on a full disk would leave half a file, and could not be resumed when there is room again."""
+    run.log(metrics_of(1))
+    run.change(ConvertSettings(model="m", block_size=8), Resumption(rollouts_begun=0, changed={}))
+    run.keep_fingerprint("0" * 64)
+    run.keep_worth(Worth(held_out=True))
+    before = {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
+    synced = 0
+
+    def full(_descriptor: int) -> None:  # much later than the first bytes are written
+        nonlocal synced
+        synced += 1
+        if what != "config.toml" or synced == 2:
+            raise FULL
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="No space left"):
+        WRITES[what](run)
+    after = {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
+    if what == "config.toml":  # the line of history stands there first
+        assert after.pop("history.jsonl").startswith(before.pop("history.jsonl"))
+    assert after == before
+
+
+def test_a_line_that_was_cut_takes_no_other_along(run: RunFolder) -> None:
+    """Else the first change after a crash would be glued to half a line, and the history could not be read any more."""
+    run.change(ConvertSettings(model="m"), Resumption(rollouts_begun=1, changed={}))
+    with run.history.open("a") as file:
+        file.write('{"rollouts_beg')
+    assert [one.rollouts_begun for one in run.changes()] == [1]
+    run.change(ConvertSettings(model="m"), Resumption(rollouts_begun=2, changed={}))
+    assert [one.rollouts_begun for one in run.changes()] == [1, 2]
+
+
+def test_a_crash_leaves_whole_records(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a kill in the middle of worth.json would keep the run from being resumed."""
+    run.keep_worth(Worth(held_out=True))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.keep_worth(Worth(held_out=False))
+    assert run.kept_worth() == Worth(held_out=True)
 
 
 def test_half_a_checkpoint_is_cleared_away(run: RunFolder) -> None:

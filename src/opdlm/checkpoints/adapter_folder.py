@@ -7,6 +7,7 @@ and adapter_config.json stand in their place. Its geometry entry in config.json 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
@@ -90,18 +91,25 @@ def check_base(base: PreTrainedModel, name: str, expected: str) -> None:
 
 
 def apply_adapter(base: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
-    """The base with the adapter folded into plain weights. Raises CheckpointError if the adapter does not fit."""
-    from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
+    """The base with the adapter folded into plain weights. Raises CheckpointError if the adapter does not fit.
+
+    Of its config only the layers, the rank and alpha are taken. Others could name modules to import, or files to read.
+    """
+    from peft import LoraConfig, PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
     from peft.utils import load_peft_weights
 
     try:
-        inject_adapter_in_model(PeftConfig.from_pretrained(str(folder)), base)
+        found = PeftConfig.from_pretrained(str(folder))
+        if not isinstance(found, LoraConfig):
+            raise ValueError(f"a {found.peft_type} is no LoRA adapter")
+        plain = LoraConfig(r=found.r, lora_alpha=found.lora_alpha, target_modules=found.target_modules)
+        inject_adapter_in_model(plain, base)
         state = {name.removeprefix(_WRAPPER): value for name, value in load_peft_weights(str(folder), "cpu").items()}
-        found = set_peft_model_state_dict(base, state)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        loaded = set_peft_model_state_dict(base, state)
+    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"the adapter in {folder} cannot be applied ({reason}); restore it") from error
-    lacking = [name for name in found.missing_keys if "lora_" in name]
-    if lacking or found.unexpected_keys:
+    lacking = [name for name in loaded.missing_keys if "lora_" in name]
+    if lacking or loaded.unexpected_keys:
         raise CheckpointError(f"the adapter in {folder} does not have the weights that its config names; restore it")
     return folded(base)

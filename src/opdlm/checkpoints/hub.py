@@ -13,6 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from opdlm.checkpoints.load import is_checkpoint
 from opdlm.errors import CheckpointError, HubError, UsageError
+from opdlm.records.checkpoints import OF_TRAINING
 
 
 def check_hub(name: str, private: bool) -> None:
@@ -43,7 +44,9 @@ def push(folder: str | Path, name: str, private: bool = False) -> str:
     check_hub(name, private)
     again = f"opdlm push {chosen} {name}{' --private' if private else ''}"
     with _explained(f"the upload failed; nothing is lost, the model is {chosen}", f"repeat it with: {again}"):
-        HfApi().upload_folder(repo_id=name, folder_path=chosen, commit_message="Converted with opdlm")
+        HfApi().upload_folder(
+            repo_id=name, folder_path=chosen, commit_message="Converted with opdlm", ignore_patterns=list(OF_TRAINING)
+        )
     return f"https://huggingface.co/{name}"
 
 

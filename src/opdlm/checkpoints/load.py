@@ -16,12 +16,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from opdlm.checkpoints import adapter_folder
 from opdlm.checkpoints.damage import blamed_on, reason_of
 from opdlm.checkpoints.gate_folder import Drafting, base_of, with_gate
 from opdlm.checkpoints.gguf_file import is_gguf, load_gguf, read_header, sha256_of
-from opdlm.checkpoints.source import FIX_CONFIG, check_sizes, locate, read_config, read_json
+from opdlm.checkpoints.source import ENTRY, FIX_CONFIG, check_sizes, locate, read_config, read_json
+from opdlm.checkpoints.trust import REFUSED, asks_for_code, trusted
 from opdlm.config import GenerationSettings
 from opdlm.config.distill import Context, Prediction
 from opdlm.core.types import Geometry
@@ -32,9 +34,6 @@ from opdlm.models.tokens import find_or_add_mask_token
 from opdlm.models.verdict import check_convertible
 from opdlm.records.record import Part
 
-ENTRY = "block_diffusion"
-"""Key of our settings in config.json and in generation_config.json."""
-
 
 class Entry(Part):
     """Our settings in config.json.
@@ -43,6 +42,7 @@ class Entry(Part):
         base_model: the AR model that it was made from, where that is known.
         base_sha256: of an adapter that stands alone: hash of the weights that it belongs to.
         drafting: of a lossless model: its gate.
+        original_class: of an AR model with code of its own: "FILE.CLASS", as its auto_map had it.
     """
 
     block_size: int = Field(ge=1, le=1024)
@@ -52,6 +52,7 @@ class Entry(Part):
     base_model: str | None = None
     base_sha256: str | None = None
     drafting: Drafting | None = None
+    original_class: str | None = None
 
 
 def load_ar_model(
@@ -232,8 +233,10 @@ def _first(error: ValidationError) -> str:
 def _load_tokenizer(place: str | Path) -> PreTrainedTokenizerBase:
     with blamed_on(f"the tokenizer of {place}", "correct its files (tokenizer.json, tokenizer_config.json)"):
         try:
-            return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(place, trust_remote_code=trusted())
         except (OSError, ValueError) as error:
+            if asks_for_code(error):
+                raise CheckpointError(f"the tokenizer of {place} cannot be loaded: {REFUSED}") from error
             raise CheckpointError(
                 f"no tokenizer can be loaded for {place} ({reason_of(error)}); put its files (tokenizer.json, "
                 "tokenizer_config.json) beside the weights"
@@ -254,6 +257,11 @@ def _load_weights(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model, and transformers' loading information."""
     weights, fix = f"the weights of {place}", "download or write them again"
+    if find_adapter_config_file(str(place)) is not None:
+        raise CheckpointError(
+            f"{place} holds an adapter beside the model, which would be put on it unasked; merge the two first, or "
+            "remove adapter_config.json"
+        )
     with blamed_on(f"config.json of {place}", FIX_CONFIG), no_bars():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(

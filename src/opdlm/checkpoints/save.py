@@ -71,7 +71,7 @@ def save_checkpoint(
         elif base is None:
             _save_model(model.model, draft)
             (draft / MODEL_FILE).write_text(model_file(), encoding="utf-8")
-            own = {ENTRY: _entry(model, provenance), "auto_map": _AUTO_MAP}
+            own = _own_entries(model, draft, _entry(model, provenance))
         else:
             _save_config(model.model, draft)
             save_adapter(model.model, base.name, draft)
@@ -96,7 +96,16 @@ def _save_drafting(model: DraftingModel, draft: Path, base: Base | None, provena
         return {ENTRY: entry | {"drafting": about | {"base": base.name}, BASE_HASH: base.sha256}}
     _save_model(model.model, draft)
     (draft / MODEL_FILE).write_text(model_file(), encoding="utf-8")
-    return {ENTRY: entry | {"drafting": about}, "auto_map": _AUTO_MAP}
+    return _own_entries(model, draft, entry | {"drafting": about})
+
+
+def _own_entries(model: BlockDiffusionModel, draft: Path, entry: dict[str, Any]) -> dict[str, Any]:
+    """Our entries of config.json. Of a model with code of its own, whose files transformers has written, they say
+    which class is the AR model's: the auto_map names ours."""
+    if type(model.model).__module__.startswith("transformers."):
+        return {ENTRY: entry, "auto_map": _AUTO_MAP}
+    theirs = json.loads((draft / "config.json").read_text(encoding="utf-8")).get("auto_map") or {}
+    return {ENTRY: entry | {"original_class": theirs.get("AutoModelForCausalLM")}, "auto_map": theirs | _AUTO_MAP}
 
 
 def _save_config(model: PreTrainedModel, draft: Path) -> None:

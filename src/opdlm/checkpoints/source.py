@@ -8,12 +8,16 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from opdlm.checkpoints.damage import blamed_on, reason_of
 from opdlm.checkpoints.gguf_file import SUFFIX, is_gguf, only_gguf, read_gguf_config
+from opdlm.checkpoints.trust import REFUSED, asks_for_code, trusted
 from opdlm.data.hub import ask_hub
 from opdlm.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
 
+ENTRY = "block_diffusion"
+"""Key of our settings in config.json and in generation_config.json."""
 FIX_CONFIG = "correct it, or download or write the model again"
 _SIZES = {
     "vocab_size": 2**24,
@@ -27,6 +31,8 @@ _SIZES = {
     "max_position_embeddings": 2**31,
 }
 """Counts of a config and what no model comes near: where one is wrong, building the model could take for ever."""
+_ATTENTION = ("sdpa", "eager", "flex_attention")
+"""Names that mean transformers' and torch's own code."""
 _REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -96,14 +102,46 @@ def read_config(place: str | Path) -> PreTrainedConfig:
         read_json(Path(place) / "config.json")
     with blamed_on(what, FIX_CONFIG):
         try:
-            return AutoConfig.from_pretrained(place, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(place, trust_remote_code=trusted())
         except OSError as error:
             raise _no_config(place, error) from error
         except ValueError as error:
+            if asks_for_code(error):
+                raise UnsupportedModelError(f"the config of {place} cannot be read: {REFUSED}") from error
             reason = reason_of(error).split(". ")[0]
             raise UnsupportedModelError(
                 f"transformers cannot read the config of {place} ({reason}); choose a model that it supports itself"
             ) from error
+    _check_attention(config, place)
+    if trusted():
+        with blamed_on(f"the code of {place}", "choose a model that transformers knows itself"):
+            _adopt_class(config, place)
+    return config
+
+
+def _adopt_class(config: PreTrainedConfig, place: str | Path) -> None:
+    """Makes the class that comes with a model known to transformers, where that has none for it.
+
+    Of a converted model that is the AR model's class: its modeling_opdlm.py is for those who have no opdlm.
+    """
+    if type(config) in AutoModelForCausalLM._model_mapping:
+        return
+    ours, own = getattr(config, ENTRY, None), getattr(config, "auto_map", None) or {}
+    name = ours.get("original_class") if isinstance(ours, dict) else own.get("AutoModelForCausalLM")
+    if name is not None:
+        made = get_class_from_dynamic_module(name, str(place))
+        made.register_for_auto_class("AutoModelForCausalLM")  # so that saving it takes the file along
+        AutoModelForCausalLM.register(type(config), made)
+
+
+def _check_attention(config: PreTrainedConfig, place: str | Path) -> None:
+    """Raises UnsupportedModelError where config.json names attention code on the hub: transformers would fetch it."""
+    named = config._attn_implementation
+    if named is not None and named not in _ATTENTION:
+        raise UnsupportedModelError(
+            f"config.json of {place} asks for the attention implementation {named!r}, which opdlm does not load, since "
+            "it may be code on the hub; remove attn_implementation from it"
+        )
 
 
 def _no_config(place: str | Path, error: OSError) -> Exception:

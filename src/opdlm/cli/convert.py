@@ -132,6 +132,10 @@ def _summary(view: ConversionView, model: Path, profile: bool) -> None:
         )
     if (worth := run.kept_worth()) is not None:
         view.worth(worth)
+    if (best := run.kept_best()) is not None:
+        rollout, validations = run.rollouts_begun(best), {one.rollout: one.validation for one in run.logged()}
+        if (validation := validations[rollout]) is not None:
+            view.note(f"best agreement: {validation.agreement:.0%} after rollout {rollout}; that model is {run.best}")
     if profile:
         view.note("\n".join(view.profile()))
     if name := run.settings().push_to_hub:

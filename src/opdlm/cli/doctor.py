@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from opdlm.cli.options import Parser, add_settings, given
+from opdlm.cli.options import Parser, add_settings, add_trust, given
 from opdlm.cli.terminal import duration, make_console, print_json, quiet_libraries, size
 from opdlm.config import ConvertSettings, settings_from
 from opdlm.errors import OpdlmError, UsageError
@@ -46,6 +46,7 @@ def parser() -> Parser:
     )
     made.add_argument("--response-tokens", type=int, metavar="N", help="memory: of a response (default: the recipe's)")
     made.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (default)")
+    add_trust(made)
     made.add_argument("--no-speed", action="store_true", help="leave the measurement of speed out")
     made.add_argument("--json", action="store_true", help="print the findings as JSON")
     add_settings(

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opdlm.cli.options import Parser, add_settings, flag, given
+from opdlm.cli.options import Parser, add_settings, add_trust, flag, given
 from opdlm.cli.outputs import check_writable, json_lines, write_json
 from opdlm.cli.progress import answering
 from opdlm.cli.suites import run_suites
@@ -107,6 +107,7 @@ def parser() -> Parser:
         help="grade programs even where this system cannot keep them from your files and network",
     )
     made.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (default)")
+    add_trust(made)
     made.add_argument("--json", metavar="FILE", help="write all numbers to FILE, and the answers beside it")
     made.add_argument(
         "--answers", metavar="FILE", help="write every answer or text to FILE (.jsonl; with --json: beside it)"

@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from opdlm.cli.options import Parser
+from opdlm.cli.options import Parser, add_trust
 from opdlm.cli.terminal import quiet_libraries
 from opdlm.errors import UsageError
 
@@ -23,6 +23,7 @@ def parser() -> Parser:
     made.add_argument("--format", choices=("uno",), default="uno", help="what to write (default: uno)")
     made.add_argument("--output", metavar="DIR", help="new folder")
     made.add_argument("--base", metavar="MODEL", help="name or path of the base (default: as the model's folder says)")
+    add_trust(made)
     return made
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from opdlm.cli.batch import write_file
 from opdlm.cli.chat import Chat
 from opdlm.cli.constraints import add_constraints, read_constraints
-from opdlm.cli.options import Parser, add_settings, given
+from opdlm.cli.options import Parser, add_settings, add_trust, given
 from opdlm.cli.partial import check_output
 from opdlm.cli.terminal import make_console, print_json, quiet_libraries
 from opdlm.config import CONSTRAINTS, GenerationSettings, as_text, settings_from
@@ -53,6 +53,7 @@ def parser() -> Parser:
     show.add_argument("--watch", action="store_true", help="show the text while it is denoised, or drafted and checked")
     show.add_argument("--json", action="store_true", help="print one line of JSON: text, tokens, forwards, seconds")
     made.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (default)")
+    add_trust(made)
     made.add_argument("--compile", action="store_true", help="torch.compile: half a minute is lost first, then faster")
     file = made.add_argument_group("a file of prompts")
     file.add_argument("--prompts", metavar="FILE", help="answer every row of this file (as for `opdlm convert`)")

@@ -8,6 +8,7 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
+from opdlm.checkpoints.trust import remote_code
 from opdlm.cli.options import Parser
 from opdlm.errors import MissingExtraError, UsageError
 
@@ -59,7 +60,8 @@ def run(arguments: Namespace) -> int:
         if chosen.command == "run":
             _prepare(chosen)
         try:
-            harness.execute(chosen)
+            with remote_code(bool(getattr(chosen, "trust_remote_code", False))):
+                harness.execute(chosen)
         except ValueError as error:
             if not str(error).startswith("Tasks not found"):
                 raise

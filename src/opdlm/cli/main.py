@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 import opdlm
+from opdlm.checkpoints.trust import remote_code
 from opdlm.cli import processor
 from opdlm.cli.terminal import take_any_character
 from opdlm.errors import OpdlmError, StorageError, UsageError
@@ -88,7 +89,8 @@ def _dispatch(words: list[str]) -> int:
     arguments = command.parser().read(rest)
     if "torch" not in sys.modules:  # else it would come too late
         processor.share()
-    return command.run(arguments)
+    with remote_code(getattr(arguments, "trust_remote_code", False)):
+        return command.run(arguments)
 
 
 def _help() -> str:

@@ -99,6 +99,15 @@ def given(arguments: Namespace, kind: type[Settings]) -> dict[str, Any]:
     return values
 
 
+def add_trust(parser: Parser) -> None:
+    """The flag that lets a model's own code run; `main` reads it."""
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run code that comes with a model, with your rights; without this flag none runs",
+    )
+
+
 def flag(path: str) -> str:
     """`response_length.end` -> `--response-length.end`."""
     return "--" + path.replace("_", "-")

@@ -38,7 +38,10 @@ class Sampler:
         """Before the first rollout: what the untrained student answers."""
         from transformers import AutoTokenizer
 
-        self.trainer, self.tokenizer = trainer, AutoTokenizer.from_pretrained(self.settings.model)
+        self.trainer, self.tokenizer = (
+            trainer,
+            AutoTokenizer.from_pretrained(self.settings.model, trust_remote_code=False),
+        )
         self.view.note(f"question: {self.problem.prompt}   (right: {self.problem.answer})")
         self._show("so far" if trainer.checkpoint is not None else "before")
 

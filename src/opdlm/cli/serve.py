@@ -7,7 +7,7 @@ from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 
-from opdlm.cli.options import Parser, add_settings, given
+from opdlm.cli.options import Parser, add_settings, add_trust, given
 from opdlm.cli.terminal import quiet_libraries
 from opdlm.config import ServeSettings, settings_from
 from opdlm.errors import MissingExtraError
@@ -32,6 +32,7 @@ def parser() -> Parser:
     made = Parser("serve", _DESCRIPTION, _EXAMPLES, "[MODEL ...] [settings]")
     made.add_argument("models", nargs="*", metavar="MODEL", help="folders or hub names; left out: the package's own")
     made.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (default)")
+    add_trust(made)
     made.add_argument("--compile", action="store_true", help="torch.compile: half a minute is lost first, then faster")
     add_settings(made, ServeSettings)
     return made

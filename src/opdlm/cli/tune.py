@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opdlm.cli.options import Parser, flag
+from opdlm.cli.options import Parser, add_trust, flag
 from opdlm.cli.outputs import check_writable, write_json
 from opdlm.cli.tables import tuning_table
 from opdlm.cli.terminal import make_console, quiet_libraries
@@ -55,6 +55,7 @@ def parser() -> Parser:
     made.add_argument("--json", metavar="FILE", help="write all numbers to FILE")
     made.add_argument("--allow-unconfined-code", action="store_true", help="as for eval")
     made.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (default)")
+    add_trust(made)
     return made
 
 

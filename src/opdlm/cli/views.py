@@ -1,5 +1,6 @@
 """How a conversion looks: a live line on a terminal, a plain line every few seconds elsewhere."""
 
+import shutil
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from opdlm.cli.terminal import duration
+from opdlm.cli.terminal import duration, size
 
 if TYPE_CHECKING:
     from opdlm.distill.loop import Trainer
@@ -69,7 +70,25 @@ class ConversionView:
         self.note(
             f"{trainer.settings.method}: {trainer.rollouts} rollouts, {rows} prompts, {trainer.pair.student.device}"
         )
+        self.note(self._about_checkpoints(trainer))
         self._live.update(self._task, total=trainer.rollouts)
+
+    @staticmethod
+    def _about_checkpoints(trainer: "Trainer") -> str:
+        """Their size on the disk and in memory, before any is written."""
+        assert trainer.run is not None
+        settings, each = trainer.settings, trainer.checkpoint_bytes
+        how = (
+            f"written beside the training, from a copy of {size(each)} in memory where that has room for it"
+            if settings.async_save
+            else "training waits for them"
+        )
+        count = settings.keep_checkpoints + settings.keep_best
+        # One more while it is written, before the oldest goes.
+        free = shutil.disk_usage(trainer.run.path).free
+        little = f"; only {size(free)} are free on that disk" if free < (count + 1) * each else ""
+        when = f"every {settings.save_every_rollouts} rollouts"
+        return f"checkpoints: {size(each)} each, {when}, {count} kept; {how}{little}"
 
     def step(self, metrics: "StepMetrics") -> None:
         """One rollout is done."""

@@ -144,6 +144,14 @@ class DistillSettings(Settings):
     # keeping
     save_every_rollouts: int = Field(default=10, ge=1, description="rollouts between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="checkpoints kept on disk")
+    keep_best: bool = Field(
+        default=False, description="with eval_every: the checkpoint of the best agreement is kept too, as OUTPUT/best"
+    )
+    async_save: bool = Field(
+        default=True,
+        description="checkpoints are written beside the training, from a copy in memory; off, or where there is no "
+        "room for the copy: training waits",
+    )
     eval_every: int | None = Field(
         default=None, ge=1, description="rollouts between validations: agreement with the teacher, tokens per forward"
     )
@@ -220,6 +228,9 @@ class ConvertSettings(DistillSettings):
     report_every: int | None = Field(
         default=None, ge=1, description="rollouts between refreshes of OUTPUT/report.html; not set: none is written"
     )
+    trust_remote_code: bool = Field(
+        default=False, description="run code that comes with the model, with your rights; off: none runs"
+    )
     device: str = Field(default="auto", description="cpu, cuda, mps, or auto")
     threads: int | None = Field(
         default=None, ge=1, le=1024, description="CPU threads; default: the cores that are free at the start"
@@ -245,4 +256,6 @@ class ConvertSettings(DistillSettings):
                 "eval_every needs prompts that are not trained on; name a file with eval_prompts, or keep some with "
                 "eval_count, such as 16"
             )
+        if self.keep_best and self.eval_every is None:
+            raise ValueError("keep_best needs validations to compare; set eval_every too, such as 10")
         return self

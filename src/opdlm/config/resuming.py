@@ -20,8 +20,11 @@ CHANGEABLE = (
     "gradient_checkpointing",
     "save_every_rollouts",
     "keep_checkpoints",
+    "keep_best",
+    "async_save",
     "report_every",
     "decoding",
+    "trust_remote_code",
 )
 """Settings, "group.member" where there are groups."""
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from opdlm.checkpoints.adapter_folder import Base
 from opdlm.checkpoints.hub import push
 from opdlm.checkpoints.load import load_ar_config, load_checkpoint, provenance_of
 from opdlm.checkpoints.save import save_checkpoint
 from opdlm.checkpoints.source import count_parameters
+from opdlm.checkpoints.trust import remote_code
 from opdlm.config import ConvertSettings, GenerationSettings, LengthRamp, VerifiedDecoding, changed, settings_from
 from opdlm.data.prompts import Prompt
 from opdlm.distill.loop import Evaluate, OnStep, Trainer
@@ -94,15 +94,21 @@ def resume(
     """
     with RunFolder.opened(Path(output)) as folder:
         checkpoint = folder.latest()
+        if checkpoint is not None and not folder.check(checkpoint):
+            on_note(
+                f"{checkpoint} has no checksums: an earlier version wrote it, and whether it is intact is not known"
+            )
         settings, altered = changed(folder.settings(), changes)
         begun = folder.rollouts_begun(checkpoint)
         if settings.rollouts is not None and settings.rollouts < begun:
             raise ConfigError(f"setting rollouts: {begun} are done or under way already; give at least as many")
-        prepared = prepare(settings, on_note=on_note)
-        folder.check_fingerprint(prepared.fingerprint, settings.prompts)
-        if altered:
-            folder.change(prepared.settings, Resumption(rollouts_begun=begun, changed=altered))
-        return _train(prepared, folder, checkpoint, on_start=on_start, on_step=on_step, evaluate=evaluate)
+        # A run's folder may be someone else's: what its config.toml says is no leave to run code.
+        with remote_code("trust_remote_code" in changes and settings.trust_remote_code):
+            prepared = prepare(settings, on_note=on_note)
+            folder.check_fingerprint(prepared.fingerprint, settings.prompts)
+            if altered:
+                folder.change(prepared.settings, Resumption(rollouts_begun=begun, changed=altered))
+            return _train(prepared, folder, checkpoint, on_start=on_start, on_step=on_step, evaluate=evaluate)
 
 
 def resolve(**settings: Any) -> ConvertSettings:
@@ -113,7 +119,8 @@ def resolve(**settings: Any) -> ConvertSettings:
         ModelNotFoundError, UnsupportedModelError: there is no such model, or none that can be converted.
     """
     if settings.get("recipe") is None and settings.get("model"):
-        settings["recipe"] = _recipe_by_size(settings["model"], settings.get("lora_rank") is not None)
+        with remote_code(settings.get("trust_remote_code") is True):
+            settings["recipe"] = _recipe_by_size(settings["model"], settings.get("lora_rank") is not None)
     defaults = load_recipe(settings["recipe"]) if settings.get("recipe") else {}
     # A group that is given in part keeps the recipe's other values: `response_length={"end": 512}`.
     merged = {
@@ -148,10 +155,11 @@ def run(
         if not getattr(settings, name):
             raise UsageError(f"no {name} given; name it with --{name}")
     RunFolder.check_free(Path(settings.output))
-    prepared = prepare(settings, prompts, on_note)
-    with RunFolder.created(Path(settings.output), prepared.settings, prompts) as folder:
-        folder.keep_fingerprint(prepared.fingerprint)
-        return _train(prepared, folder, None, on_start=on_start, on_step=on_step, evaluate=evaluate)
+    with remote_code(settings.trust_remote_code):
+        prepared = prepare(settings, prompts, on_note)
+        with RunFolder.created(Path(settings.output), prepared.settings, prompts) as folder:
+            folder.keep_fingerprint(prepared.fingerprint)
+            return _train(prepared, folder, None, on_start=on_start, on_step=on_step, evaluate=evaluate)
 
 
 def _train(
@@ -166,7 +174,6 @@ def _train(
     """Trains in `folder`, from its `checkpoint` on if there is one; returns the folder of the model."""
     settings = prepared.settings
     student, teacher = _student_and_teacher(prepared.model, settings, checkpoint)
-    save_model = partial(_save, student, prepared.tokenizer, settings, prepared.base, folder)
     trainer = Trainer(
         pair=Pair.of(student, teacher, prepared.tokens),
         prompts=prepared.ids,
@@ -174,7 +181,7 @@ def _train(
         settings=settings,
         run=folder,
         checkpoint=checkpoint,
-        save_model=save_model,
+        save_model=partial(_saving, prepared, folder, whole=False),
         on_step=on_step,
         evaluate=evaluate,
         validate=_validator(prepared.ids, prepared.eval_ids, settings),
@@ -184,7 +191,7 @@ def _train(
     with tracking(settings, folder) as trackers:
         trainer.on_step = trackers.then(_reporting(settings, folder, trainer.on_step))
         _weigh(trainer, folder, trackers, held_out=bool(prepared.eval_ids))
-    save_model(folder.model)
+    _saving(prepared, folder, student, whole=True)(folder.model)
     if settings.report_every is not None:
         write_report([folder.path], folder.path / REPORT)
     if settings.push_to_hub:
@@ -259,22 +266,27 @@ def _student_and_teacher(
     return model, teacher
 
 
-def _save(
-    student: BlockDiffusionModel,
-    tokenizer: PreTrainedTokenizerBase,
-    settings: ConvertSettings,
-    base: Base | None,
-    folder: RunFolder,
-    target: Path,
-) -> None:
-    """The student as a Hugging Face folder; an adapter is merged into plain weights, or with its `base` alone in it."""
-    model = student
-    if settings.lora_rank is not None and base is None and not isinstance(model, DraftingModel):
-        model = BlockDiffusionModel(adapter.merged(student.model), student.geometry, student.mask_token_id)
+def _saving(
+    prepared: Prepared, folder: RunFolder, student: BlockDiffusionModel, *, whole: bool
+) -> Callable[[Path], None]:
+    """What writes the student as a Hugging Face folder, with what is known of it now.
+
+    A checkpoint of an adapter is the adapter alone: its base never changes. `whole`: as the settings want the model, an
+    adapter merged into plain weights, or alone with `adapter_only`.
+    """
+    settings, base = prepared.settings, prepared.base
+    if whole and not settings.adapter_only:
+        base = None
+    if base is None and settings.lora_rank is not None and not isinstance(student, DraftingModel):
+        student = BlockDiffusionModel(adapter.merged(student.model), student.geometry, student.mask_token_id)
     provenance: dict[str, Any] = {**provenance_of(settings.model), "method": settings.method}
     if folder.metrics.exists() and (logged := folder.logged()):
         provenance["response tokens trained"] = logged[-1].total.tokens_trained
     if (worth := folder.kept_worth()) is not None and worth.after is not None:
         provenance |= worth.facts()
     generation = GenerationSettings(decoding=settings.usual_decoding)
-    save_checkpoint(model, tokenizer, target, generation=generation, provenance=provenance, base=base)
+
+    def write(target: Path) -> None:
+        save_checkpoint(student, prepared.tokenizer, target, generation=generation, provenance=provenance, base=base)
+
+    return write

@@ -56,7 +56,7 @@ def estimate(
     """Bytes, by purpose; `lora_bytes` with an adapter of `rank`, whose teacher is the same weights.
 
     Full training holds weights, gradients, two moments of AdamW, and the teacher's weights. With an adapter there are
-    the weights, and at a checkpoint a copy with the adapter merged into it and what is written of that.
+    the weights, and at the end a copy with the adapter merged into it and what is written of that.
     """
     ar_model = model.model
     weights = _FLOAT * sum(p.numel() for p in ar_model.parameters())
@@ -79,9 +79,9 @@ def estimate(
         "decoding_bytes": base + weights,
         "cache_bytes_per_token": _cache_bytes(model),
         "checkpoint_bytes": 3 * weights,
-        "lora_checkpoint_bytes": weights + 3 * adapter,
+        "lora_checkpoint_bytes": 4 * adapter,  # alone, for its base never changes; twice, and two moments
         "disk_bytes": (settings.keep_checkpoints + 1) * 3 * weights + weights,
-        "lora_disk_bytes": (settings.keep_checkpoints + 1) * (weights + 3 * adapter) + weights,
+        "lora_disk_bytes": (settings.keep_checkpoints + 1) * 4 * adapter + weights,
     }
 
 
@@ -113,8 +113,8 @@ def estimate_lossless(
         "training_bytes": int(base + weights + 4 * gate + passing),
         "decoding_bytes": base + weights + gate,
         "cache_bytes_per_token": _cache_bytes(model),
-        # Each checkpoint: the gate's training state, and the model folder, with the base's weights or without.
-        "disk_bytes": (settings.keep_checkpoints + 1) * (4 * gate + weights) + weights + gate,
+        # Each checkpoint holds the gate alone, twice, and two moments; the model at the end its base too.
+        "disk_bytes": (settings.keep_checkpoints + 1) * 4 * gate + weights + gate,
         "adapter_only_disk_bytes": (settings.keep_checkpoints + 1) * 4 * gate + gate,
     }
 

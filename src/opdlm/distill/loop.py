@@ -4,7 +4,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,12 +17,14 @@ from opdlm.core.schedules import planned_updates
 from opdlm.distill.methods import Method, method_of
 from opdlm.distill.opinions import Looker
 from opdlm.distill.pair import Pair
+from opdlm.distill.saving import Writer, checkpoint_bytes, copied
 from opdlm.distill.step import Batch, Begun, StepCounts, training_step
 from opdlm.distill.update import Updater
 from opdlm.models.adapter import adapter_state
 from opdlm.models.block_diffusion import BlockDiffusionModel
-from opdlm.models.devices import peak_process_bytes
+from opdlm.models.devices import peak_process_bytes, room_for
 from opdlm.models.drafting import DraftingModel
+from opdlm.models.snapshot import snapshot
 from opdlm.parallel.ranks import OneProcess, Ranks
 from opdlm.records.metrics import Flops, StepMetrics, Totals
 from opdlm.records.run_folder import RunFolder
@@ -31,6 +33,7 @@ from opdlm.records.worth import Validation
 
 OnStep = Callable[[StepMetrics], None]
 Evaluate = Callable[[BlockDiffusionModel], dict[str, Any]]
+SaveModel = Callable[[BlockDiffusionModel], Callable[[Path], None]]
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,13 @@ class _Place:
 
     Attributes:
         metrics: of the last finished rollout; None before the first. begun: of the rollout under way.
-        saved: what `Trainer._reached` was at the newest checkpoint.
+        saved: what `Trainer._reached` was at the newest checkpoint. best: agreement of the best one, if that is kept.
     """
 
     metrics: StepMetrics | None = None
     begun: Begun = field(default_factory=Begun)
     saved: tuple[int, bool] = (0, False)
+    best: float | None = None
 
     @property
     def rollouts(self) -> int:
@@ -61,7 +65,7 @@ class Trainer:
         prompts: token ids. responses: given texts, for `sft` on ground truth only.
         settings: what to do. method: how; default: the one that the settings name.
         run: where to keep it; None keeps nothing. checkpoint: of the run, to go on from; the student has its weights.
-        save_model: writes the student as a checkpoint folder.
+        save_model: of the student, or a copy of it: what writes it as a checkpoint folder.
         on_step: called with the metrics of each rollout. evaluate: called after every checkpoint; its result is logged.
         in_words: a trajectory with its ids -> with the texts of them.
         validate: called every `eval_every` rollouts and after the last one.
@@ -75,16 +79,17 @@ class Trainer:
     responses: Sequence[Sequence[int]] | None = None
     run: RunFolder | None = None
     checkpoint: Path | None = None
-    save_model: Callable[[Path], None] = lambda path: None
+    save_model: SaveModel = lambda student: lambda path: None
     on_step: OnStep = lambda metrics: None
     evaluate: Evaluate | None = None
     validate: Callable[[Pair], Validation] | None = None
     in_words: Callable[[Trajectory], Trajectory] = lambda trajectory: trajectory
     ranks: Ranks = field(default_factory=OneProcess)
     _at: _Place = field(init=False, default_factory=_Place)
+    _writer: Writer = field(init=False, default_factory=Writer)
 
     def train(self) -> StepMetrics:
-        """Run all rollouts, from the checkpoint on if there is one. Returns the last metrics.
+        """Run all rollouts, from the checkpoint on if there is one. Returns the last metrics; all is written then.
 
         A KeyboardInterrupt first leaves a checkpoint of what is done: the finished rollouts, and of the one under way
         its text and its updates.
@@ -94,10 +99,13 @@ class Trainer:
         try:
             for index in range(self._at.rollouts, self.rollouts):
                 self._rollout(index, updater)
+                self._writer.check()
         except KeyboardInterrupt:
             if self._reached(updater) != self._at.saved:
                 self._save(updater)
             raise
+        finally:
+            self._writer.wait()
         assert self._at.metrics is not None, "a run has at least one rollout"
         return self._at.metrics
 
@@ -110,11 +118,13 @@ class Trainer:
             plan = looker.at(plan) if self._keeps_sample(index) else plan
             counts = training_step(self.batch(index), plan, self.pair, updater, settings, self.ranks, begun)
         metrics = self._validated(self._metrics(index, counts, updater, self._at.metrics))
-        self._at = _Place(metrics, saved=self._at.saved)
+        best = self._is_best(metrics)
+        agreement = metrics.validation.agreement if best and metrics.validation else self._at.best
+        self._at = _Place(metrics, saved=self._at.saved, best=agreement)
         if self._keeps_sample(index):
             self._keep_sample(index, counts, looker)
-        if self._saves(index):
-            metrics = self._at_checkpoint(updater, metrics)
+        if self._saves(index) or best:
+            metrics = self._at_checkpoint(updater, metrics, best)
         known = sum(metrics.seconds.values())
         metrics = metrics.spent(rest=perf_counter() - began - known)
         self._at = replace(self._at, metrics=metrics)
@@ -147,6 +157,11 @@ class Trainer:
         settings = self.settings
         return planned_updates(self.rollouts, len(self.prompts), settings.prompts_per_rollout, settings.rows_per_update)
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """What a checkpoint takes on the disk, and with `async_save` its copy in memory."""
+        return checkpoint_bytes(self.pair.student)
+
     def prompts_of(self, index: int) -> list[int]:
         """Which prompts rollout `index` answers: epoch after epoch, each in its own order."""
         per_rollout = self.settings.prompts_per_rollout
@@ -160,7 +175,7 @@ class Trainer:
         student = list(self.pair.student.parameters())
         updater = Updater(student, self.settings.optimiser, self.planned_updates, originals)
         if (run := self.run) is not None:
-            updater.way_out = run.way_out
+            updater.way_out = lambda: self._writer.wait() or run.way_out()
         return updater
 
     def _validated(self, metrics: StepMetrics) -> StepMetrics:
@@ -177,8 +192,14 @@ class Trainer:
         """Whether a checkpoint is due after rollout `index`."""
         return index + 1 == self.rollouts or (index + 1) % self.settings.save_every_rollouts == 0
 
+    def _is_best(self, metrics: StepMetrics) -> bool:
+        """Whether a checkpoint is due because the student agrees with its teacher better than at all before."""
+        if not self.settings.keep_best or metrics.validation is None:
+            return False
+        return self._at.best is None or metrics.validation.agreement > self._at.best
+
     def _keeps_sample(self, index: int) -> bool:
-        """Whether some of its rows are kept to be looked at: of the first rollout, and of each with a checkpoint."""
+        """Whether some of its rows are kept to be looked at: of the first rollout, and of each that has to be saved."""
         return self.run is not None and self.ranks.saves and (index == 0 or self._saves(index))
 
     def _keep_sample(self, index: int, counts: StepCounts, looker: Looker) -> None:
@@ -188,11 +209,11 @@ class Trainer:
         rows = looker.trajectories(counts.sample, self.settings.block_size, decoding)
         self.run.keep_rollout(index + 1, [self.in_words(row) for row in rows])
 
-    def _at_checkpoint(self, updater: Updater, metrics: StepMetrics) -> StepMetrics:
+    def _at_checkpoint(self, updater: Updater, metrics: StepMetrics, best: bool) -> StepMetrics:
         """Saves, then evaluates; the metrics with what that took."""
         began = perf_counter()
         if self.run is not None and self.ranks.saves:
-            self._save(updater)
+            self._save(updater, best)
             metrics = metrics.spent(saving=perf_counter() - began)
         if self.run is not None and self.evaluate is not None:
             began = perf_counter()
@@ -205,21 +226,42 @@ class Trainer:
         """What changes with each update, and when a text is written: a checkpoint is due where it is another."""
         return updater.done, self._at.begun.rollout is not None
 
-    def _save(self, updater: Updater) -> None:
-        """A checkpoint of where the run is."""
+    def _save(self, updater: Updater, best: bool = False) -> None:
+        """A checkpoint of where the run is; it is written beside what comes next, if that is set and there is room."""
         if self.run is None or not self.ranks.saves:
             return
-        at, reached = self._at, self._reached(updater)
+        self._writer.wait()  # its copy goes before the next is made
+        at, reached, student = self._at, self._reached(updater), self.pair.student
+        state = self._state(updater, best)
+        beside = self.settings.async_save and room_for(self.checkpoint_bytes)
+        if beside:
+            state, student = copied(state), snapshot(student)
+        write = partial(
+            self.run.save_state,
+            at.rollouts,
+            state,
+            self.save_model(student),
+            self.settings.keep_checkpoints,
+            updates_begun=None if at.begun.rollout is None else at.begun.updates,
+            best=best,
+        )
+        if beside:
+            self._writer.begin(write)
+        else:
+            write()
+        self._at = replace(at, saved=reached)
+
+    def _state(self, updater: Updater, best: bool) -> dict[str, Any]:
+        """What a resumed run needs beside the student's weights, or in place of them."""
+        at, student = self._at, self.pair.student
         line = None if at.metrics is None else at.metrics.to_json()
         state = {"updater": updater.state(), "rollouts": at.rollouts, "line": line, "begun": at.begun.state()}
-        student = self.pair.student
+        state |= {"best_agreement": at.best, "is_best": best}
         if isinstance(student, DraftingModel):
-            state["gate"] = {name: value.clone() for name, value in student.gate.state_dict().items()}
+            state["gate"] = dict(student.gate.state_dict())
         elif self.settings.lora_rank is not None:
-            state["adapter"] = adapter_state(self.pair.student.model)
-        keep, updates = self.settings.keep_checkpoints, None if at.begun.rollout is None else at.begun.updates
-        self.run.save_state(at.rollouts, state, self.save_model, keep, updates_begun=updates)
-        self._at = replace(at, saved=reached)
+            state["adapter"] = adapter_state(student.model)
+        return state
 
     def _metrics(self, index: int, counts: StepCounts, updater: Updater, before: StepMetrics | None) -> StepMetrics:
         """The metrics of one rollout, over all ranks; totals run on from `before`."""
@@ -273,8 +315,10 @@ class Trainer:
             line, begun = state["line"], Begun.of(state.get("begun"), self.pair.student.device)
             metrics = None if line is None else StepMetrics.from_json(line, str(self.checkpoint))
             updater.restore(state["updater"])
-            self._at = _Place(metrics, begun)
+            self._at = _Place(metrics, begun, best=state.get("best_agreement"))
             self._at = replace(self._at, saved=self._reached(updater))
+            if self.ranks.saves and state.get("is_best"):
+                self.run.mark_best(self.checkpoint)  # the run may have ended before it was
         if self.ranks.saves:
             self.run.forget_after(self._at.rollouts, self._at.metrics)
 

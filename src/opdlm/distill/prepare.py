@@ -38,7 +38,7 @@ class Prepared:
 
     Attributes:
         settings: with the number of threads. model: the AR model, adapted. ids: the prompts' token ids.
-        eval_ids: of prompts that are kept from training. base: for an adapter that is saved alone.
+        eval_ids: of prompts that are kept from training. base: what an adapter or a gate is trained on.
         responses: given ones, for `sft` alone. fingerprint: SHA-256 of prompts and responses, as hexadecimal text.
         difference: the identity check's largest.
     """
@@ -129,8 +129,8 @@ def _with_threads(settings: ConvertSettings) -> ConvertSettings:
 
 
 def _base(ar_model: PreTrainedModel, settings: ConvertSettings) -> Base | None:
-    """What an adapter that is saved alone needs to be loaded again."""
-    if not settings.adapter_only:
+    """What an adapter that is saved alone, as in each checkpoint, needs to be loaded again."""
+    if settings.lora_rank is None:
         return None
     local = Path(settings.model)
     return Base(str(local.resolve()) if local.exists() else settings.model, weights_hash(ar_model))

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 MODEL = "opdlm"
 """Its name in the harness."""
-_FOR_DATA_SETS = "trust_remote_code"  # the harness gives it to every model; none of ours runs such code
+_FOR_DATA_SETS = "trust_remote_code"  # the harness gives it to every model; `opdlm lm-eval` has read it by then
 
 
 class OpdlmLM(TemplateLM):

@@ -22,7 +22,7 @@ def original_of(model: str | Path) -> str:
         ModelNotFoundError: there is no such model.
         UsageError: it does not say what it was made from.
     """
-    run = _run_of(Path(model))
+    run = _run_of(Path(model).resolve())  # `best` is a link
     if run is not None:
         return RunFolder(run).settings().model
     base = _base_of_gate(model) or _base_on_card(Path(model) / "README.md")

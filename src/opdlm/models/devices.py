@@ -8,7 +8,7 @@ import torch
 
 from opdlm.errors import UsageError
 
-_MEMINFO = Path("/proc/meminfo")
+_MEMINFO, _STATM = Path("/proc/meminfo"), Path("/proc/self/statm")
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -37,6 +37,15 @@ def free_bytes(device: torch.device) -> int | None:
     if "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def room_for(copy: int) -> bool:
+    """Whether the machine's memory has room for a copy that stays, when this process comes to its peak again."""
+    free = free_bytes(torch.device("cpu"))
+    if free is None or not _STATM.is_file():
+        return True
+    resident = int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return free - max(0, peak_process_bytes() - resident) >= copy
 
 
 def peak_process_bytes() -> int:

@@ -1,39 +1,34 @@
 """The folder of a run: config.toml, metrics.jsonl, rollouts/, checkpoints/, model/. Files are whole or not there."""
 
 import json
-import re
 import shutil
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from tempfile import TemporaryFile
 from typing import Any
 
 import tomli_w
-import torch
 
 from opdlm.config import ConvertSettings, settings_from
 from opdlm.errors import CheckpointError, OutputExistsError, PromptsError, RecordError, StorageError
-from opdlm.records import lock
+from opdlm.records import durable, lock
+from opdlm.records.checkpoints import Checkpoints
 from opdlm.records.evaluation import Comparison
 from opdlm.records.history import Resumption
 from opdlm.records.metrics import StepMetrics
 from opdlm.records.trajectory import Trajectory
 from opdlm.records.worth import Worth
 
-_STATE = "training_state.pt"
-_UNFINISHED = "unfinished-"
 
-
-class RunFolder:
+class RunFolder(Checkpoints):
     """Paths and files of one run."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         self.config, self.metrics, self.history = path / "config.toml", path / "metrics.jsonl", path / "history.jsonl"
-        self.rollouts, self.checkpoints, self.model = path / "rollouts", path / "checkpoints", path / "model"
+        self.rollouts, self.model = path / "rollouts", path / "model"
         self.prompts, self.evaluation = path / "prompts.jsonl", path / "evaluation.json"
         self.sample, self.worth = self.rollouts / "sample.json", path / "worth.json"
         self.fingerprint = path / "prompts.sha256"
@@ -112,8 +107,7 @@ class RunFolder:
         """
         run = cls.found(path)
         with lock.held(path):
-            for leftover in run.checkpoints.glob(f"*{_UNFINISHED}*"):  # hidden drafts too
-                shutil.rmtree(leftover)
+            run.clear()
             yield run
 
     def settings(self) -> ConvertSettings:
@@ -128,49 +122,43 @@ class RunFolder:
 
     def keep_fingerprint(self, sha256: str) -> None:
         """That of the prompts as they are trained on, prompts.sha256."""
-        try:
-            self.fingerprint.write_text(sha256 + "\n", encoding="utf-8")
-        except OSError as error:
-            raise self._full(self.fingerprint, error) from error
+        self._written_whole(self.fingerprint, sha256 + "\n")
 
     def check_fingerprint(self, sha256: str, source: str) -> None:
         """Raises PromptsError if the run was started with other prompts. Earlier versions kept no fingerprint."""
-        if self.fingerprint.is_file() and self.fingerprint.read_text(encoding="utf-8").strip() != sha256:
+        if not self.fingerprint.is_file():
+            self.keep_fingerprint(sha256)
+        elif self.fingerprint.read_text(encoding="utf-8").strip() != sha256:
             raise PromptsError(
                 f"the prompts in {source} are not those that {self.path} was started with; put the earlier ones back, "
                 f"or delete {self.fingerprint} to go on with the new ones"
             )
-        self.keep_fingerprint(sha256)
 
     def change(self, settings: ConvertSettings, resumption: Resumption) -> None:
         """From now on the run has these `settings`; history.jsonl keeps what they were."""
         try:
-            with self.history.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(resumption.to_json()) + "\n")
+            durable.appended(self.history, json.dumps(resumption.to_json()))
             self._write_settings(settings)
         except OSError as error:
             raise self._full(self.config, error) from error
 
     def changes(self) -> list[Resumption]:
-        """What `change` kept, in order. Raises RecordError if a line is damaged."""
+        """What `change` kept, in order, a line that was cut left out. Raises RecordError if a line is damaged."""
         if not self.history.is_file():
             return []
-        lines = enumerate(_read(self.history).splitlines(), start=1)
+        lines = enumerate(_whole_lines(self.history), start=1)
         places = ((line, f"{self.history}, line {number}") for number, line in lines)
         return [Resumption.from_json(_parsed(line, where), where) for line, where in places]
 
     def _write_settings(self, settings: ConvertSettings) -> None:
-        whole = self.config.with_suffix(".partial")
-        whole.write_text(tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
-        whole.replace(self.config)
+        durable.written(self.config, tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True)))
 
     # --- metrics ------------------------------------------------------------------------------------------------
 
     def log(self, metrics: StepMetrics) -> None:
         """Append one line to metrics.jsonl."""
         try:
-            with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(metrics.to_json()) + "\n")
+            durable.appended(self.metrics, json.dumps(metrics.to_json()))
         except OSError as error:
             raise self._full(self.metrics, error) from error
 
@@ -182,8 +170,7 @@ class RunFolder:
         """
         if not self.metrics.is_file():
             raise RecordError(f"{self.path} holds no metrics.jsonl; give the folder of a run")
-        lines = _read(self.metrics).split("\n")
-        lines.pop()  # what follows the last newline: nothing, or a line that was cut
+        lines = _whole_lines(self.metrics)
         places = (f"{self.metrics}, line {number}" for number in range(1, len(lines) + 1))
         pairs = zip(lines, places, strict=True)
         return [StepMetrics.from_json(_parsed(line, where), where) for line, where in pairs]
@@ -197,9 +184,7 @@ class RunFolder:
         kept = [metrics for metrics in logged if metrics.rollout <= rollouts_done]
         if last is not None and (not kept or kept[-1].rollout < rollouts_done):
             kept.append(last)
-        whole = self.metrics.with_suffix(".partial")
-        whole.write_text("".join(json.dumps(metrics.to_json()) + "\n" for metrics in kept), encoding="utf-8")
-        whole.replace(self.metrics)
+        self._written_whole(self.metrics, "".join(json.dumps(metrics.to_json()) + "\n" for metrics in kept))
 
     # --- trajectories and evaluation ----------------------------------------------------------------------------
 
@@ -251,84 +236,18 @@ class RunFolder:
         return Worth.from_json(_parsed(_read(self.worth), where), where)
 
     def _write(self, path: Path, content: Any) -> None:
+        self._written_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+    def _written_whole(self, path: Path, text: str) -> None:
         try:
             path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            durable.written(path, text)
         except OSError as error:
             raise self._full(path, error) from error
 
     @staticmethod
     def _full(path: Path, error: OSError) -> StorageError:
         return StorageError(f"cannot write {path} ({error.strerror}); free some room, then use --resume")
-
-    # --- checkpoints --------------------------------------------------------------------------------------------
-
-    def latest(self) -> Path | None:
-        """The newest complete checkpoint."""
-        found = self._by_age()
-        return found[-1] if found else None
-
-    def way_out(self) -> str:
-        """What to do when training has gone wrong: the last good checkpoint, and the command that goes on from it."""
-        where = f"the last good checkpoint is {last}" if (last := self.latest()) else "there is no checkpoint yet"
-        return f"{where}; continue with a lower rate: opdlm convert --resume {self.path} --optimiser.learning-rate RATE"
-
-    def _by_age(self) -> list[Path]:
-        """All complete checkpoints, the oldest first."""
-        return sorted(self.checkpoints.glob("rollout-*"), key=_numbers)
-
-    @staticmethod
-    def rollouts_begun(checkpoint: Path | None) -> int:
-        """Rollouts in a checkpoint, the one that is under way included; 0 without a checkpoint."""
-        done, *under_way = [0] if checkpoint is None else _numbers(checkpoint)
-        return done + len(under_way)
-
-    def save_state(
-        self,
-        rollouts_done: int,
-        state: dict[str, Any],
-        save_model: Any,
-        keep: int,
-        *,
-        updates_begun: int | None = None,
-    ) -> Path:
-        """A checkpoint: `save_model(folder)` writes the model, then the training state; renamed when both are there.
-
-        `updates_begun`: updates of the next rollout that are in it; None: that has not begun.
-
-        Raises:
-            StorageError: no room; earlier checkpoints stay as they are.
-        """
-        name = f"rollout-{rollouts_done:06d}" + ("" if updates_begun is None else f"-and-{updates_begun}-updates")
-        unfinished, final = self.checkpoints / f"{_UNFINISHED}{name}", self.checkpoints / name
-        try:
-            shutil.rmtree(unfinished, ignore_errors=True)  # left by an interruption
-            save_model(unfinished)
-            torch.save(state, unfinished / _STATE)
-            if final.exists():
-                shutil.rmtree(final)
-            unfinished.replace(final)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise StorageError(
-                f"cannot write checkpoint {final} ({error}); free some room, then use --resume"
-            ) from error
-        for old in self._by_age()[:-keep]:
-            shutil.rmtree(old)
-        return final
-
-    @staticmethod
-    def load_state(checkpoint: Path) -> dict[str, Any]:
-        """The training state of a checkpoint. Raises CheckpointError if it is damaged."""
-        try:
-            state = torch.load(checkpoint / _STATE, map_location="cpu", weights_only=True)  # of whatever device
-        except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, UnpicklingError) as error:
-            raise CheckpointError(
-                f"{checkpoint / _STATE} is damaged or missing; delete {checkpoint} and resume"
-            ) from error
-        if not isinstance(state, dict):
-            raise CheckpointError(f"{checkpoint / _STATE} holds no training state; delete {checkpoint} and resume")
-        return state
 
 
 def _unwritable(path: Path, error: OSError) -> StorageError:
@@ -343,9 +262,9 @@ def _with_absolute_paths(settings: ConvertSettings) -> ConvertSettings:
     return settings.model_copy(update=here | output)
 
 
-def _numbers(checkpoint: Path) -> list[int]:
-    """Those in a checkpoint's name; as text 9 would stand behind 10."""
-    return [int(number) for number in re.findall(r"\d+", checkpoint.name)]
+def _whole_lines(path: Path) -> list[str]:
+    """Without what follows the last newline: nothing, or a line that was cut while it was written."""
+    return _read(path).split("\n")[:-1]
 
 
 def _read(path: Path) -> str:

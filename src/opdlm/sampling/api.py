@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from opdlm.checkpoints.load import generation_settings, is_checkpoint, load_ar_model, load_checkpoint
+from opdlm.checkpoints.trust import remote_code
 from opdlm.config import DynamicDecoding, GenerationSettings, SequentialDecoding, settings_from
 from opdlm.core.layout import AUTOREGRESSIVE
 from opdlm.core.types import Rollout
@@ -21,6 +22,7 @@ from opdlm.models.block_diffusion import NO_MASK, BlockDiffusionModel
 from opdlm.models.devices import pick_device
 from opdlm.models.gaps import GapText
 from opdlm.models.tokens import SpecialTokens, decode_inside, encode_prompt, special_tokens
+from opdlm.records import checksums
 from opdlm.records.trajectory import Trajectory, trajectories
 from opdlm.sampling.denoising import Step
 from opdlm.sampling.engine import Completion, Engine, Event
@@ -322,24 +324,36 @@ class DiffusionLM:
 
 
 def load(
-    path: str | Path, device: str = "auto", dtype: torch.dtype = torch.float32, compile: bool = False
+    path: str | Path,
+    device: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    compile: bool = False,
+    trust_remote_code: bool = False,
 ) -> DiffusionLM:
     """Load a converted model: a checkpoint folder, the folder of a run, or a hub name.
 
-    `compile`: decode through `torch.compile`: about half a minute is lost at first, then each forward is faster.
+    Args:
+        compile: decode through `torch.compile`: about half a minute is lost at first, then each forward is faster.
+        trust_remote_code: run code that its AR model came with; else none runs (`modeling_opdlm.py` never does).
     """
     folder = Path(path) / "model" if is_checkpoint(Path(path) / "model") else path
     if folder is path and (Path(path) / "config.toml").is_file():
         raise CheckpointError(f"the run in {path} is not finished; continue it: opdlm convert --resume --output {path}")
-    model, tokenizer = load_checkpoint(folder, device=pick_device(device), dtype=dtype)
+    if checksums.there(Path(folder)) and (damage := checksums.damage(Path(folder))) is not None:
+        raise CheckpointError(f"{damage}; use another checkpoint, or restore the file from a copy")
+    with remote_code(trust_remote_code):
+        model, tokenizer = load_checkpoint(folder, device=pick_device(device), dtype=dtype)
     if compile:
         model.compile_decoding()
     return DiffusionLM(model, tokenizer, generation_settings(model.model))
 
 
-def load_autoregressive(path: str | Path, device: str = "auto", dtype: torch.dtype = torch.float32) -> DiffusionLM:
+def load_autoregressive(
+    path: str | Path, device: str = "auto", dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
+) -> DiffusionLM:
     """An AR model as it is, a folder or a hub name: it writes one token a forward, through the same engine."""
-    model, tokenizer = load_ar_model(path, device=pick_device(device), dtype=dtype)
+    with remote_code(trust_remote_code):
+        model, tokenizer = load_ar_model(path, device=pick_device(device), dtype=dtype)
     plain = BlockDiffusionModel(model, AUTOREGRESSIVE, NO_MASK)
     return DiffusionLM(plain, tokenizer, GenerationSettings(decoding=SequentialDecoding()))
 
