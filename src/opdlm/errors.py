@@ -106,3 +106,9 @@ class NonFiniteWeightsError(OpdlmError, ArithmeticError):
     """An update left weights that are not finite, which are not saved; resume from the checkpoint in the message."""
 
     exit_code = 1
+
+
+class RankFailedError(OpdlmError, RuntimeError):
+    """Another process of the run failed or is gone; its own message says why, and the newest checkpoint resumes."""
+
+    exit_code = 1

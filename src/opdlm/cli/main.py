@@ -13,7 +13,8 @@ from importlib import import_module
 import opdlm
 from opdlm.cli import processor
 from opdlm.cli.terminal import take_any_character
-from opdlm.errors import OpdlmError, StorageError, UsageError
+from opdlm.errors import OpdlmError, RankFailedError, StorageError, UsageError
+from opdlm.parallel import environment
 
 COMMANDS = {
     "demo": ("opdlm.cli.demo", "the whole story on the model that ships with the package, on a CPU in minutes"),
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _flushed(words)
     except OpdlmError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        if environment.speaks() or not isinstance(error, RankFailedError):  # of many that say the same, one says it
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
