@@ -5,6 +5,7 @@ depend on theirs. (The texts are the same: a text depends on its request alone.)
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ KINDS: dict[str, dict[str, Any]] = {
     # The LM head is the embedding, which FSDP must keep together; the teacher writes the first text.
     "tied": {"model": "qwen2", "warm_start_rollouts": 1, "gradient_checkpointing": True},
 }
-WAYS = [(2, "none"), (4, "none"), (2, "full"), (4, "full")]
+WAYS = [pytest.param(n, how, marks=pytest.mark.slow if n > 2 else ()) for n in (2, 4) for how in ("none", "full")]
 
 
 @pytest.fixture(scope="module")
@@ -54,21 +55,25 @@ def conversion(folder: Path, kind: str, count: int, sharding: str) -> Conversion
     return folder / f"{kind}-{count}-{sharding}", settings | {"model": str(folder / settings["model"])}
 
 
-Gradients = dict[tuple[str, int, str], list[list[torch.Tensor]]]
+Gradients = Callable[[str, int, str], list[list[torch.Tensor]]]
 
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> Gradients:
-    """The gradients of all conversions."""
-    found: Gradients = {}
-    for count, shardings in ((1, ["none"]), (2, ["none", "full"]), (4, ["none", "full"])):
-        keys = [(kind, count, sharding) for sharding in shardings for kind in KINDS]
-        answers = in_processes(count, gradients, *(conversion(folder, *key) for key in keys))
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
-        found |= dict(zip(keys, answers[-1], strict=True))
-    return found
+    """The gradients of a conversion; all of a number of processes are made at once."""
+    made: dict[tuple[str, int, str], list[list[torch.Tensor]]] = {}
+
+    def find(kind: str, count: int, sharding: str) -> list[list[torch.Tensor]]:
+        if (kind, count, sharding) not in made:
+            keys = [(one, count, how) for how in ("none", "full")[:count] for one in KINDS]
+            answers = in_processes(count, gradients, *(conversion(folder, *key) for key in keys))
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    raise answer
+            made.update(zip(keys, answers[-1], strict=True))
+        return made[kind, count, sharding]
+
+    return find
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -88,10 +93,10 @@ def test_processes_come_to_what_one_comes_to(
     would stand for a sum, rows would be lost or trained on twice, or a shard would be taken for the whole.
     """
     alone, several = (conversion(folder, kind, *way)[0] for way in ((1, "none"), (count, sharding)))
-    expected = found[kind, 1, "none"]
+    expected = found(kind, 1, "none")
     assert len(expected) == 3
     assert all(max(float(gradient.abs().max()) for gradient in update) > 1e-2 for update in expected)
-    for ours, theirs in zip(found[kind, count, sharding], expected, strict=True):
+    for ours, theirs in zip(found(kind, count, sharding), expected, strict=True):
         for one, other in zip(ours, theirs, strict=True):
             torch.testing.assert_close(one, other, atol=3e-5, rtol=1e-4)
     for name, value in weights(alone).items():
@@ -110,8 +115,9 @@ def test_what_is_kept_of_a_rollout_is_the_same(
     folder: Path, found: Gradients, kind: str, count: int, sharding: str
 ) -> None:
     """Else the saving process would look at its own rows alone, or through a wrapper for which others must wait."""
-    assert found
     alone, several = (conversion(folder, kind, *way)[0] for way in ((1, "none"), (count, sharding)))
+    assert found(kind, 1, "none")
+    assert found(kind, count, sharding)
     files = sorted(path.name for path in (alone / "rollouts").iterdir())
     assert files == sorted(path.name for path in (several / "rollouts").iterdir())
     assert len(files) == 2
