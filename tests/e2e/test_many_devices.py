@@ -1,7 +1,11 @@
 """Several processes end together, and what they leave goes on with any number of processes."""
 
+import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from opdlm.distill.api import resume
 from opdlm.records.run_folder import RunFolder
 from processes import ProcessFailedError, gradients, in_processes, loaded, struck
 from runs import PROMPTS, small_ar_model
