@@ -13,7 +13,7 @@ from importlib import import_module
 import opdlm
 from opdlm.cli import processor
 from opdlm.cli.terminal import take_any_character
-from opdlm.errors import OpdlmError, RankFailedError, StorageError, UsageError
+from opdlm.errors import OpdlmError, StorageError, UsageError
 from opdlm.parallel import environment
 
 COMMANDS = {
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _flushed(words)
     except OpdlmError as error:
-        if environment.speaks() or not isinstance(error, RankFailedError):  # of many that say the same, one says it
+        if environment.speaks() or not error.common:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # `| head` has read enough
