@@ -27,9 +27,13 @@ argument, a message of one line that ends with the fix (they keep it through pic
 
 
 class OpdlmError(Exception):
-    """The root: catch it to catch all. The command line prints its message as one line and ends with `exit_code`."""
+    """The root: catch it to catch all. The command line prints its message as one line and ends with `exit_code`.
+
+    `common`: every process of a run meets it alike; the first one prints it.
+    """
 
     exit_code = 2
+    common = False
 
 
 class UsageError(OpdlmError, ValueError):
@@ -100,9 +104,18 @@ class NonFiniteLossError(OpdlmError, ArithmeticError):
     """The loss is not finite and the optimiser step was not taken; resume from the checkpoint in the message."""
 
     exit_code = 1
+    common = True
 
 
 class NonFiniteWeightsError(OpdlmError, ArithmeticError):
     """An update left weights that are not finite, which are not saved; resume from the checkpoint in the message."""
 
     exit_code = 1
+    common = True
+
+
+class RankFailedError(OpdlmError, RuntimeError):
+    """Another process of the run failed or is gone; its own message says why, and the newest checkpoint resumes."""
+
+    exit_code = 1
+    common = True

@@ -11,6 +11,7 @@ from opdlm.cli.terminal import duration, make_console, quiet_libraries
 from opdlm.cli.views import ConversionView
 from opdlm.config import CHANGEABLE, ConvertSettings, refused
 from opdlm.errors import UsageError
+from opdlm.parallel import environment
 from opdlm.recipes import settings_of_all
 
 _DESCRIPTION = """
@@ -68,7 +69,7 @@ def _run(arguments: Namespace, ending: Ending) -> int:
     from opdlm.distill import api
     from opdlm.recipes import load_recipe
 
-    view = ConversionView(make_console())
+    view = ConversionView(make_console(quiet=not environment.speaks()))
     try:
         with view:
             if resuming:
@@ -81,7 +82,8 @@ def _run(arguments: Namespace, ending: Ending) -> int:
                     view.note(f"recipe {chosen.recipe}, by the size of the model; --recipe names another")
                 model = api.run(chosen, on_start=view.start, on_step=view.step, on_note=view.note)
     except KeyboardInterrupt:
-        print(how_to_continue(Path(output), f"opdlm convert --resume --output {output}"))
+        if environment.speaks():
+            print(how_to_continue(Path(output), f"opdlm convert --resume --output {output}"))
         return ending.exit_code
     _summary(view, model, arguments.profile)
     return 0

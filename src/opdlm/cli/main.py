@@ -15,6 +15,7 @@ from opdlm.checkpoints.trust import remote_code
 from opdlm.cli import processor
 from opdlm.cli.terminal import take_any_character
 from opdlm.errors import OpdlmError, StorageError, UsageError
+from opdlm.parallel import environment
 
 COMMANDS = {
     "demo": ("opdlm.cli.demo", "the whole story on the model that ships with the package, on a CPU in minutes"),
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _flushed(words)
     except OpdlmError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        if environment.speaks() or not error.common:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,6 +7,8 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Self
 
+from opdlm.parallel import environment
+
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 _STOPPING = b"\nstopping: what is done goes into a checkpoint; Ctrl-C again ends at once without it\n"
 _SHOW_CURSOR = b"\x1b[?25h"
@@ -53,7 +55,8 @@ class Ending:
         self._came, self._first = True, number
         if _is_hangup(number):
             self._leave_terminal()
-        self._tell(_STOPPING, [2])
+        if environment.speaks():
+            self._tell(_STOPPING, [2])
         raise KeyboardInterrupt
 
     def _leave_terminal(self) -> None:

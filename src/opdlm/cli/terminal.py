@@ -31,11 +31,12 @@ def print_json(record: object) -> None:
     print(json.dumps(record, ensure_ascii=encoding.lower() not in ("utf-8", "utf8")))
 
 
-def make_console(stderr: bool = False, record: bool = False) -> Console:
+def make_console(stderr: bool = False, record: bool = False, quiet: bool = False) -> Console:
     """rich's console; without an edge where the output is no terminal, so that nothing is cut. `record`: a picture."""
     stream = sys.stderr if stderr else sys.stdout
     elsewhere = _PICTURE_WIDTH if record else _UNLIMITED
-    return _Console(stderr=stderr, highlight=False, width=None if stream.isatty() else elsewhere, record=record)
+    width = None if stream.isatty() else elsewhere
+    return _Console(stderr=stderr, highlight=False, width=width, record=record, quiet=quiet)
 
 
 def quiet_libraries() -> None:

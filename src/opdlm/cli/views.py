@@ -67,9 +67,10 @@ class ConversionView:
         if trainer.checkpoint is not None:
             self.note(f"continuing from {trainer.checkpoint}")
         rows = len(trainer.prompts)
-        self.note(
-            f"{trainer.settings.method}: {trainer.rollouts} rollouts, {rows} prompts, {trainer.pair.student.device}"
-        )
+        count, sharding = trainer.ranks.count, trainer.settings.sharding
+        processes = "" if count == 1 else f", {count} processes" + (" that share the weights" * (sharding == "full"))
+        where = f"{trainer.pair.student.device}{processes}"
+        self.note(f"{trainer.settings.method}: {trainer.rollouts} rollouts, {rows} prompts, {where}")
         self.note(self._about_checkpoints(trainer))
         self._live.update(self._task, total=trainer.rollouts)
 

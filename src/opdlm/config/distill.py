@@ -232,6 +232,11 @@ class ConvertSettings(DistillSettings):
         default=False, description="run code that comes with the model, with your rights; off: none runs"
     )
     device: str = Field(default="auto", description="cpu, cuda, mps, or auto")
+    sharding: Literal["none", "full"] = Field(
+        default="none",
+        description="of several processes (torchrun, accelerate launch): none, each holds all weights; full, they "
+        "share one copy of them",
+    )
     threads: int | None = Field(
         default=None, ge=1, le=1024, description="CPU threads; default: the cores that are free at the start"
     )

@@ -13,6 +13,7 @@ CHANGEABLE = (
     "optimiser.final_learning_rate",
     "optimiser.clip_norm",
     "device",
+    "sharding",
     "threads",
     "precision",
     "rollout_batch",

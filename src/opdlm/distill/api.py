@@ -1,7 +1,8 @@
 """`convert`: an AR model and prompts in, a run's folder with a block-diffusion model out."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,11 @@ from opdlm.distill.validation import MOST_PROMPTS, MOST_TOKENS, Validator
 from opdlm.errors import ConfigError, UsageError
 from opdlm.models import adapter
 from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.models.devices import in_bfloat16, pick_device
 from opdlm.models.drafting import DraftingModel
 from opdlm.models.tokens import decode_inside
+from opdlm.parallel.launch import launched
+from opdlm.parallel.ranks import Ranks
 from opdlm.recipes import load_recipe, recipe_for
 from opdlm.records.history import Resumption
 from opdlm.records.metrics import StepMetrics
@@ -92,23 +96,33 @@ def resume(
         ConfigError: a setting that may not change, or fewer rollouts than are done.
         OpdlmError: as for `convert`.
     """
-    with RunFolder.opened(Path(output)) as folder:
-        checkpoint = folder.latest()
-        if checkpoint is not None and not folder.check(checkpoint):
-            on_note(
-                f"{checkpoint} has no checksums: an earlier version wrote it, and whether it is intact is not known"
-            )
-        settings, altered = changed(folder.settings(), changes)
-        begun = folder.rollouts_begun(checkpoint)
-        if settings.rollouts is not None and settings.rollouts < begun:
-            raise ConfigError(f"setting rollouts: {begun} are done or under way already; give at least as many")
-        # A run's folder may be someone else's: what its config.toml says is no leave to run code.
-        with remote_code("trust_remote_code" in changes and settings.trust_remote_code):
-            prepared = prepare(settings, on_note=on_note)
+    settings, altered = changed(RunFolder.found(Path(output)).settings(), changes)
+    # A run's folder may be someone else's: what its config.toml says is no leave to run code.
+    trusted = remote_code("trust_remote_code" in changes and settings.trust_remote_code)
+    opened = RunFolder.opened(Path(output))
+    with trusted, _ranks(settings, Path(output)) as ranks, _by_one(ranks, opened, Path(output)) as folder:
+        checkpoint = ranks.by_one(partial(_latest, folder, on_note))
+        with ranks.agreed():
+            begun = folder.rollouts_begun(checkpoint)
+            if settings.rollouts is not None and settings.rollouts < begun:
+                raise ConfigError(f"setting rollouts: {begun} are done or under way already; give at least as many")
+            prepared = prepare(settings, on_note=on_note if ranks.saves else _unsaid)
+
+        def keep() -> None:
             folder.check_fingerprint(prepared.fingerprint, settings.prompts)
             if altered:
                 folder.change(prepared.settings, Resumption(rollouts_begun=begun, changed=altered))
-            return _train(prepared, folder, checkpoint, on_start=on_start, on_step=on_step, evaluate=evaluate)
+
+        ranks.by_one(keep)
+        return _train(prepared, folder, checkpoint, ranks, on_start=on_start, on_step=on_step, evaluate=evaluate)
+
+
+def _latest(folder: RunFolder, on_note: OnNote) -> Path | None:
+    """The newest checkpoint, its files verified."""
+    checkpoint = folder.latest()
+    if checkpoint is not None and not folder.check(checkpoint):
+        on_note(f"{checkpoint} has no checksums: an earlier version wrote it, and whether it is intact is not known")
+    return checkpoint
 
 
 def resolve(**settings: Any) -> ConvertSettings:
@@ -154,18 +168,45 @@ def run(
     for name in ("model", "output"):
         if not getattr(settings, name):
             raise UsageError(f"no {name} given; name it with --{name}")
-    RunFolder.check_free(Path(settings.output))
-    with remote_code(settings.trust_remote_code):
-        prepared = prepare(settings, prompts, on_note)
-        with RunFolder.created(Path(settings.output), prepared.settings, prompts) as folder:
-            folder.keep_fingerprint(prepared.fingerprint)
-            return _train(prepared, folder, None, on_start=on_start, on_step=on_step, evaluate=evaluate)
+    output = Path(settings.output)
+    with remote_code(settings.trust_remote_code), _ranks(settings, output) as ranks:
+        ranks.by_one(partial(RunFolder.check_free, output))
+        with ranks.agreed():
+            prepared = prepare(settings, prompts, on_note if ranks.saves else _unsaid)
+        with _by_one(ranks, RunFolder.created(output, prepared.settings, prompts), output) as folder:
+            ranks.by_one(partial(folder.keep_fingerprint, prepared.fingerprint))
+            return _train(prepared, folder, None, ranks, on_start=on_start, on_step=on_step, evaluate=evaluate)
+
+
+def _ranks(settings: ConvertSettings, output: Path) -> AbstractContextManager[Ranks]:
+    """The processes that share the run."""
+    device = pick_device(settings.device)
+    return launched(
+        device,
+        sharded=settings.sharding == "full",
+        bfloat16=in_bfloat16(settings.precision, device.type),
+        way_out=f"continue from the newest checkpoint: opdlm convert --resume {output}",
+    )
+
+
+def _unsaid(text: str) -> None:
+    """What another process says."""
+
+
+@contextmanager
+def _by_one(ranks: Ranks, opening: AbstractContextManager[RunFolder], path: Path) -> Iterator[RunFolder]:
+    """The folder of the run, which the process that saves opens and holds; the others read in it."""
+    with ExitStack() as stack:
+        with ranks.agreed():
+            folder = stack.enter_context(opening) if ranks.saves else RunFolder(path)
+        yield folder
 
 
 def _train(
     prepared: Prepared,
     folder: RunFolder,
     checkpoint: Path | None,
+    ranks: Ranks,
     *,
     on_start: OnStart,
     on_step: OnStep,
@@ -173,9 +214,10 @@ def _train(
 ) -> Path:
     """Trains in `folder`, from its `checkpoint` on if there is one; returns the folder of the model."""
     settings = prepared.settings
-    student, teacher = _student_and_teacher(prepared.model, settings, checkpoint)
+    with ranks.agreed():
+        student, teacher = _student_and_teacher(prepared.model, settings, checkpoint)
     trainer = Trainer(
-        pair=Pair.of(student, teacher, prepared.tokens),
+        pair=Pair.of(student, teacher, prepared.tokens, ranks),
         prompts=prepared.ids,
         responses=prepared.responses,
         settings=settings,
@@ -186,17 +228,25 @@ def _train(
         evaluate=evaluate,
         validate=_validator(prepared.ids, prepared.eval_ids, settings),
         in_words=partial(_in_words, prepared.tokenizer, prepared.tokens.mask_token_id),
+        ranks=ranks,
     )
-    on_start(trainer, prepared.difference)
-    with tracking(settings, folder) as trackers:
+    ranks.by_one(lambda: on_start(trainer, prepared.difference))
+    with tracking(settings.tracker if ranks.saves else (), folder) as trackers:
         trainer.on_step = trackers.then(_reporting(settings, folder, trainer.on_step))
         _weigh(trainer, folder, trackers, held_out=bool(prepared.eval_ids))
+    with ranks.complete(student) as whole:
+        ranks.by_one(partial(_finish, prepared, folder, whole))
+    return folder.model
+
+
+def _finish(prepared: Prepared, folder: RunFolder, student: BlockDiffusionModel) -> None:
+    """The converted model, where it is to be."""
+    settings = prepared.settings
     _saving(prepared, folder, student, whole=True)(folder.model)
     if settings.report_every is not None:
         write_report([folder.path], folder.path / REPORT)
     if settings.push_to_hub:
         push(folder.model, settings.push_to_hub, settings.hub_private)
-    return folder.model
 
 
 def _validator(ids: Sequence[list[int]], eval_ids: Sequence[list[int]], settings: ConvertSettings) -> Validator:
@@ -229,16 +279,17 @@ def _in_words(tokenizer: PreTrainedTokenizerBase, mask_token_id: int, trajectory
 def _weigh(trainer: Trainer, folder: RunFolder, trackers: Trackers, held_out: bool) -> None:
     """Trains, and keeps what it was worth."""
     assert trainer.validate is not None
-    worth = folder.kept_worth()
+    ranks, worth = trainer.ranks, trainer.ranks.by_one(folder.kept_worth)
     if worth is None:
-        with trainer.precision():
-            # A run of an earlier version that is continued: its student is no longer as it was before.
-            before = trainer.validate(trainer.pair) if trainer.checkpoint is None else None
+        # A run of an earlier version that is continued: its student is no longer as it was before.
+        before = trainer.validated(trainer.validate) if trainer.checkpoint is None else None
         worth = Worth(held_out=held_out, before=before)
-        folder.keep_worth(worth)
+        ranks.by_one(partial(folder.keep_worth, worth))
     trackers.begin(folder.settings(), worth.before)
     last = trainer.train()
-    folder.keep_worth(worth.model_copy(update={"updates": last.updates, "after": last.validation}))
+    ranks.by_one(
+        partial(folder.keep_worth, worth.model_copy(update={"updates": last.updates, "after": last.validation}))
+    )
 
 
 def _student_and_teacher(

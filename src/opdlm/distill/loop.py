@@ -18,11 +18,12 @@ from opdlm.distill.methods import Method, method_of
 from opdlm.distill.opinions import Looker
 from opdlm.distill.pair import Pair
 from opdlm.distill.saving import Writer, checkpoint_bytes, copied
+from opdlm.distill.sharing import shared
 from opdlm.distill.step import Batch, Begun, StepCounts, training_step
 from opdlm.distill.update import Updater
 from opdlm.models.adapter import adapter_state
 from opdlm.models.block_diffusion import BlockDiffusionModel
-from opdlm.models.devices import peak_process_bytes, room_for
+from opdlm.models.devices import in_bfloat16, peak_process_bytes, room_for
 from opdlm.models.drafting import DraftingModel
 from opdlm.models.snapshot import snapshot
 from opdlm.parallel.ranks import OneProcess, Ranks
@@ -69,7 +70,7 @@ class Trainer:
         on_step: called with the metrics of each rollout. evaluate: called after every checkpoint; its result is logged.
         in_words: a trajectory with its ids -> with the texts of them.
         validate: called every `eval_every` rollouts and after the last one.
-        ranks: the processes that share the work.
+        ranks: the processes that share the work. The one that saves makes the calls above, alone.
     """
 
     pair: Pair
@@ -99,7 +100,8 @@ class Trainer:
         try:
             for index in range(self._at.rollouts, self.rollouts):
                 self._rollout(index, updater)
-                self._writer.check()
+                self.ranks.by_one(self._writer.check)
+            self.ranks.by_one(self._writer.wait)
         except KeyboardInterrupt:
             if self._reached(updater) != self._at.saved:
                 self._save(updater)
@@ -114,7 +116,8 @@ class Trainer:
         begun, settings = self._at.begun, self.settings
         began = perf_counter() - sum(begun.counts.seconds.values())
         with self.precision():
-            plan, looker = (self.method or method_of(settings))(self.pair, index), Looker(self.pair)
+            plan, looker = (self.method or method_of(settings))(self.pair, index), Looker(self.pair, self.ranks)
+            plan = shared(plan, self.ranks, self.pair.tokens.pad_token_id, self.pair.student.device)
             plan = looker.at(plan) if self._keeps_sample(index) else plan
             counts = training_step(self.batch(index), plan, self.pair, updater, settings, self.ranks, begun)
         metrics = self._validated(self._metrics(index, counts, updater, self._at.metrics))
@@ -122,13 +125,16 @@ class Trainer:
         agreement = metrics.validation.agreement if best and metrics.validation else self._at.best
         self._at = _Place(metrics, saved=self._at.saved, best=agreement)
         if self._keeps_sample(index):
-            self._keep_sample(index, counts, looker)
+            self.ranks.by_one(lambda: self._keep_sample(index, counts, looker))
         if self._saves(index) or best:
             metrics = self._at_checkpoint(updater, metrics, best)
         known = sum(metrics.seconds.values())
         metrics = metrics.spent(rest=perf_counter() - began - known)
         self._at = replace(self._at, metrics=metrics)
-        if self.run is not None and self.ranks.saves:
+        self.ranks.by_one(lambda: self._tell(metrics))
+
+    def _tell(self, metrics: StepMetrics) -> None:
+        if self.run is not None:
             self.run.log(metrics)
         self.on_step(metrics)
 
@@ -142,8 +148,7 @@ class Trainer:
     def precision(self) -> torch.autocast:
         """bfloat16 matrix products over float32 weights, for rollouts, teacher and student alike; or plain float32."""
         kind = self.pair.student.device.type
-        low = self.settings.precision == "bfloat16" or (self.settings.precision == "auto" and kind == "cuda")
-        return torch.autocast(kind, torch.bfloat16, enabled=low)
+        return torch.autocast(kind, torch.bfloat16, enabled=in_bfloat16(self.settings.precision, kind))
 
     @property
     def rollouts(self) -> int:
@@ -184,9 +189,13 @@ class Trainer:
         if self.validate is None or not (last or (every is not None and metrics.rollout % every == 0)):
             return metrics
         began = perf_counter()
-        with self.precision():
-            found = self.validate(self.pair)
+        found = self.validated(self.validate)
         return metrics.model_copy(update={"validation": found}).spent(validation=perf_counter() - began)
+
+    def validated(self, validate: Callable[[Pair], Validation]) -> Validation:
+        """What `validate` finds now."""
+        with self.precision(), self.ranks.whole(self.pair.student, self.pair.teacher.model):
+            return self.ranks.by_one(partial(validate, self.pair))
 
     def _saves(self, index: int) -> bool:
         """Whether a checkpoint is due after rollout `index`."""
@@ -200,7 +209,7 @@ class Trainer:
 
     def _keeps_sample(self, index: int) -> bool:
         """Whether some of its rows are kept to be looked at: of the first rollout, and of each that has to be saved."""
-        return self.run is not None and self.ranks.saves and (index == 0 or self._saves(index))
+        return self.run is not None and (index == 0 or self._saves(index))
 
     def _keep_sample(self, index: int, counts: StepCounts, looker: Looker) -> None:
         assert self.run is not None
@@ -212,13 +221,15 @@ class Trainer:
     def _at_checkpoint(self, updater: Updater, metrics: StepMetrics, best: bool) -> StepMetrics:
         """Saves, then evaluates; the metrics with what that took."""
         began = perf_counter()
-        if self.run is not None and self.ranks.saves:
+        if self.run is not None:
             self._save(updater, best)
             metrics = metrics.spent(saving=perf_counter() - began)
-        if self.run is not None and self.evaluate is not None:
+        if self.run is not None and (evaluate := self.evaluate) is not None:
             began = perf_counter()
+            with self.ranks.whole(self.pair.student):
+                found = self.ranks.by_one(lambda: evaluate(self.pair.student))
             # Through JSON at once: numbers of numpy and torch become plain ones here, not when the line is written.
-            result = json.loads(json.dumps(self.evaluate(self.pair.student), default=float))
+            result = json.loads(json.dumps(found, default=float))
             metrics = metrics.model_copy(update={"evaluation": result}).spent(evaluation=perf_counter() - began)
         return metrics
 
@@ -228,16 +239,23 @@ class Trainer:
 
     def _save(self, updater: Updater, best: bool = False) -> None:
         """A checkpoint of where the run is; it is written beside what comes next, if that is set and there is room."""
-        if self.run is None or not self.ranks.saves:
+        if self.run is None:
             return
+        reached, optimiser = self._reached(updater), self.ranks.gathered_state(updater.state())
+        with self.ranks.complete(self.pair.student) as student:
+            self.ranks.by_one(partial(self._write_checkpoint, self.run, student, optimiser, best))
+        self._at = replace(self._at, saved=reached)
+
+    def _write_checkpoint(
+        self, run: RunFolder, student: BlockDiffusionModel, optimiser: dict[str, Any], best: bool
+    ) -> None:
         self._writer.wait()  # its copy goes before the next is made
-        at, reached, student = self._at, self._reached(updater), self.pair.student
-        state = self._state(updater, best)
+        at, state = self._at, self._state(student, optimiser, best)
         beside = self.settings.async_save and room_for(self.checkpoint_bytes)
         if beside:
             state, student = copied(state), snapshot(student)
         write = partial(
-            self.run.save_state,
+            run.save_state,
             at.rollouts,
             state,
             self.save_model(student),
@@ -249,13 +267,12 @@ class Trainer:
             self._writer.begin(write)
         else:
             write()
-        self._at = replace(at, saved=reached)
 
-    def _state(self, updater: Updater, best: bool) -> dict[str, Any]:
+    def _state(self, student: BlockDiffusionModel, optimiser: dict[str, Any], best: bool) -> dict[str, Any]:
         """What a resumed run needs beside the student's weights, or in place of them."""
-        at, student = self._at, self.pair.student
+        at = self._at
         line = None if at.metrics is None else at.metrics.to_json()
-        state = {"updater": updater.state(), "rollouts": at.rollouts, "line": line, "begun": at.begun.state()}
+        state = {"updater": optimiser, "rollouts": at.rollouts, "line": line, "begun": at.begun.state()}
         state |= {"best_agreement": at.best, "is_best": best}
         if isinstance(student, DraftingModel):
             state["gate"] = dict(student.gate.state_dict())
@@ -264,23 +281,15 @@ class Trainer:
         return state
 
     def _metrics(self, index: int, counts: StepCounts, updater: Updater, before: StepMetrics | None) -> StepMetrics:
-        """The metrics of one rollout, over all ranks; totals run on from `before`."""
+        """The metrics of one rollout; totals run on from `before`."""
         parameters = trained_parameters(self.pair.student.model)
-        trained, rolled_out, positions, forwards, stopped, by_rollout, by_teacher, by_student = self.ranks.sum(
-            counts.tokens_trained,
-            counts.tokens_rolled_out,
-            counts.positions_supervised,
-            counts.rollout_forwards,
-            counts.stopped_rows,
-            counts.rollout_query_tokens,
-            counts.teacher_query_tokens,
-            counts.student_query_tokens,
-        )
         flops = Flops(
-            rollout=2 * parameters * by_rollout,
-            teacher=2 * parameters * by_teacher,
+            rollout=2 * parameters * counts.rollout_query_tokens,
+            teacher=2 * parameters * counts.teacher_query_tokens,
             # Frozen weights have no gradients of their own: a backward pass through them costs as much as a forward.
-            student=(4 if isinstance(self.pair.student, DraftingModel) else 6) * parameters * by_student,
+            student=(4 if isinstance(self.pair.student, DraftingModel) else 6)
+            * parameters
+            * counts.student_query_tokens,
         )
         total = before.total if before is not None else Totals()
         peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_process_bytes()
@@ -291,16 +300,16 @@ class Trainer:
             gradient_norm=sum(counts.gradient_norms) / len(counts.gradient_norms),
             learning_rate=updater.rate_used,
             updates=updater.done,
-            tokens_trained=int(trained),
-            positions_supervised=int(positions),
-            stopped_rows=int(stopped),
-            tokens_per_forward=rolled_out / max(1, forwards),
+            tokens_trained=counts.tokens_trained,
+            positions_supervised=counts.positions_supervised,
+            stopped_rows=counts.stopped_rows,
+            tokens_per_forward=counts.tokens_rolled_out / max(1, counts.rollout_forwards),
             flops=flops,
             seconds={},
             peak_memory_bytes=peak,
             total=Totals(
-                tokens_trained=total.tokens_trained + int(trained),
-                tokens_rolled_out=total.tokens_rolled_out + int(rolled_out),
+                tokens_trained=total.tokens_trained + counts.tokens_trained,
+                tokens_rolled_out=total.tokens_rolled_out + counts.tokens_rolled_out,
                 flops=total.flops + flops.sum(),
                 seconds=total.seconds,
             ),
@@ -314,13 +323,12 @@ class Trainer:
             state = self.run.load_state(self.checkpoint)
             line, begun = state["line"], Begun.of(state.get("begun"), self.pair.student.device)
             metrics = None if line is None else StepMetrics.from_json(line, str(self.checkpoint))
-            updater.restore(state["updater"])
+            updater.restore(self.ranks.own_state(state["updater"], updater.parameters))
             self._at = _Place(metrics, begun, best=state.get("best_agreement"))
             self._at = replace(self._at, saved=self._reached(updater))
-            if self.ranks.saves and state.get("is_best"):
-                self.run.mark_best(self.checkpoint)  # the run may have ended before it was
-        if self.ranks.saves:
-            self.run.forget_after(self._at.rollouts, self._at.metrics)
+            if state.get("is_best"):  # the run may have ended before it was marked
+                self.ranks.by_one(partial(self.run.mark_best, self.checkpoint))
+        self.ranks.by_one(partial(self.run.forget_after, self._at.rollouts, self._at.metrics))
 
 
 @lru_cache(maxsize=1)

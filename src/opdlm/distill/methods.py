@@ -19,6 +19,7 @@ from opdlm.distill import losses, rollout
 from opdlm.distill.pair import Pair
 from opdlm.distill.rollout import Written
 from opdlm.distill.step import Batch, Plan
+from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.drafting import DraftingModel
 from opdlm.sampling.request import Request
 from opdlm.sampling.requests import continuations
@@ -35,7 +36,7 @@ def opd(settings: DistillSettings, pair: Pair, index: int) -> Plan:
     if index < settings.warm_start_rollouts:
         return offpolicy_kd(settings, pair, index)
     choice = StateChoice(settings.states, settings.supervise_end, clean_weight=settings.clean_weight)
-    return _distilled(settings, pair, partial(_by_student, settings, pair, index), choice)
+    return _distilled(settings, pair, partial(_by_student, settings, pair, index), pair.student, choice)
 
 
 def onpolicy_text(settings: DistillSettings, pair: Pair, index: int) -> Plan:
@@ -43,13 +44,13 @@ def onpolicy_text(settings: DistillSettings, pair: Pair, index: int) -> Plan:
     if index < settings.warm_start_rollouts:
         return offpolicy_kd(settings, pair, index)
     choice = StateChoice("random_mask", settings.supervise_end, clean_weight=settings.clean_weight)
-    return _distilled(settings, pair, partial(_by_student, settings, pair, index), choice)
+    return _distilled(settings, pair, partial(_by_student, settings, pair, index), pair.student, choice)
 
 
 def offpolicy_kd(settings: DistillSettings, pair: Pair, index: int) -> Plan:
     """The teacher's text with random masks; also the warm start of the two methods above."""
     choice = StateChoice("random_mask", settings.supervise_end, clean_weight=settings.clean_weight)
-    return _distilled(settings, pair, partial(_by_teacher, settings, pair, index), choice)
+    return _distilled(settings, pair, partial(_by_teacher, settings, pair, index), pair.teacher.model, choice)
 
 
 def sft(settings: DistillSettings, pair: Pair, index: int) -> Plan:
@@ -63,8 +64,8 @@ def sft(settings: DistillSettings, pair: Pair, index: int) -> Plan:
         return Written(text.to(pair.student.device), 0)
 
     choice = StateChoice("random_mask", settings.supervise_end, bound_weight=True)
-    states = _states(pair, choice)
-    return Plan(write, states, targets=lambda text: None, loss=partial(losses.cross_entropy_loss, pair))
+    loss = partial(losses.cross_entropy_loss, pair)
+    return Plan(write, _states(pair, choice), targets=lambda text: None, loss=loss, writer=pair.teacher.model)
 
 
 def lossless(settings: DistillSettings, pair: Pair, index: int) -> Plan:
@@ -78,6 +79,7 @@ def lossless(settings: DistillSettings, pair: Pair, index: int) -> Plan:
         states=lambda text, seed: select_windows(text, choice, seed),
         targets=pair.teacher.clean_pass,
         loss=partial(losses.window_loss, pair, losses.log_divergence(settings)),
+        writer=pair.student,
     )
 
 
@@ -103,11 +105,17 @@ def in_turn(*methods: Method) -> Method:
 # --- parts --------------------------------------------------------------------------------------------------------
 
 
-def _distilled(settings: DistillSettings, pair: Pair, write: Callable[[Batch], Written], choice: StateChoice) -> Plan:
+def _distilled(
+    settings: DistillSettings,
+    pair: Pair,
+    write: Callable[[Batch], Written],
+    writer: BlockDiffusionModel,
+    choice: StateChoice,
+) -> Plan:
     """KL, or another divergence, from the teacher's distributions."""
     targets: Callable[..., TeacherTargets | None] = pair.teacher.targets
     loss = partial(losses.divergence_loss, pair, losses.log_divergence(settings))
-    return Plan(write, _states(pair, choice), targets=targets, loss=loss)
+    return Plan(write, _states(pair, choice), targets=targets, loss=loss, writer=writer)
 
 
 def _states(pair: Pair, choice: StateChoice) -> Callable[[Rollout, torch.Tensor], StateBatch]:

@@ -18,6 +18,7 @@ from opdlm.distill.pair import Pair, pass_of
 from opdlm.distill.rollout import Written
 from opdlm.distill.step import SAMPLES, Batch, Plan
 from opdlm.models.drafting import DraftingModel
+from opdlm.parallel.ranks import OneProcess, Ranks
 from opdlm.records.trajectory import Candidate, Trajectory, trajectories
 
 MOST_ALTERNATIVES = 5
@@ -36,11 +37,14 @@ class Looker:
     """Looks at the first rows of a rollout right after they are written, before the weights change.
 
     Attributes:
-        pair: student and teacher. found: of the newest rollout; empty where the student did not write it, or where an
-            interruption came between its writing and its end.
+        pair: student and teacher.
+        ranks: the processes that share the work. The one that saves looks, the others wait.
+        found: of the newest rollout; empty where the student did not write it, or where an interruption came between
+            its writing and its end.
     """
 
     pair: Pair
+    ranks: Ranks = field(default_factory=OneProcess)
     found: list[dict[int, Opinion]] = field(default_factory=list)
 
     def at(self, plan: Plan) -> Plan:
@@ -51,8 +55,9 @@ class Looker:
     def _seen(self, write: Callable[[Batch], Written], batch: Batch) -> Written:
         written = write(batch)
         if written.on_policy:
-            first = torch.arange(min(len(batch.prompts), SAMPLES))
-            self.found = opinions(self.pair, written.rollout.rows(first))
+            first = written.rollout.rows(torch.arange(min(len(batch.prompts), SAMPLES)))
+            with self.ranks.whole(self.pair.student, self.pair.teacher.model):
+                self.found = self.ranks.by_one(partial(opinions, self.pair, first))
         return written
 
     def trajectories(self, sample: Rollout, block_size: int, decoding: str) -> list[Trajectory]:
@@ -115,7 +120,7 @@ def _seen(
         kept.append((forward_kl(expected, predicted), likely.indices, likely.values.exp()))
         return torch.zeros_like(predicted[:, 0])
 
-    pass_of(pair.student)(states, look, *more)  # this process alone looks: nothing that others wait for
+    pass_of(pair.student)(states, look, *more)  # not the wrapped one: this process alone looks
     places = iter(states.position.tolist())
     for parts in kept:
         for kl, ids, shares in zip(*(part.tolist() for part in parts), strict=True):

@@ -83,5 +83,7 @@ class Pair:
     def of(
         cls, student: BlockDiffusionModel, teacher: Teacher, tokens: SpecialTokens, ranks: Ranks | None = None
     ) -> "Pair":
-        """`ranks`: the processes that share the work; default: this one alone."""
-        return cls(student, teacher, tokens, (ranks or OneProcess()).wrapped(pass_of(student)))
+        """`ranks`: the processes that share the work; default: this one alone. Weights may be divided among them."""
+        ranks = ranks or OneProcess()
+        ranks.shard(*{id(model): model for model in (student, teacher.model)}.values())
+        return cls(student, teacher, tokens, ranks.wrapped(pass_of(student)))

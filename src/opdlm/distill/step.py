@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Any, Self
 
 import torch
+from torch import nn
 
 from opdlm.config import DistillSettings
 from opdlm.core.types import LossSum, Rollout, StateBatch, TeacherTargets
@@ -32,6 +33,11 @@ class Batch:
     seeds: Sequence[int]
     responses: Sequence[Sequence[int]] | None = None
 
+    def rows(self, chosen: Sequence[int]) -> "Batch":
+        """The prompts with these numbers."""
+        responses = None if self.responses is None else [self.responses[i] for i in chosen]
+        return Batch([self.prompts[i] for i in chosen], [self.seeds[i] for i in chosen], responses)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -42,20 +48,32 @@ class Plan:
         states: which of its states are trained on, with the weights of their positions; (text, seed of each row) ->.
         targets: the teacher's targets of a text, or None where the loss needs none.
         loss: states, text and targets -> sum.
+        writer: the model that writes, if one does.
     """
 
     write: Callable[[Batch], Written]
     states: Callable[[Rollout, torch.Tensor], StateBatch]
     targets: Targets
     loss: Loss
+    writer: nn.Module | None = None
+
+
+_COUNTED = (
+    "tokens_trained",
+    "positions_supervised",
+    "rollout_forwards",
+    "stopped_rows",
+    "teacher_query_tokens",
+    "student_query_tokens",
+)
 
 
 @dataclass
 class StepCounts:
-    """What one step did, in honest numbers.
+    """What one step did, in honest numbers, all processes together.
 
     Tokens are response tokens (stop token included, padding never); query tokens are all tokens that a model computed,
-    padding of sequences included. `seconds`: wall seconds by part.
+    padding of sequences included. `seconds`: wall seconds by part, of this process.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -85,13 +103,22 @@ class StepCounts:
         self.teacher_query_tokens += targets.query_tokens if targets is not None else 0
         self.student_query_tokens += states.input_ids.numel()
 
+    def numbers(self) -> list[int]:
+        """What `add` counts."""
+        return [getattr(self, name) for name in _COUNTED]
+
+    def grow(self, numbers: Sequence[float]) -> None:
+        """Count what `numbers` of several micro-batches together say."""
+        for name, number in zip(_COUNTED, numbers, strict=True):
+            setattr(self, name, getattr(self, name) + int(number))
+
 
 @dataclass
 class Begun:
     """A training step that has begun: with it and the weights, an interrupted step goes on where it was.
 
     Attributes:
-        rollout: the text; None while it is written.
+        rollout: the text of all processes; None while it is written.
         counts: up to the last update that is done. Always those of the weights, whenever an interruption comes.
     """
 
@@ -126,7 +153,11 @@ def training_step(
 ) -> StepCounts:
     """Write responses to the prompts, then update the student once for every `rows_per_update` of them.
 
-    `begun`: of this step, to go on from and to be kept up to date.
+    All processes do so together, each on its share of every update's rows.
+
+    Args:
+        plan: whose `write` gives every process the text of all (see `distill.sharing`).
+        begun: of this step, to go on from and to be kept up to date.
     """
     begun = begun or Begun()
     clock, student = _Clock(begun.counts.seconds), pair.student
@@ -139,27 +170,31 @@ def training_step(
     all_seeds = torch.tensor(batch.seeds, device=rollout.input_ids.device)
 
     for rows in torch.arange(len(batch.prompts)).split(settings.rows_per_update)[begun.updates :]:
-        counts = begun.counts.copy()
+        counts, own, loss = begun.counts.copy(), StepCounts(), 0.0
         # Micro-batches of similar length hold little padding; while the longest is computed there is no gradient yet.
         rows = rows[rollout.length[rows].cpu().argsort(descending=True, stable=True)]
-        texts = [rollout.rows(part) for part in rows.split(settings.rows_per_micro_batch or len(rows))]
-        seeds = all_seeds[rows.to(all_seeds.device)].split([len(text.length) for text in texts])
-        states = [_weighted(plan.states(*row), settings) for row in zip(texts, seeds, strict=True)]
+        parts = micro_batches(rows, settings.rows_per_micro_batch, ranks)
+        texts = [rollout.rows(part.rows) for part in parts]
+        seeds = [all_seeds[part.rows.to(all_seeds.device)] for part in parts]
+        states = [_weighted(plan.states(*row), part, settings) for *row, part in zip(texts, seeds, parts, strict=True)]
         # One division, by the weight of the whole update: micro-batches and ranks cannot change the result.
         divisor = max(1.0, *ranks.sum(sum(float(one.weight.sum()) for one in states)))
         clock.lap("states")
-        loss = 0.0
-        for text, one in zip(texts, states, strict=True):
+        for part, text, one in zip(parts, texts, states, strict=True):
             targets = plan.targets(text)
             clock.lap("teacher")
             student.train()  # activations are recomputed, if that is set up; dropout stays off
-            divergence = plan.loss(one, text, targets)
-            (divergence.total / divisor).backward()
+            with ranks.accumulating(pair.training_pass, last=part is parts[-1]):
+                divergence = plan.loss(one, text, targets)
+                # The gradients of all processes become their mean, and are to be their sum.
+                (divergence.total * ranks.count / divisor).backward()
             student.eval()
             loss += float(divergence.total.detach()) / divisor
-            counts.add(text, one, targets)
+            if part.counts:
+                own.add(text, one, targets)
             clock.lap("student")
-        (loss,) = ranks.sum(loss)
+        loss, *numbers = ranks.sum(loss, *own.numbers())
+        counts.grow(numbers)
         with held():  # weights and counts move on together
             counts.gradient_norms.append(updater.update(loss, rows.tolist()))
             counts.losses.append(loss)
@@ -174,8 +209,32 @@ def training_step(
     )
 
 
-def _weighted(states: StateBatch, settings: DistillSettings) -> StateBatch:
-    """With the weights of the normalisation."""
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows of a rollout that go through one backward pass.
+
+    `counts`: else nothing is learnt from them, and the pass is there because other processes wait for one.
+    """
+
+    rows: torch.Tensor
+    counts: bool = True
+
+
+def micro_batches(rows: torch.Tensor, size: int | None, ranks: Ranks) -> list[MicroBatch]:
+    """This process's share of an update's `rows`, at most `size` at once; every process has as many micro-batches.
+
+    A process whose rows are fewer takes the last row, the shortest, in place of those that it lacks.
+    """
+    most = -(-len(rows) // ranks.count)
+    size, mine = size or most, ranks.share(rows)
+    found = [MicroBatch(part) for part in mine.split(size)] if len(mine) else []
+    return found + [MicroBatch(rows[-1:], counts=False)] * (-(-most // size) - len(found))
+
+
+def _weighted(states: StateBatch, part: MicroBatch, settings: DistillSettings) -> StateBatch:
+    """With the weights of the normalisation; none of what does not count."""
+    if not part.counts:
+        return replace(states, weight=torch.zeros_like(states.weight))
     if settings.normalisation == "global":
         return states
     return per_row_mean(states)

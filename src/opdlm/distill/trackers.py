@@ -62,12 +62,12 @@ class Trackers:
 
 
 @contextmanager
-def tracking(settings: ConvertSettings, folder: RunFolder) -> Iterator[Trackers]:
-    """The trackers that the settings name, closed at the end, also of a run that fails. tensorboard's is in the run."""
-    check_trackers(settings.tracker)
+def tracking(names: Sequence[str], folder: RunFolder) -> Iterator[Trackers]:
+    """The trackers with these names, closed at the end, also of a run that fails. tensorboard's is in the run."""
+    check_trackers(names)
     with ExitStack() as stack:
         made = []
-        for name in settings.tracker:
+        for name in names:
             made.append(_started(name, folder))
             stack.callback(made[-1].finish)
         yield Trackers(made)

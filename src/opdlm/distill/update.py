@@ -9,6 +9,7 @@ from opdlm.config import OptimiserSettings
 from opdlm.core.schedules import learning_rate
 from opdlm.errors import NonFiniteLossError, NonFiniteWeightsError
 from opdlm.models.finite import all_finite
+from opdlm.parallel.tensors import whole_tensor
 
 
 class Updater:
@@ -52,7 +53,7 @@ class Updater:
             NonFiniteLossError: the loss or the gradient is not finite; the weights are as they were before.
             NonFiniteWeightsError: a weight is not finite after the update.
         """
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm))
+        norm = float(whole_tensor(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.optimiser.zero_grad()
             raise NonFiniteLossError(

@@ -212,7 +212,7 @@ def stack(rows: Sequence[Rollout], pad_token_id: int) -> Rollout:
     return Rollout(
         input_ids=padded("input_ids", pad_token_id),
         commit_step=padded("commit_step", NEVER),
-        confidence=padded("confidence", 0.0),
+        confidence=None if any(row.confidence is None for row in rows) else padded("confidence", 0.0),
         top_ids=alternatives("top_ids"),
         top_log_probability=alternatives("top_log_probability"),
         **{name: torch.cat([getattr(row, name) for row in rows]) for name in names},
