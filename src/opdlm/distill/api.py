@@ -19,6 +19,7 @@ from opdlm.data.prompts import Prompt
 from opdlm.distill.loop import Evaluate, OnStep, Trainer
 from opdlm.distill.pair import Pair
 from opdlm.distill.prepare import OnNote, Prepared, longest_response, prepare
+from opdlm.distill.sglang_worker import worker_of
 from opdlm.distill.teacher import Teacher
 from opdlm.distill.trackers import Trackers, tracking
 from opdlm.distill.validation import MOST_PROMPTS, MOST_TOKENS, Validator
@@ -35,6 +36,8 @@ from opdlm.records.trajectory import Trajectory
 from opdlm.records.worth import Worth
 from opdlm.report.html import REPORT, write_report
 
+ROLLOUT_WEIGHTS = "rollout-weights"
+"""Folder in a run's folder, from which a rollout server takes the student's weights; empty between rollouts."""
 OnStart = Callable[[Trainer, float], None]
 
 
@@ -166,9 +169,10 @@ def _train(
     """Trains in `folder`, from its `checkpoint` on if there is one; returns the folder of the model."""
     settings = prepared.settings
     student, teacher = _student_and_teacher(prepared.model, settings, checkpoint)
+    worker = worker_of(settings, student, prepared.tokenizer, prepared.tokens, folder.path / ROLLOUT_WEIGHTS)
     save_model = partial(_save, student, prepared.tokenizer, settings, prepared.base, folder)
     trainer = Trainer(
-        pair=Pair.of(student, teacher, prepared.tokens),
+        pair=Pair.of(student, teacher, prepared.tokens, worker=worker),
         prompts=prepared.ids,
         responses=prepared.responses,
         settings=settings,

@@ -19,6 +19,7 @@ from opdlm.distill.opinions import Looker
 from opdlm.distill.pair import Pair
 from opdlm.distill.step import Batch, Begun, StepCounts, training_step
 from opdlm.distill.update import Updater
+from opdlm.errors import RolloutServerError
 from opdlm.models.adapter import adapter_state
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.devices import peak_process_bytes
@@ -86,15 +87,15 @@ class Trainer:
     def train(self) -> StepMetrics:
         """Run all rollouts, from the checkpoint on if there is one. Returns the last metrics.
 
-        A KeyboardInterrupt first leaves a checkpoint of what is done: the finished rollouts, and of the one under way
-        its text and its updates.
+        A KeyboardInterrupt, or a rollout server that fails, first leaves a checkpoint of what is done: the finished
+        rollouts, and of the one under way its text and its updates.
         """
         updater = self._updater()
         self._restore(updater)
         try:
             for index in range(self._at.rollouts, self.rollouts):
                 self._rollout(index, updater)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, RolloutServerError):
             if self._reached(updater) != self._at.saved:
                 self._save(updater)
             raise
