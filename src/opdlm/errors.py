@@ -94,7 +94,7 @@ class HubError(OpdlmError, OSError):
 
 
 class RolloutServerError(OpdlmError, ConnectionError):
-    """The rollout server cannot be reached, is slow, or answers what it should not; a checkpoint is left, go on later."""
+    """The rollout server is away, is slow, or answers what it should not; a checkpoint is left, to go on from later."""
 
 
 class IdentityCheckError(OpdlmError, RuntimeError):

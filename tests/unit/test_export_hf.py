@@ -68,7 +68,7 @@ def test_rounded(tmp_path: Path) -> None:
 def test_what_an_ar_engine_would_read_wrongly_is_refused(geometry: Geometry, tmp_path: Path) -> None:
     """Else it would write each token one place off, or see blocks that it was not trained to see."""
     model = BlockDiffusionModel(tiny_model(), geometry, MASK)
-    with pytest.raises(UsageError, match="one|wrongly.*--format sdar"):
+    with pytest.raises(UsageError, match=r"wrongly.*--format sdar"):
         export_hf(model, tiny_tokenizer(mask=True), tmp_path / "hf", dtype=torch.float32)
     assert not (tmp_path / "hf").exists()
 

@@ -94,7 +94,7 @@ def test_the_engines_find_what_they_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("words", "size"), [(SMALL, 4), (SMALL - 3, 4), (SMALL, 3)])
 def test_the_same_logits_and_tokens(words: int, size: int, small: None, tmp_path: Path) -> None:
-    """Else the engines would write another text: by the head, the rotary angles, the mask's row, or the block's size."""
+    """Else the engines would write another text: by the head, the rotary angles, the mask's row, the block's size."""
     model, tokenizer = qwen3(words, size, attention_bias=True)
     for parameter in model.parameters():  # biases and norms that are not those of a new model
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
@@ -214,7 +214,7 @@ def test_sdars_own_file_runs_in_a_process_of_its_own(small: None, tmp_path: Path
     with pytest.raises(IdentityCheckError, match=r"modeling_sdar\.py of code"):
         check_parity(model, tokenizer, folder, 0.3, SdarCode(code))
     (code / "modeling_sdar.py").write_text("raise RuntimeError('not today')")
-    with pytest.raises(UsageError, match="not today.*--sdar-python"):
+    with pytest.raises(UsageError, match=r"not today.*--sdar-python"):
         check_parity(model, tokenizer, folder, 0.3, SdarCode(code))
     with pytest.raises(UsageError, match="--sdar-python"):
         check_parity(model, tokenizer, folder, 0.3, SdarCode(code, "/nowhere/python"))

@@ -41,7 +41,7 @@ def parser() -> Parser:
         "--threshold",
         type=float,
         metavar="P",
-        help="sdar: probability above which SGLang unmasks (default: MODEL's own)",
+        help="sdar: SGLang unmasks above it (default: MODEL's own)",
     )
     made.add_argument(
         "--block-size", type=int, metavar="N", help="sdar: MODEL is an AR model, to be the student that it begins as"
@@ -97,8 +97,8 @@ def _sdar(arguments: Namespace) -> None:
     )
     for one in made.readings:
         print(
-            f"parity, {one.reading}: {one.same_texts} of {one.texts} texts the same, {one.states} states, logits differ "
-            f"by at most {one.largest_difference:.2g} of {one.largest_logit:.3g}"
+            f"parity, {one.reading}: {one.same_texts} of {one.texts} texts the same, logits of {one.states} states "
+            f"differ by at most {one.largest_difference:.2g} of {one.largest_logit:.3g}"
         )
     print(f"the folder is {made.folder} (report: {REPORT}); serve it with:")
     print(f"  python -m sglang.launch_server --model-path {made.folder} --trust-remote-code --dtype bfloat16 \\")

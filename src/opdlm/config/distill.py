@@ -196,8 +196,8 @@ class DistillSettings(Settings):
             return self
         if self.method == "opd":
             raise ValueError(
-                "a rollout_server gives no commit steps, so no visited states; set method to onpolicy_text, which masks "
-                "the same texts at random"
+                "a rollout_server gives no commit steps, so no visited states; set method to onpolicy_text, which "
+                "masks the same texts at random"
             )
         if self.method != "onpolicy_text":
             raise ValueError(f"method {self.method!r} has no text by the student; leave rollout_server out")

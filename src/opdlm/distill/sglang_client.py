@@ -83,8 +83,8 @@ class SGLangClient:
                     raise RolloutServerError(self._slow(path)) from error
                 if wait is None:
                     raise RolloutServerError(
-                        f"the rollout server {self.url} cannot be reached ({getattr(error, 'reason', error)}); start it, "
-                        "then go on with --resume"
+                        f"the rollout server {self.url} cannot be reached ({getattr(error, 'reason', error)}); start "
+                        "it, then go on with --resume"
                     ) from error
             sleep(wait)
         try:
@@ -94,8 +94,8 @@ class SGLangClient:
 
     def _slow(self, path: str) -> str:
         return (
-            f"{self.url}{path} gave no answer in {self.timeout_s:g} s; raise --rollout-timeout-s or lower --rollout-batch, "
-            "then go on with --resume"
+            f"{self.url}{path} gave no answer in {self.timeout_s:g} s; raise --rollout-timeout-s or lower "
+            "--rollout-batch, then go on with --resume"
         )
 
 
@@ -110,8 +110,8 @@ def _response(answer: Any, version: str | None) -> list[int]:
     if version is not None and about.get("weight_version") != version:
         raise RolloutServerError(
             f"the rollout server wrote with the weights {about.get('weight_version')!r}, not with those just sent "
-            f"({version!r}): it was started again, or someone else updates it; give this run a server of its own, then go "
-            "on with --resume"
+            f"({version!r}): it was started again, or someone else updates it; give this run a server of its own, then "
+            "go on with --resume"
         )
     end = about.get("finish_reason")
     if isinstance(end, dict) and end.get("type") == "abort":
@@ -136,8 +136,8 @@ def _no_answer(path: str, answer: Any, due: str) -> str:
 
 def _not_loaded(folder: Path, reason: str) -> str:
     return (
-        f"the rollout server did not load the weights in {folder} ({reason}); it must see that very path: put --output on "
-        "a file system that both have, then go on with --resume"
+        f"the rollout server did not load the weights in {folder} ({reason}); it must see that very path: put --output "
+        "on a file system that both have, then go on with --resume"
     )
 
 

@@ -2,8 +2,8 @@
 
 What it cannot give is said here and in the settings (`DistillSettings`), so that no run is taken for another:
 
-- **No commit steps.** The texts are the student's own, but not the states that it visited. Trained on are random masks in
-  them (method `onpolicy_text`); of a lossless conversion, windows at random or at all places (`anchors`).
+- **No commit steps.** The texts are the student's own, but not the states that it visited. Trained on are random masks
+  in them (method `onpolicy_text`); of a lossless conversion, windows at random or at all places (`anchors`).
 - **No temperature** with masks: its LowConfidence takes the most probable token. The AR server of a lossless conversion
   draws as asked.
 """
@@ -49,13 +49,13 @@ def check_rollout_server(
     algorithm = client.server_info().get("dllm_algorithm")
     if settings.method == "lossless" and algorithm is not None:
         raise RolloutServerError(
-            f"{client.url} decodes with masks ({algorithm}), and a lossless conversion learns from the AR model's own text; "
-            "start it with the AR model, without --dllm-algorithm"
+            f"{client.url} decodes with masks ({algorithm}), and a lossless conversion learns from the AR model's own "
+            "text; start it with the AR model, without --dllm-algorithm"
         )
     if settings.method != "lossless" and algorithm != "LowConfidence":
         raise RolloutServerError(
-            f"{client.url} has the diffusion algorithm {algorithm}, and LowConfidence is due; start it on the folder of "
-            f"opdlm export MODEL --format sdar --block-size {settings.block_size}, with --dllm-algorithm LowConfidence"
+            f"{client.url} has the diffusion algorithm {algorithm}, and LowConfidence is due; start it on the folder "
+            f"of opdlm export MODEL --format sdar --block-size {settings.block_size}, with --dllm-algorithm LowConfidence"
         )
 
 
@@ -102,7 +102,7 @@ class SGLangWorker:
 
     Attributes:
         client: the server. tokens, block_size, vocabulary: the student's. rows: in one request.
-        push: how the student is written for the server; None: the server has the weights that are wanted, and keeps them.
+        push: how the student is written for the server; None: the server has the weights that are wanted, for good.
         place: where `push` writes: a folder that both machines see by the same path.
     """
 

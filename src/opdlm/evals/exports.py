@@ -108,7 +108,7 @@ def _difference(
         limit = max(limit, _TOLERANCE * max(1.0, float(ours[..., kept].abs().max())))
     if not largest <= limit:
         raise IdentityCheckError(
-            f"the logits of {name} differ by up to {largest:.3g} (allowed: {limit:.3g}); do not use it, and report this "
-            "model"
+            f"the logits of {name} differ by up to {largest:.3g} (allowed: {limit:.3g}); do not use it, and report "
+            "this model"
         )
     return largest

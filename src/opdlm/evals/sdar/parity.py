@@ -119,8 +119,9 @@ def check_parity(
     (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if wrong := next((one for one in found if not one.holds), None):
         raise IdentityCheckError(
-            f"{wrong.reading}: logits of {folder} differ by up to {wrong.largest_difference:.3g}, and {wrong.same_texts} "
-            f"of {wrong.texts} texts are the same; do not serve it, see {folder / REPORT} and report this model"
+            f"{wrong.reading}: logits of {folder} differ by up to {wrong.largest_difference:.3g}, and "
+            f"{wrong.same_texts} of {wrong.texts} texts are the same; do not serve it, see {folder / REPORT} and report "
+            "this model"
         )
     return found
 
