@@ -54,8 +54,9 @@ def check_rollout_server(
         )
     if settings.method != "lossless" and algorithm != "LowConfidence":
         raise RolloutServerError(
-            f"{client.url} has the diffusion algorithm {algorithm}, and LowConfidence is due; start it on the folder "
-            f"of opdlm export MODEL --format sdar --block-size {settings.block_size}, with --dllm-algorithm LowConfidence"
+            f"{client.url} has the diffusion algorithm {algorithm}, and LowConfidence is due; start it with "
+            f"--dllm-algorithm LowConfidence on the folder that opdlm export MODEL --format sdar --block-size "
+            f"{settings.block_size} makes"
         )
 
 

@@ -120,8 +120,8 @@ def check_parity(
     if wrong := next((one for one in found if not one.holds), None):
         raise IdentityCheckError(
             f"{wrong.reading}: logits of {folder} differ by up to {wrong.largest_difference:.3g}, and "
-            f"{wrong.same_texts} of {wrong.texts} texts are the same; do not serve it, see {folder / REPORT} and report "
-            "this model"
+            f"{wrong.same_texts} of {wrong.texts} texts are the same; do not serve it, see {folder / REPORT} and "
+            "report this model"
         )
     return found
 
