@@ -14,6 +14,7 @@ uno: the gate of a lossless model (converted with --lossless --window-form noise
 beside the unchanged base model. sdar: a Qwen3 student with prediction same and context block as the folder that stock
 SGLang and LMDeploy load, with a parity report. hf: the AR reading as a plain transformers folder, without code of ours:
 of a lossless model its base, of a student with shifted prediction and causal context what it reads from left to right.
+gguf: the same as a file for llama.cpp, made by its own converter.
 What a format cannot hold is refused with the reason. docs/export.md says more.
 """
 _EXAMPLES = (
@@ -21,20 +22,23 @@ _EXAMPLES = (
     "opdlm export run/model --output uno-adapter --base Qwen/Qwen3-0.6B",
     "opdlm export run --format sdar --output sdar --dtype bfloat16",
     "opdlm export run --format hf --output plain",
+    "opdlm export run --format gguf --output model.gguf --dtype float16 --llama-cpp ../llama.cpp",
 )
 
 
 def parser() -> Parser:
     """The command's flags."""
-    made = Parser("export", _DESCRIPTION, _EXAMPLES, "MODEL --format uno|sdar|hf --output DIR")
+    made = Parser("export", _DESCRIPTION, _EXAMPLES, "MODEL --format uno|sdar|hf|gguf --output DIR")
     made.add_argument("model", nargs="?", help="folder of a finished run, or of a converted model")
-    made.add_argument("--format", choices=("uno", "sdar", "hf"), default="uno", help="what to write (default: uno)")
-    made.add_argument("--output", metavar="DIR", help="new folder")
+    made.add_argument(
+        "--format", choices=("uno", "sdar", "hf", "gguf"), default="uno", help="what to write (default: uno)"
+    )
+    made.add_argument("--output", metavar="DIR", help="new folder; gguf: new file")
     made.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         default="float32",
-        help="sdar, hf: of the weights (default: float32, as they were trained)",
+        help="sdar, hf, gguf: of the weights (default: float32, as they were trained)",
     )
     made.add_argument("--base", metavar="MODEL", help="uno: name or path of the base (default: as MODEL says)")
     made.add_argument(
@@ -51,15 +55,16 @@ def parser() -> Parser:
     made.add_argument(
         "--sdar-python", metavar="FILE", default=sys.executable, help="sdar: the Python for it (default: this one)"
     )
+    made.add_argument("--llama-cpp", metavar="DIR", help="gguf: a copy of llama.cpp, with its convert_hf_to_gguf.py")
     return made
 
 
 def run(arguments: Namespace) -> int:
     """Writes the folder, prints how it is served."""
     if arguments.model is None or arguments.output is None:
-        raise UsageError("no model or no output given; use opdlm export MODEL --format uno|sdar|hf --output DIR")
+        raise UsageError("no model or no output given; use opdlm export MODEL --format uno|sdar|hf|gguf --output DIR")
     quiet_libraries()
-    {"uno": _uno, "sdar": _sdar, "hf": _hf}[arguments.format](arguments)
+    {"uno": _uno, "sdar": _sdar, "hf": _hf, "gguf": _gguf}[arguments.format](arguments)
     return 0
 
 
@@ -113,3 +118,10 @@ def _hf(arguments: Namespace) -> None:
 
     difference = to_hf(arguments.model, arguments.output, dtype=arguments.dtype)
     print(f"the folder is {arguments.output}; read back, its logits differ by at most {difference:.2g}")
+
+
+def _gguf(arguments: Namespace) -> None:
+    from opdlm.evals.exports import to_gguf
+
+    difference = to_gguf(arguments.model, arguments.output, dtype=arguments.dtype, llama_cpp=arguments.llama_cpp)
+    print(f"the file is {arguments.output}; read back, its logits differ by at most {difference:.2g}")

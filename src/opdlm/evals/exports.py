@@ -1,11 +1,13 @@
 """Exports from a folder or hub name: the model is loaded, written in another form, read back and compared."""
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from opdlm.checkpoints.export_gguf import convert_folder, find_converter
 from opdlm.checkpoints.export_hf import export_hf
 from opdlm.checkpoints.export_sdar import check_sdar, export_sdar
 from opdlm.checkpoints.load import generation_settings, load_ar_model
@@ -75,6 +77,29 @@ def to_hf(name: str, folder: str | Path, *, dtype: str) -> float:
     written = export_hf(model, tokenizer, folder, dtype=DTYPES[dtype])
     with no_bars():
         read = AutoModelForCausalLM.from_pretrained(written, dtype=torch.float32)
+    return _difference(model, tokenizer, read, str(written))
+
+
+def to_gguf(name: str, file: str | Path, *, dtype: str, llama_cpp: str | None) -> float:
+    """The AR reading as a GGUF file, by llama.cpp's converter; read back as in `to_hf`.
+
+    Args:
+        llama_cpp: folder of a copy of llama.cpp.
+
+    Raises: as `to_hf`, `find_converter` and `convert_folder`; MissingExtraError: the file cannot be read back.
+    """
+    converter = find_converter(llama_cpp)
+    model, tokenizer = _load(name, DTYPES[dtype], None)
+    with tempfile.TemporaryDirectory() as place:
+        plain = export_hf(model, tokenizer, Path(place) / "plain", dtype=DTYPES[dtype])
+        written = convert_folder(converter, plain, file, dtype=dtype)
+    read, own = load_ar_model(written)
+    texts = [(encode_prompt(tokenizer, prompt), encode_prompt(own, prompt)) for prompt in PROMPTS]
+    if wrong := next((one for one in texts if one[0] != one[1]), None):
+        raise IdentityCheckError(
+            f"transformers reads other tokens with {written} ({wrong[1][:8]}) than with the model ({wrong[0][:8]}); "
+            "use --format hf, and report this model"
+        )
     return _difference(model, tokenizer, read, str(written))
 
 
