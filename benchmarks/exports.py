@@ -1,10 +1,11 @@
 """Exports held to their formats' own code: SDAR's modelling file, and llama.cpp's converter.
 
-    python benchmarks/exports.py --sdar-code DIR --sdar-python FILE --llama-cpp DIR --llama-python FILE --tokenizer DIR
+    python benchmarks/exports.py --sdar-code DIR --sdar-python FILE
+    python benchmarks/exports.py --llama-cpp DIR --llama-python FILE --tokenizer DIR
 
 Random models with the sizes that matter: a Qwen3 student with 151,680 rows and blocks of 4 and 8, whose mask token is
-that of the engines; and a Llama with the tokenizer in DIR, which the converter has to know. `--sdar-code`: the folder of
-an SDAR model with modeling_sdar.py (JetAstra/SDAR, training/model/SDAR-4B-Chat), which transformers 4.52 reads; on a
+that of the engines; and a Llama with the tokenizer in DIR, which the converter has to know. `--sdar-code`: folder of an
+SDAR model with modeling_sdar.py (JetAstra/SDAR, training/model/SDAR-4B-Chat), which transformers 4.52 reads; on a
 machine without Triton `fused_linear_diffusion_cross_entropy.py` in it, a training loss, has to be replaced by an empty
 class of that name. `--llama-cpp`: a folder with convert_hf_to_gguf.py, such as the package convert-hf-to-gguf has.
 """
@@ -57,7 +58,10 @@ def main() -> None:
         rows += gguf(chosen.llama_cpp, chosen.llama_python, chosen.tokenizer)
     for row in rows:
         print(row)
-    print(measuring.write("exports", rows))
+    if rows:
+        print(measuring.write("exports", rows))
+    else:
+        print("neither --sdar-code nor --llama-cpp is given: nothing to compare with")
 
 
 def sdar(code: SdarCode) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,7 @@ from opdlm.config import ConvertSettings, settings_from
 from opdlm.distill import api, sglang_client
 from opdlm.distill.sglang_client import SGLangClient
 from opdlm.errors import ConfigError, OpdlmError, RolloutServerError, UnsupportedModelError
+from opdlm.records.run_folder import RunFolder
 from rollout_server import Server, serving
 from runs import PROMPTS, metrics, small_ar_model, weights
 from support import MASK, tiny_model, tiny_tokenizer
@@ -196,8 +197,11 @@ def test_a_server_that_goes_away_costs_nothing(base: str, tmp_path: Path) -> Non
         state = json.loads((tmp_path / "served" / "metrics.jsonl").read_text().splitlines()[-1])
         assert state["rollout"] == 2
         assert not list((tmp_path / "served" / api.ROLLOUT_WEIGHTS).iterdir())
+        assert RunFolder(tmp_path / "served").latest() is not None
         server.wrong.clear()
+        server.asked.clear()
         api.resume(tmp_path / "served")
+        assert [path for path, _ in server.asked].count("/generate") == 2, "what was done is not done again"
     run(base, tmp_path / "here", None)
     ours, theirs = weights(tmp_path / "here"), weights(tmp_path / "served")
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())

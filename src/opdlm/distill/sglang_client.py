@@ -62,35 +62,38 @@ class SGLangClient:
         return [_response(one, version) for one in answer]
 
     def _ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """The JSON of an answer. A server that cannot be reached is asked again; a slow one is not."""
-        data = None if body is None else json.dumps(body).encode()
-        request = Request(self.url.rstrip("/") + path, data, {"Content-Type": "application/json"})
-        for wait in (*self.waits_s, None):
-            try:
-                with build_opener(ProxyHandler({})).open(request, timeout=self.timeout_s) as answer:
-                    text = answer.read()
-                break
-            except HTTPError as error:
-                reason = _message(error.read())
-                if error.code not in _RETRIED or wait is None:
-                    raise RolloutServerError(
-                        f"{self.url}{path} answers {error.code}: {reason}; mend that and go on with --resume"
-                    ) from error
-            except TimeoutError as error:
-                raise RolloutServerError(self._slow(path)) from error
-            except (URLError, ConnectionError, HTTPException) as error:
-                if isinstance(getattr(error, "reason", None), TimeoutError):
-                    raise RolloutServerError(self._slow(path)) from error
-                if wait is None:
-                    raise RolloutServerError(
-                        f"the rollout server {self.url} cannot be reached ({getattr(error, 'reason', error)}); start "
-                        "it, then go on with --resume"
-                    ) from error
-            sleep(wait)
+        """The JSON of an answer."""
+        text = self._asked(path, None if body is None else json.dumps(body).encode())
         try:
             return json.loads(text)
         except ValueError as error:
             raise RolloutServerError(_no_answer(path, text, "JSON")) from error
+
+    def _asked(self, path: str, data: bytes | None) -> bytes:
+        """The body of an answer. A server that cannot be reached or is busy is asked again; a slow one is not."""
+        request = Request(self.url.rstrip("/") + path, data, {"Content-Type": "application/json"})
+        waits = iter(self.waits_s)
+        while True:
+            try:
+                with build_opener(ProxyHandler({})).open(request, timeout=self.timeout_s) as answer:
+                    return answer.read()
+            except HTTPError as error:
+                wait = next(waits, None) if error.code in _RETRIED else None
+                if wait is None:
+                    raise RolloutServerError(
+                        f"{self.url}{path} answers {error.code}: {_message(error.read())}; mend that and go on with "
+                        "--resume"
+                    ) from error
+            except (URLError, ConnectionError, HTTPException, TimeoutError) as error:
+                reason = getattr(error, "reason", error)
+                if isinstance(reason, TimeoutError):
+                    raise RolloutServerError(self._slow(path)) from error
+                if (wait := next(waits, None)) is None:
+                    raise RolloutServerError(
+                        f"the rollout server {self.url} cannot be reached ({reason}); start it, then go on with "
+                        "--resume"
+                    ) from error
+            sleep(wait)
 
     def _slow(self, path: str) -> str:
         return (
