@@ -11,6 +11,7 @@ class of that name. `--llama-cpp`: a folder with convert_hf_to_gguf.py, such as 
 """
 
 import argparse
+import copy
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -89,16 +90,17 @@ def gguf(llama_cpp: Path, python: str, tokenizer: Path) -> Iterator[dict[str, An
     for dtype in ("float32", "float16"):
         torch.manual_seed(0)
         config = LlamaConfig(**SIZES, vocab_size=len(words_of), tie_word_embeddings=True, initializer_range=0.3)
-        model = LlamaForCausalLM(config).to(getattr(torch, dtype))
+        model = LlamaForCausalLM(config).eval()
+        for parameter in model.parameters():  # and not the rotary angles, which no file has
+            parameter.data = parameter.data.to(getattr(torch, dtype)).float()
         with tempfile.TemporaryDirectory() as place:
-            model.save_pretrained(Path(place) / "plain")
+            copy.deepcopy(model).to(getattr(torch, dtype)).save_pretrained(Path(place) / "plain")
             words_of.save_pretrained(Path(place) / "plain")
             made = Path(place) / "model.gguf"
             convert_folder(find_converter(llama_cpp), Path(place) / "plain", made, dtype=dtype, python=python)
             read, own = load_ar_model(made)
         ids = [words_of(prompt)["input_ids"] for prompt in PROMPTS]
         same = sum(own(prompt)["input_ids"] == mine for prompt, mine in zip(PROMPTS, ids, strict=True))
-        model = model.float()
         differences = [
             float((model(torch.tensor([one])).logits - read(torch.tensor([one])).logits).abs().max()) for one in ids
         ]

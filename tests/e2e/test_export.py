@@ -1,12 +1,17 @@
 """`opdlm export` as a user types it."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from cli_support import SMALL, call, fails
 from opdlm.checkpoints import export_sdar
+from opdlm.cli import convert, export
+from opdlm.cli.options import given
+from opdlm.config import ConvertSettings, settings_from
 from opdlm.evals.sdar import parity
 from support import MASK, tiny_model, tiny_tokenizer
 
@@ -46,3 +51,16 @@ def test_a_shifted_student_as_a_plain_folder(tmp_path: Path, ar_model, prompts, 
     assert "Qwen3" in fails(
         capsys, "export", ar_model, "--format", "sdar", "--block-size", 4, "--output", tmp_path / "sdar"
     )
+
+
+def test_the_documented_commands_are_commands() -> None:
+    """Else a reader of docs/export.md would type a flag that is not there, or settings that do not go together."""
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text("utf-8").replace("\\\n", " ")
+    lines = [line.partition("  #")[0] for line in re.findall(r"^opdlm .*$", page, re.MULTILINE)]
+    commands = [shlex.split(line)[1:] for line in lines]
+    assert len(commands) >= 6
+    for name, *words in commands:
+        arguments = {"convert": convert, "export": export}[name].parser().parse_args(words)
+        if name == "convert":
+            settings = settings_from(ConvertSettings, given(arguments, ConvertSettings))
+            assert settings.rollout_server == "http://localhost:30000"

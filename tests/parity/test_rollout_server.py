@@ -86,8 +86,8 @@ def test_a_lossless_run_needs_the_ar_model_alone(tmp_path: Path) -> None:
     with serving(Server(plain, "sequential", algorithm=None)) as server:
         convert(base, PROMPTS, tmp_path / "served", **common, rollout_server=server.url)
         assert {path for path, _ in server.asked} == {"/server_info", "/generate"}
-        with pytest.raises(ConfigError, match="anchors to random or all"):
-            convert(base, PROMPTS, tmp_path / "x", **common | {"anchors": "visited"}, rollout_server=server.url)
+        with pytest.raises(ConfigError, match="set anchors to all"):
+            convert(base, PROMPTS, tmp_path / "x", **common | {"anchors": "random"}, rollout_server=server.url)
     convert(base, PROMPTS, tmp_path / "here", **common)
     losses = [[line["loss"] for line in metrics(tmp_path / name)] for name in ("served", "here")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # other widths of the rows, so other last bits

@@ -66,7 +66,7 @@ def save_checkpoint(
         raise OutputExistsError(f"{folder} exists and is not a checkpoint; choose another folder")
     if not all_finite(model.parameters()):
         raise NonFiniteWeightsError(f"weights are not finite, so {folder} was not written; use an earlier checkpoint")
-    with _replaced(folder) as draft:
+    with replaced(folder) as draft:
         if isinstance(model, DraftingModel):
             own = _save_drafting(model, draft, base, provenance)
         elif base is None:
@@ -153,7 +153,7 @@ def _add_entries(path: Path, entries: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _replaced(folder: Path) -> Iterator[Path]:
+def replaced(folder: Path) -> Iterator[Path]:
     """An empty folder beside `folder` that takes its place if the body succeeds and vanishes if it does not."""
     draft, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
     try:

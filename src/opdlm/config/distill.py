@@ -191,8 +191,8 @@ class DistillSettings(Settings):
         if not self.rollout_server:
             return self
         if self.method == "lossless":
-            if self.anchors == "visited":
-                raise ValueError("a rollout_server does not say where forwards began; set anchors to random or all")
+            if self.anchors != "all":  # "random": as many as there were forwards
+                raise ValueError("a rollout_server does not say where forwards began; set anchors to all")
             return self
         if self.method == "opd":
             raise ValueError(
@@ -206,7 +206,7 @@ class DistillSettings(Settings):
         if self.rollout_temperature or self.rollout_hold_end or self.rollout_decoding.kind != "dynamic":
             raise ValueError(
                 "a rollout_server takes the most probable token, by a threshold; set rollout_temperature to 0, "
-                "rollout_decoding to dynamic and rollout_hold_end to no"
+                "rollout_decoding to dynamic and rollout_hold_end to false"
             )
         return self
 

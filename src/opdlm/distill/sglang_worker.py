@@ -3,7 +3,7 @@
 What it cannot give is said here and in the settings (`DistillSettings`), so that no run is taken for another:
 
 - **No commit steps.** The texts are the student's own, but not the states that it visited. Trained on are random masks
-  in them (method `onpolicy_text`); of a lossless conversion, windows at random or at all places (`anchors`).
+  in them (method `onpolicy_text`); of a lossless conversion, windows at all places (`anchors` all).
 - **No temperature** with masks: its LowConfidence takes the most probable token. The AR server of a lossless conversion
   draws as asked.
 """
@@ -148,10 +148,17 @@ class SGLangWorker:
         return version
 
     def _parameters(self, request: Request) -> dict[str, Any]:
-        """`sampling_params`. The seed counts where the server runs with --enable-deterministic-inference."""
+        """`sampling_params`, neutral ones too: a model's generation config may have others.
+
+        The seed counts where the server runs with --enable-deterministic-inference.
+        """
         return {
             "max_new_tokens": request.end - request.first,
             "temperature": request.temperature,
+            "top_p": 1.0,
+            "top_k": -1,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
             "stop_token_ids": list(self.tokens.stop_token_ids),
             "sampling_seed": request.seed % 2**31,
         }
