@@ -6,7 +6,8 @@ All answer the same questions of the embedded tasks, in the same order, greedily
 - AR: `generate` of transformers with the student's parent, as a user calls it: KV cache, prompts padded on the left;
   and with its forward compiled in the same way, which transformers itself does not do on a CPU;
 - peer loop: block diffusion as published tools write it (`decoding/peer_loop.py`), with the same student and rule: once
-  with the cache copied for each step, as they do, once in a faster form that crops it.
+  with the cache copied for each step, as they do, once in a faster form that crops it. No peer checks its own drafts:
+  `checked` has AR alone beside it.
 
 How fair it is. Time runs from lists of prompt ids to lists of response ids, the prompts' pass included, and only tokens
 up to the stop token count. They take turns within each repeat, so that a ratio compares neighbours in time. The peer
@@ -57,7 +58,7 @@ from opdlm.sampling.api import load
 from opdlm.tiny.families import evaluation_set
 from opdlm.tiny.weights import ar_model_path, student_path
 
-DECODINGS = ("static", "sequential", "dynamic:0.9", "prefix:0.99", "prefix:0.95")
+DECODINGS = ("static", "sequential", "dynamic:0.9", "prefix:0.99", "prefix:0.95", "checked")
 QUESTIONS = {1: 48, 8: 128, 32: 256}
 """Batch size -> questions of one timed pass."""
 MAX_NEW_TOKENS = 64  # the longest reference response has 33
@@ -94,7 +95,11 @@ class Bench:
             PEER: writers.peer_loop(self.student, settings, batch_size),
             CROPPING: writers.peer_loop(self.student, settings, batch_size, crop=True),
         }
-        return {name: found[name] for name in (*self.engines, *self.rivals)}
+        return {name: found[name] for name in (*self.engines, *self.rivals_of(decoding))}
+
+    def rivals_of(self, decoding: str) -> list[str]:
+        """Those that can decode so, or that are AR models."""
+        return [name for name in self.rivals if decoding != "checked" or name not in (PEER, CROPPING)]
 
     def accuracy(self, answers: Answers) -> float:
         """Share of right answers to all questions, mean over the families."""
@@ -109,19 +114,21 @@ def quality(bench: Bench, decoding: str, batch_size: int) -> list[dict[str, Any]
     """Rows: accuracy, tokens per forward and equal responses, on all questions."""
     settings = {"decoding": decoding, "batch_size": batch_size, "questions": len(bench.prompts)}
     answers = {name: writer.answer(bench.prompts) for name, writer in bench.writers(decoding, batch_size).items()}
+    peers = [name for name in (PEER, CROPPING) if name in answers]
     accuracy = {name: bench.accuracy(given) for name, given in answers.items()}
     rows = []
     for ours in bench.engines:
         shown = settings | {"engine": ours}
-        for rival in (AR, PEER):
+        for rival in (AR, *peers[:1]):
             rows.append(measuring.row(ACCURACY, "share", [accuracy[ours]], [accuracy[rival]], rival, shown))
             pair = [answers[ours].tokens_per_forward], [answers[rival].tokens_per_forward]
             rows.append(measuring.row(FORWARD, "token", *pair, rival, shown))
-        for rival in (PEER, CROPPING):
+        for rival in peers:
             pairs = zip(answers[ours].responses, answers[rival].responses, strict=True)
             same = fmean(mine == theirs for mine, theirs in pairs)
             rows.append(measuring.row(SAME, "share", [same], [1.0], rival, shown))
-    print(f"{decoding}: accuracy {accuracy[EAGER]:.1%}, {same:.1%} of the responses equal the peer loop's", flush=True)
+            print(f"{decoding}, {ours}: {same:.1%} of the responses equal those of {rival}", flush=True)
+    print(f"{decoding}: accuracy {accuracy[EAGER]:.1%}", flush=True)
     return rows
 
 
@@ -141,7 +148,7 @@ def speed(bench: Bench, decoding: str, batch_size: int, questions: int, repeats:
     settings = {"decoding": decoding, "batch_size": batch_size, "questions": len(prompts)}
     rows = []
     for ours in bench.engines:
-        for rival in bench.rivals:
+        for rival in bench.rivals_of(decoding):
             pair = speeds[ours], speeds[rival], rival, settings | {"engine": ours}
             rows.append(measuring.row(SPEED, "token/s", *pair))
             pair = outside[ours], outside[rival], rival, settings | {"engine": ours}
@@ -164,9 +171,10 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         "--decoding",
         nargs="+",
         metavar="KIND",
-        help=f"static, sequential, dynamic, prefix or factor; default: {' '.join(DECODINGS)}",
+        help=f"static, sequential, dynamic, prefix, factor or checked; default: {' '.join(DECODINGS)}",
     )
     parser.add_argument("--batch-size", nargs="+", type=int, metavar="N", help="default: 1 8 32")
+    parser.add_argument("--name", default="decode", help="of the result file (decode)")
     parser.add_argument("--per-family", type=int, default=100, metavar="N", help="questions for accuracy (100)")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed passes of each (5)")
     chosen = parser.parse_args(given)
@@ -197,7 +205,7 @@ def main() -> None:
     if args.quick:
         print("left out: compiled forwards, most decodings and questions, batch size 8; not numbers to quote")
     else:
-        print(f"written: {measuring.write('decode', rows, note='; '.join(report.summary()))}")
+        print(f"written: {measuring.write(args.name, rows, note='; '.join(report.summary()))}")
 
 
 if __name__ == "__main__":

@@ -36,8 +36,9 @@ class Report:
     def row(
         self, metric: str, rival: str, decoding: str, batch_size: int | None = None, engine: str = EAGER
     ) -> dict[str, Any]:
-        """`batch_size`: the largest, with which quality is measured, if not given."""
-        return self._rows[metric, rival, decoding, engine, batch_size or max(self.batch_sizes)]
+        """NaN for what was not measured. `batch_size`: the largest, with which quality is measured, if not given."""
+        key = metric, rival, decoding, engine, batch_size or max(self.batch_sizes)
+        return self._rows.get(key, dict.fromkeys(("ours", "rival", "ratio", "min", "max"), math.nan))
 
     def chosen(self) -> str:
         """The decoding with the most tokens per forward among those that lose no more accuracy than is allowed."""
@@ -52,9 +53,16 @@ class Report:
         title = "accuracy, tokens per forward, responses equal to the peer loop's"
         table = _table(title, "decoding", "accuracy", "AR", "tokens/forward", "peer loop", "equal")
         for decoding in self.decodings:
-            accuracy, forward = self.row(ACCURACY, AR, decoding), self.row(FORWARD, PEER, decoding)
-            cells = (f"{accuracy['ours']:.1%}", f"{accuracy['rival']:.1%}", f"{forward['ours']:.2f}")
-            table.add_row(decoding, *cells, f"{forward['rival']:.2f}", f"{self.row(SAME, PEER, decoding)['ours']:.1%}")
+            accuracy, forward = self.row(ACCURACY, AR, decoding), self.row(FORWARD, AR, decoding)["ours"]
+            peer, same = self.row(FORWARD, PEER, decoding)["rival"], self.row(SAME, PEER, decoding)["ours"]
+            cells = (
+                f"{accuracy['ours']:.1%}",
+                f"{accuracy['rival']:.1%}",
+                f"{forward:.2f}",
+                f"{peer:.2f}",
+                f"{same:.1%}",
+            )
+            table.add_row(decoding, *_shown(cells))
         return table
 
     def speed(self) -> Table:
@@ -70,38 +78,35 @@ class Report:
             table.add_section()
         return table
 
-    def _speed(self, rival: str, decoding: str, batch_size: int, engine: str) -> dict[str, Any]:
-        """NaN for what was not measured."""
-        if rival == AR_COMPILED and COMPILED not in self.engines:
-            return dict.fromkeys(("ours", "rival", "ratio", "min", "max"), math.nan)
-        return self.row(SPEED, rival, decoding, batch_size, engine)
-
     def _speeds(self, decoding: str, batch_size: int, engine: str) -> list[str]:
-        rows = [self._speed(rival, decoding, batch_size, engine) for rival in (AR, AR_COMPILED, PEER, CROPPING)]
-        speeds = [self._speed(AR, decoding, batch_size, engine)["ours"], *(row["rival"] for row in rows)]
+        rows = [self.row(SPEED, rival, decoding, batch_size, engine) for rival in (AR, AR_COMPILED, PEER, CROPPING)]
+        speeds = [self.row(SPEED, AR, decoding, batch_size, engine)["ours"], *(row["rival"] for row in rows)]
         outside = self.row(OUTSIDE, AR, decoding, batch_size, engine)["ours"]
         ratios = [f"{row['ratio']:.2f} ({row['min']:.2f} to {row['max']:.2f})" for row in rows[:3]]
         cells = [*(f"{number:,.0f}" for number in speeds), *ratios, f"{outside:.0%}"]
-        return ["-" if "nan" in cell else cell for cell in cells]
+        return _shown(cells)
 
     def summary(self) -> list[str]:
         """The three numbers that have an aim, and where AR is faster."""
         chosen, small, large = self.chosen(), min(self.batch_sizes), max(self.batch_sizes)
         lines = [f"chosen: {chosen}, most tokens per forward of those at most {ALLOWED_LOSS:.2f} below one by one"]
         for engine in self.engines:
-            over_ar = self._speed(AR, chosen, small, engine)["ratio"]
-            over_compiled = self._speed(AR_COMPILED, chosen, small, engine)["ratio"]
+            over_ar = self.row(SPEED, AR, chosen, small, engine)["ratio"]
+            over_compiled = self.row(SPEED, AR_COMPILED, chosen, small, engine)["ratio"]
             compiled = "" if math.isnan(over_compiled) else f", {over_compiled:.2f} times those of AR compiled"
             over_peer, over_cropping = (
                 self.row(SPEED, rival, chosen, large, engine)["ratio"] for rival in (PEER, CROPPING)
             )
-            outside = self.row(OUTSIDE, PEER, chosen, large, engine)["ours"]
+            outside = self.row(OUTSIDE, AR, chosen, large, engine)["ours"]
+            peer = (
+                f"{engine}: batch {large}: {over_peer:.2f} times those of the peer loop "
+                f"({_against(3, over_peer >= AIM_OVER_PEER)}), {over_cropping:.2f} times if that crops its cache"
+            )
             wins = [size for size in self.batch_sizes if self.row(SPEED, AR, chosen, size, engine)["ratio"] < 1]
             lines += [
                 f"{engine}: batch {small}: {over_ar:.2f} times the tokens per second of AR "
                 f"({_against(1.5, over_ar >= AIM_OVER_AR)}){compiled}",
-                f"{engine}: batch {large}: {over_peer:.2f} times those of the peer loop "
-                f"({_against(3, over_peer >= AIM_OVER_PEER)}), {over_cropping:.2f} times if that crops its cache",
+                *([] if math.isnan(over_peer) else [peer]),
                 f"{engine}: batch {large}: {outside:.1%} of the time outside the model "
                 f"({_against('under 15 %', outside < AIM_OUTSIDE)})",
                 f"{engine}: AR is faster at batch size: {', '.join(map(str, wins)) or 'none'}",
@@ -111,6 +116,11 @@ class Report:
 
 def _against(aim: float | str, met: bool) -> str:
     return f"aim: {aim}; {'met' if met else 'not met'}"
+
+
+def _shown(cells: Sequence[str]) -> list[str]:
+    """A dash for what was not measured."""
+    return ["-" if "nan" in cell else cell for cell in cells]
 
 
 def _table(title: str, *headings: str) -> Table:

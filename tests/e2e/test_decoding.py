@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cli_support import call, fails
-from opdlm.config import GenerationSettings
+from opdlm.config import GenerationSettings, settings_from
 from opdlm.core.types import Geometry
 from opdlm.errors import UsageError
 from opdlm.models.block_diffusion import BlockDiffusionModel
@@ -39,6 +39,18 @@ def test_infill_writes_in_the_gaps_alone(capsys):
     assert all(0 < confidence <= 1 for confidence in numbers["confidences"])
     assert call("generate", "--infill", TEXT, "--watch") == 0
     assert capsys.readouterr().out.rstrip("\n").endswith(text.replace("\n", "⏎"))
+
+
+def test_a_model_that_checks_its_drafts_fills_gaps_by_masks():
+    """Else the default of the small recipes, which writes from left to right, would leave gaps without a decoding."""
+    tokenizer, settings = tiny_tokenizer(mask=True), GenerationSettings(max_new_tokens=13)
+    usual, checked = (
+        DiffusionLM(student(4, "shifted", "causal"), tokenizer, settings_from(GenerationSettings, {"decoding": kind}))
+        for kind in (settings.decoding, "checked")
+    )
+    assert checked.infill("a [[MASK:5]] b") == usual.infill("a [[MASK:5]] b")
+    with pytest.raises(UsageError, match="fills no gaps"):
+        checked.infill("a [[MASK:5]] b", decoding="checked")
 
 
 def test_infill_says_what_is_missing(capsys):

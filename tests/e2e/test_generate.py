@@ -161,7 +161,8 @@ def test_a_conversation_ends_with_its_input_and_survives_mistakes(conversation, 
 
 def test_a_conversation_can_be_watched(conversation):
     """Else --watch would do nothing there."""
-    assert "▒" in conversation("What is 3 + 4?", flags=("--watch", *SHORT))[1]
+    assert "14[11.]" in conversation("What is 3 + 4?", flags=("--watch", *SHORT))[1], "drafts"
+    assert "▒" in conversation("What is 3 + 4?", flags=("--watch", "--decoding", "prefix", *SHORT))[1]
 
 
 # --- pipes and encodings ------------------------------------------------------------------------------------------
@@ -197,7 +198,7 @@ def test_a_reader_that_is_gone_ends_it_quietly(words):
 
 def test_an_encoding_that_lacks_a_character_shows_its_escape():
     """Else a terminal that is not UTF-8 would get a traceback in place of the text."""
-    done = process("generate", QUESTIONS[0], "--watch", PYTHONIOENCODING="ascii")
+    done = process("generate", QUESTIONS[0], "--watch", "--decoding", "prefix", PYTHONIOENCODING="ascii")
     assert done.returncode == 0
     assert rb"\u2592" in done.stdout.splitlines()[0]
     done = process("generate", "--infill", "é € 3 + 4 = [[MASK:1]]", "--json", PYTHONIOENCODING="latin-1")

@@ -180,11 +180,33 @@ def test_the_pace_follows_what_it_measures() -> None:
         cheap.saw(tokens, 0.01 + 1e-6 * tokens, [7], [6])
         dear.saw(tokens, 1e-3 * tokens, [7], [6])
         useless.saw(tokens, 0.01 + 1e-4 * tokens, [7], [0])
+    for pace in (dear, useless):
+        assert pace.choose(1, 64) == WindowShape(7, False), "it has not learnt for a while"
     assert cheap.choose(1, 64) == WindowShape(7, True)
     assert dear.choose(1, 64) == WindowShape(0, False)
     assert useless.choose(1, 64).size == 0
     assert cheap.choose(1, 3).size <= 3
     assert cheap.rate(1, WindowShape(7, True)) > cheap.rate(1, WindowShape(7, False))
+
+
+def test_learning_costs_little_time() -> None:
+    """Else many rows would be slower than without drafts, by the forwards that find out that drafts do not pay."""
+    pace, spent = Pace(7), {True: 0.0, False: 0.0}
+    for _ in range(2000):
+        shape = pace.choose(32, 7)
+        seconds = 1e-3 + 1e-4 * 32 * shape.tokens()
+        spent[shape.size > 0] += seconds
+        pace.saw(32 * shape.tokens(), seconds, [shape.size] * 32, [min(1, shape.size)] * 32)
+    assert 0 < spent[True] < 0.05 * spent[False]
+
+
+def test_a_compilation_is_forgotten() -> None:
+    """Else the first forwards of a compiled model would make every later one look dear, and many drafts cheap."""
+    pace = Pace(7)
+    for forward in range(20):
+        shape = pace.choose(32, 7)
+        pace.saw(32 * shape.tokens(), 20.0 if forward < 2 else 1e-4 * 32 * shape.tokens(), [shape.size] * 32, [0] * 32)
+    assert pace.choose(32, 7) == WindowShape(0, False)
 
 
 def test_typical_text_does_not_depend_on_the_batch() -> None:

@@ -190,6 +190,15 @@ def test_a_text_is_seen_while_it_is_denoised(page) -> None:
     assert (record.token_ids, record.forwards) == ((1, 2, 3, 4), 4)
 
 
+def test_blocks_that_were_missed_take_no_more_forwards_than_there_were(page) -> None:
+    """Else a text that came in late would be saved with more forwards than it took."""
+    block = [known("B", 2), known("C", 3), known("D", 4)]
+    replayed(page, event([known("A", 1), None, None, None], 1), event([*block, known("E", 5)], 4, start=1))
+    record = saved(page, asked(page))
+    assert (record.positions, record.commit_steps) == ((4, 5, 6, 7, 8), (0, 1, 1, 1, 1))
+    assert record.forwards == 4
+
+
 def test_drafts_that_were_refused_are_saved(page) -> None:
     """Else accepted and refused drafts of a lossless model could not be told apart."""
     page.locator("#chat .dial").get_by_label("model").select_option("lossless")

@@ -62,7 +62,7 @@ class Chat:
             answer = self.model.write(prompt, **self.settings)
             print(answer)
             return answer
-        view = view_of(self.model, self.console)
+        view = view_of(self.model, self.console, self.model.settings(self.settings).decoding)
         try:
             return self.model.write(prompt, streamer=view, **self.settings)
         finally:

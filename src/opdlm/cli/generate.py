@@ -91,7 +91,8 @@ def _write_one(model: "DiffusionLM", prompt: str, arguments: Namespace, settings
     from opdlm.sampling.recording import Recorder
 
     gaps = None if arguments.infill is None else model.gaps(prompt)
-    view = view_of(model, make_console(), gaps) if arguments.watch else None
+    decoding = (model.settings(settings) if gaps is None else model.filling_settings(settings)).decoding
+    view = view_of(model, make_console(), decoding, gaps) if arguments.watch else None
     recorder = Recorder() if arguments.json else None
     seen = {"streamer": recorder or view, "observer": recorder and recorder.observe}
     began = time.perf_counter()
@@ -115,9 +116,8 @@ def _write_one(model: "DiffusionLM", prompt: str, arguments: Namespace, settings
         return
     text = model.decode(output)[0] if gaps is None else gaps.filled(output.sequences[0].tolist())
     if recorder is not None:
-        decoding = as_text(settings_from(GenerationSettings, {**model.defaults.model_dump(), **settings}).decoding)
         trajectory = recorder.told(output.trajectories()[0]).worded(model.token_text, prompt)
-        print_json(_numbers(trajectory.model_copy(update={"decoding": decoding}), text, seconds))
+        print_json(_numbers(trajectory.model_copy(update={"decoding": as_text(decoding)}), text, seconds))
     else:
         print(text)
 

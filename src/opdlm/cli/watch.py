@@ -1,6 +1,6 @@
 """The denoising in the terminal: masks as dim blocks, what was just unmasked in colour, the counts below.
 
-Of a lossless model: its drafts, and what became of those of the last forward.
+By a decoding that checks drafts: these, and what became of those of the last forward.
 """
 
 import time
@@ -15,6 +15,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from opdlm.config import Decoding
     from opdlm.models.gaps import GapText
     from opdlm.sampling.api import DiffusionLM
 
@@ -23,11 +24,11 @@ _PAUSE_S = 0.05  # a small model is faster than the eye
 _STYLES = {"mask": "dim", "fresh": "bold green", "fixed": ""}
 
 
-def view_of(model: "DiffusionLM", console: Console, gaps: "GapText | None" = None) -> "DraftView | VerifiedView":
-    """The streamer that shows what `model` does. `gaps`: as in DraftView."""
-    from opdlm.models.drafting import DraftingModel
-
-    if isinstance(model.model, DraftingModel):
+def view_of(
+    model: "DiffusionLM", console: Console, decoding: "Decoding", gaps: "GapText | None" = None
+) -> "DraftView | VerifiedView":
+    """The streamer that shows how `model` writes by `decoding`. `gaps`: as in DraftView."""
+    if model.drafts(decoding.kind):
         return VerifiedView(console, model.tokenizer, model.tokens.pad_token_id)
     return DraftView(console, model.tokenizer, model.tokens.mask_token_id, gaps)
 

@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from inspect import signature
 
 import torch
 from torch import nn
@@ -30,6 +31,7 @@ NO_MASK = -1
 NEVER_SAMPLED = -1e30
 """Logit of the mask token: finite in float32, and of probability exactly 0 after a softmax."""
 
+_MOST_COMPILED = 64  # variants of a forward, one for each width of its windows
 _MASKED_ATTENTION = ("sdpa", "eager", "flex_attention")
 
 
@@ -106,7 +108,10 @@ class BlockDiffusionModel(nn.Module):
         compilers = filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++"))
         if self.device.type == "cpu" and not any(map(shutil.which, compilers)):
             raise UsageError("compiling needs a C++ compiler, and there is none; install g++, or decode without it")
-        self._compiled = torch.compile(self.model.base_model.forward, dynamic=True)
+        # A window's width is a constant to the compiler, so each is compiled by itself. Torch before 2.13 takes no
+        # limit of ours: there widths beyond the eighth run as if they were not compiled.
+        ours = {"recompile_limit": _MOST_COMPILED} if "recompile_limit" in signature(torch.compile).parameters else {}
+        self._compiled = torch.compile(self.model.base_model.forward, dynamic=True, **ours)
 
     def checkpoint_activations(self, enabled: bool = True) -> None:
         """Trades time for memory: while training, each layer recomputes its activations in the backward pass."""

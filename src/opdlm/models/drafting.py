@@ -40,6 +40,11 @@ class DraftingModel(BlockDiffusionModel):
         self.gate.width = 0
         return super().causal_hidden(input_ids)
 
+    def compile_decoding(self) -> None:
+        """As in BlockDiffusionModel; `verified:auto` then chooses from few windows, for each of which is compiled."""
+        super().compile_decoding()
+        self.pace.sizes = (3,)
+
     def train(self, mode: bool = True) -> "DraftingModel":
         """Eval mode: windows are computed behind cached text, where no activation can be recomputed."""
         super().train(False)

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 _MEMORY = 0.98  # share of what was known that stays after each forward
-_PROBE = 32  # forwards between two with full windows, without which nothing would be learnt of them
+_PROBING = (
+    0.03  # share of the time for forwards with more drafts than is best, without which nothing is learnt of these
+)
 _OUTLIER = 4.0  # times the expected seconds: a compilation, or another program
 _FIRST = 0.8  # acceptance of drafts that nobody has seen
 
@@ -31,14 +33,17 @@ class WindowShape:
 @dataclass
 class Pace:
     """Attributes:
-    window: most drafts of a forward. offered, held: of each place in a window, recent drafts and those that held.
+    window: most drafts of a forward. sizes: numbers of drafts to choose from, beside none and the most.
+    offered, held: of each place in a window, recent drafts and those that held.
     """
 
     window: int
+    sizes: Sequence[int] = (1, 2, 3, 5)
     offered: list[float] = field(default_factory=list)
     held: list[float] = field(default_factory=list)
     _sums: list[float] = field(default_factory=lambda: [0.0] * 5)  # of weights, tokens, seconds, tokens^2, products
     _forwards: int = 0
+    _unprobed: float = 0.0  # seconds since the last forward that was there to learn from
 
     def __post_init__(self) -> None:
         self.offered, self.held = [1.0] * self.window, [_FIRST] * self.window
@@ -46,9 +51,12 @@ class Pace:
     def saw(self, tokens: int, seconds: float, drafted: Sequence[int], accepted: Sequence[int]) -> None:
         """One forward: its query tokens and seconds, and for each row its drafts and how many of them held."""
         self._forwards += 1
-        a, b = self._line()
-        expected = a + b * tokens
-        seconds = min(seconds, _OUTLIER * expected) if self._forwards > 8 and expected > 0 else seconds
+        expected = self._seconds(tokens)
+        if self._spread() and _OUTLIER * seconds < expected:
+            self._sums = [0.0] * 5  # what came before were compilations
+        elif self._forwards > 8 and expected > 0:
+            seconds = min(seconds, _OUTLIER * expected)
+        self._unprobed += seconds
         new = (1.0, tokens, seconds, tokens * tokens, tokens * seconds)
         self._sums = [_MEMORY * old + value for old, value in zip(self._sums, new, strict=True)]
         for place in range(self.window):
@@ -58,15 +66,18 @@ class Pace:
 
     def choose(self, rows: int, most: int) -> WindowShape:
         """The windows with the most tokens a second for `rows` rows, of at most `most` drafts."""
-        full = WindowShape(min(most, self.window), True)
-        if self._forwards < 2 or self._forwards % _PROBE == 0:
-            return full
-        return max(self._shapes(full.size), key=lambda shape: self.rate(rows, shape))
+        probe, none = WindowShape(min(most, self.window), False), WindowShape(0, False)
+        if not self._spread():  # a line takes forwards of different size
+            return none if self._sums[1] > rows * self._sums[0] else probe
+        best = max(self._shapes(probe.size), key=lambda shape: self.rate(rows, shape))
+        if best.size == probe.size or self._unprobed * _PROBING < self._seconds(rows * probe.tokens()):
+            return best
+        self._unprobed = 0.0
+        return probe
 
     def rate(self, rows: int, shape: WindowShape) -> float:
         """Expected tokens a second."""
-        a, b = self._line()
-        return rows * self.tokens(shape) / max(1e-9, a + b * rows * shape.tokens())
+        return rows * self.tokens(shape) / max(1e-9, self._seconds(rows * shape.tokens()))
 
     def tokens(self, shape: WindowShape) -> float:
         """Expected tokens of a row in a forward: its own, and the drafts that hold."""
@@ -79,15 +90,25 @@ class Pace:
 
     def _shapes(self, most: int) -> Iterator[WindowShape]:
         yield WindowShape(0, False)
-        for size in {size for size in (1, 2, 3, 5, most) if size <= most}:
+        for size in {size for size in (*self.sizes, most) if size <= most}:
             yield WindowShape(size, True)
             yield WindowShape(size, False)
 
+    def _seconds(self, tokens: int) -> float:
+        """Of a forward over so many query tokens."""
+        a, b = self._line()
+        return a + b * tokens
+
     def _line(self) -> tuple[float, float]:
         """a and b, neither below 0."""
-        weight, tokens, seconds, squares, products = self._sums
-        spread = weight * squares - tokens * tokens
-        if weight == 0 or spread <= 1e-9 * max(1.0, squares):
+        weight, tokens, seconds, _, products = self._sums
+        if not (spread := self._spread()):
             return (0.0 if weight == 0 else seconds / weight), 0.0
         b = max(0.0, (weight * products - tokens * seconds) / spread)
         return max(0.0, (seconds - b * tokens) / weight), b
+
+    def _spread(self) -> float:
+        """Of the query tokens of forwards, times the square of their weight; 0 where all had as many."""
+        weight, tokens, _, squares, _ = self._sums
+        spread = weight * squares - tokens * tokens
+        return spread if spread > 1e-9 * max(1.0, squares) else 0.0

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from opdlm.checkpoints.load import generation_settings, is_checkpoint, load_ar_model, load_checkpoint
-from opdlm.config import GenerationSettings, SequentialDecoding, settings_from
+from opdlm.config import DynamicDecoding, GenerationSettings, SequentialDecoding, settings_from
 from opdlm.core.layout import AUTOREGRESSIVE
 from opdlm.core.types import Rollout
 from opdlm.errors import CheckpointError, UsageError
@@ -157,7 +157,7 @@ class DiffusionLM:
             if isinstance(event, Completion):
                 yield event.rollout.input_ids[0, begin : int(event.rollout.length[0])].clone()
             else:
-                known = event.known if self._verifies(request) else None
+                known = event.known if self.drafts(str(request.decoding["kind"])) else None
                 yield event.input_ids[begin:known].to(self.model.device)
 
     def fill(
@@ -171,10 +171,10 @@ class DiffusionLM:
         """Replace every mask token in each row of ids; the rest stays as it is.
 
         What stands behind a gap is seen as far as its block reaches: the model was trained so. Neither `max_new_tokens`
-        nor stop tokens apply.
+        nor stop tokens apply. Settings: see `filling_settings`.
         """
         rows, mask = _rows(input_ids, None), self.tokens.mask_token_id
-        requests = self.fillings(rows, self.settings(settings), watched=streamer is not None)
+        requests = self.fillings(rows, self.filling_settings(settings), watched=streamer is not None)
         engine = self.engine(batch_size if streamer is None else 1, observer)
         rollout = engine.write(requests) if streamer is None else self._shown(engine, requests, streamer, rows[0])
         written = zip(rollout.input_ids.tolist(), rollout.length.tolist(), rows, strict=True)
@@ -236,13 +236,19 @@ class DiffusionLM:
         ids = [r.input_ids[i, begin:end].tolist() for i, (begin, end) in enumerate(ends)]
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
-    def _verifies(self, request: Request) -> bool:
-        """Whether it is written by drafts that are verified, not denoised."""
-        return way_of(self.model, str(request.decoding["kind"])) != "denoised"
+    def drafts(self, kind: str) -> bool:
+        """Whether a decoding of this kind writes by drafts that are checked, not by denoising steps."""
+        return way_of(self.model, kind) != "denoised"
 
     def settings(self, given: Mapping[str, Any]) -> GenerationSettings:
         """The model's defaults, with what is `given` in their place. ConfigError for what cannot be."""
         return settings_from(GenerationSettings, {**self.defaults.model_dump(), **given})
+
+    def filling_settings(self, given: Mapping[str, Any]) -> GenerationSettings:
+        """As `settings`, for gaps: where the model's own decoding is `checked`, which fills none, gaps are filled by
+        `dynamic`, unless `given` has another."""
+        usual = {"decoding": DynamicDecoding()} if self.defaults.decoding.kind == "checked" else {}
+        return self.settings({**usual, **given})
 
     def written(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings, batch_size: int = 32) -> Rollout:
         """Responses to prompts of token ids, with these settings and none of the model's own."""
@@ -298,7 +304,7 @@ class DiffusionLM:
             if isinstance(event, Completion):
                 rollouts.append(event.rollout)
                 continue
-            if self._verifies(requests[0]):
+            if self.drafts(str(requests[0].decoding["kind"])):
                 verified, drafts = event.input_ids[begin : event.known], event.input_ids[event.known :]
                 if isinstance(streamer, VerifiedStreamer):
                     streamer.put_verified(verified, drafts)

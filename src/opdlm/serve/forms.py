@@ -80,7 +80,7 @@ class Continuation:
 
     def settings(self) -> GenerationSettings:
         """How it is written."""
-        return settings_of(self.model.lm, self.body)
+        return settings_of(self.model.lm.settings, self.body)
 
     def say(self, text: str, streamed: bool) -> dict[str, Any]:
         """As this endpoint has it."""
@@ -220,7 +220,7 @@ class Infill:
         self.model, self.body = model, body
         self.gaps: GapText = model.lm.gaps(body.text)
         self.prompts = [self.gaps.ids]
-        requests = model.lm.fillings([self.gaps.ids] * (body.n or 1), settings_of(model.lm, body))
+        requests = model.lm.fillings([self.gaps.ids] * (body.n or 1), settings_of(model.lm.filling_settings, body))
         self.requests = [replace(request, watched=bool(body.stream and body.diffusing)) for request in requests]
 
     def opening(self, index: int) -> dict[str, Any] | None:
@@ -247,9 +247,9 @@ FORMS: dict[type[Sampling], Callable[[Model, Any], Form]] = {
 }
 
 
-def settings_of(lm: DiffusionLM, body: Sampling) -> GenerationSettings:
-    """The model's own, with what the request says; without a seed, another one each time. ConfigError."""
-    settings = lm.settings(body.settings())
+def settings_of(merged: Callable[[dict[str, Any]], GenerationSettings], body: Sampling) -> GenerationSettings:
+    """The model's own, `merged` with what the request says; without a seed, another one each time. ConfigError."""
+    settings = merged(body.settings())
     if body.seed is not None:
         return settings.model_copy(update={"seed": body.seed % _SEEDS})
     return settings.model_copy(update={"seed": secrets.randbelow(_SEEDS)}) if settings.temperature > 0 else settings

@@ -343,11 +343,12 @@
       this.prompt.hidden = !about.prompt;
     }
 
+    /* A block begins with the forward behind the last one that wrote into another. */
     _stepOf(position) {
       const block = Math.floor(position / this.about.block_size);
       const begun = this.blockBegun ??= new Map();
       if (this.tokens.length === 0) begun.clear();
-      if (!begun.has(block)) begun.set(block, this.frames);
+      if (!begun.has(block)) begun.set(block, Math.max(0, ...this.tokens.map((token) => token.forward)) + 1);
       return this.frames - begun.get(block);
     }
 

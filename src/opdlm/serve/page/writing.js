@@ -68,23 +68,36 @@ export class Writing {
   }
 
   /* A draft goes to the viewer as a forward: the tokens that are new in it, and drafts that the next one checks. A
-     client that reads slowly gets fewer drafts than there were forwards; tokens then count as written by the last. */
+     client that reads slowly gets fewer drafts than there were forwards; tokens of the last block then count as written
+     by the last forward, and those of each block before it by an earlier one, for no forward writes into two. */
   _feed(draft) {
     if (!this.begun) this.viewer.begin({ ...this.about, prompt: "", first: draft.position - draft.start });
     this.begun = true;
     if (draft.forwards <= this.forwards) return;
     const skipped = draft.forwards - this.forwards - 1;
-    for (let i = 0; i < skipped; i += 1) this.viewer.append({});
     this.forwards = draft.forwards;
     const there = draft.tokens
       .map((token, i) => token && { position: draft.position + i, text: token.token, token_id: token.id, confidence: token.probability })
       .filter(Boolean);
     const tokens = there.filter((token) => token.confidence !== null && !this.seen.has(token.position));
     for (const token of tokens) this.seen.add(token.position);
+    const earlier = this.about.verified ? [] : this._blocks(tokens).slice(0, -1);
+    for (let i = 0; i < skipped; i += 1) this.viewer.append({ tokens: earlier[i] });
     const own = tokens.at(-1);
     if (own && this.about.verified && !skipped) own.refused = this._refused(own);
     this.drafts = this.about.verified ? there.filter((token) => token.confidence === null) : [];
-    this.viewer.append({ tokens, drafts: this.drafts });
+    const last = tokens.filter((token) => !earlier.some((block) => block.includes(token)));
+    this.viewer.append({ tokens: last, drafts: this.drafts });
+  }
+
+  /* The same tokens, block by block. */
+  _blocks(tokens) {
+    const blocks = new Map();
+    for (const token of tokens) {
+      const number = Math.floor(token.position / this.about.block_size);
+      blocks.set(number, [...(blocks.get(number) ?? []), token]);
+    }
+    return [...blocks.values()];
   }
 
   /* Of the drafts of the forward before: those from the first on that did not hold. */
