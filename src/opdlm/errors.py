@@ -16,6 +16,7 @@
     │   └── UnconfinedCodeError
     ├── StorageError              (OSError)        the machine ran out of room
     ├── HubError                  (OSError)        the hub refused, or cannot be reached
+    ├── RolloutServerError        (ConnectionError) the server that writes rollouts is away, slow or wrong
     ├── IdentityCheckError        (RuntimeError)   the adapted model is not the original
     ├── NonFiniteLossError        (ArithmeticError) exit code 1
     └── NonFiniteWeightsError     (ArithmeticError) exit code 1
@@ -94,6 +95,10 @@ class StorageError(OpdlmError, OSError):
 
 class HubError(OpdlmError, OSError):
     """The model hub refused or cannot be reached; nothing is lost, the message says what to do and to repeat."""
+
+
+class RolloutServerError(OpdlmError, ConnectionError):
+    """The rollout server is away, is slow, or answers what it should not; a checkpoint is left, to go on from later."""
 
 
 class IdentityCheckError(OpdlmError, RuntimeError):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from opdlm.errors import MissingExtraError, OutputExistsError, UsageError
+from opdlm.checkpoints.new_folder import new_folder
+from opdlm.errors import MissingExtraError, UsageError
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.drafting import DraftingModel
 
@@ -33,15 +34,12 @@ def export_uno(model: BlockDiffusionModel, base: str, folder: str | Path) -> Pat
         from peft import LoraConfig
     except ImportError as error:
         raise MissingExtraError("the export needs peft; install it with: pip install 'opdlm[lora]'") from error
-    target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise OutputExistsError(f"{target} exists and is not empty; choose another folder")
-    target.mkdir(parents=True, exist_ok=True)
     gate = model.gate
     leaves = sorted({name.rpartition(".")[2] for name in gate.names})
     config = LoraConfig(r=gate.rank, lora_alpha=gate.alpha, target_modules=leaves, task_type="CAUSAL_LM")
     config.base_model_name_or_path, config.inference_mode = base, True
-    config.save_pretrained(str(target))
     tensors = {f"{_WRAPPER}{name}.weight": value for name, value in gate.tensors().items()}
-    save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
-    return target
+    with new_folder(folder) as draft:
+        config.save_pretrained(str(draft))
+        save_file(tensors, draft / "adapter_model.safetensors", metadata={"format": "pt"})
+    return Path(folder)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -65,11 +66,11 @@ def save_checkpoint(
         raise OutputExistsError(f"{folder} exists and is not a checkpoint; choose another folder")
     if not all_finite(model.parameters()):
         raise NonFiniteWeightsError(f"weights are not finite, so {folder} was not written; use an earlier checkpoint")
-    with _replaced(folder) as draft:
+    with replaced(folder) as draft:
         if isinstance(model, DraftingModel):
             own = _save_drafting(model, draft, base, provenance)
         elif base is None:
-            _save_model(model.model, draft)
+            save_model(model.model, draft)
             (draft / MODEL_FILE).write_text(model_file(), encoding="utf-8")
             own = _own_entries(model, draft, _entry(model, provenance))
         else:
@@ -94,7 +95,7 @@ def _save_drafting(model: DraftingModel, draft: Path, base: Base | None, provena
     if base is not None:
         _save_config(model.model, draft)
         return {ENTRY: entry | {"drafting": about | {"base": base.name}, BASE_HASH: base.sha256}}
-    _save_model(model.model, draft)
+    save_model(model.model, draft)
     (draft / MODEL_FILE).write_text(model_file(), encoding="utf-8")
     return _own_entries(model, draft, entry | {"drafting": about})
 
@@ -122,15 +123,15 @@ def _generation(model: PreTrainedModel) -> dict[str, Any]:
     return content | {"_from_model_config": False}
 
 
-def _save_model(model: PreTrainedModel, draft: Path) -> None:
-    """Weights, config.json and generation_config.json."""
+def save_model(model: PreTrainedModel, draft: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """Weights, config.json and generation_config.json. `weights`: in place of the model's own, by their names."""
     original, content = model.generation_config, _generation(model)
     # Some published generation configs contradict themselves (a temperature, but no sampling), and transformers 5.10
     # refuses to write them. They stay as they are, so save_pretrained gets a blank one to write instead.
     model.generation_config = GenerationConfig()
     try:
         with no_bars():
-            model.save_pretrained(draft)
+            model.save_pretrained(draft, state_dict=weights)
     finally:
         model.generation_config = original
     _add_entries(draft / "generation_config.json", content)
@@ -161,7 +162,7 @@ def _add_entries(path: Path, entries: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _replaced(folder: Path) -> Iterator[Path]:
+def replaced(folder: Path) -> Iterator[Path]:
     """An empty folder beside `folder` that takes its place if the body succeeds and vanishes if it does not."""
     draft, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
     try:

@@ -95,6 +95,11 @@ class DistillSettings(Settings):
     )
     rollout_batch: int = Field(default=32, ge=1, le=2**16, description="rows decoded at once")
     response_length: LengthRamp = LengthRamp()
+    rollout_server: str = Field(
+        default="",
+        description="URL of an SGLang server that writes the rollouts: texts without commit steps (docs/export.md)",
+    )
+    rollout_timeout_s: float = Field(default=600.0, gt=0, le=10**6, description="with rollout_server: for each answer")
 
     # with method lossless
     window: int = Field(default=7, ge=1, le=64, description="with lossless: most drafts of a forward")
@@ -187,6 +192,30 @@ class DistillSettings(Settings):
             raise ValueError("an adapter has no original weights; use optimiser.weight_decay, not l2_sp")
         if self.rows_per_update > self.prompts_per_rollout:
             raise ValueError("rows_per_update is larger than prompts_per_rollout; lower it")
+        return self
+
+    @model_validator(mode="after")
+    def _server_can_write_it(self) -> "DistillSettings":
+        if not self.rollout_server:
+            return self
+        if self.method == "lossless":
+            if self.anchors != "all":  # "random": as many as there were forwards
+                raise ValueError("a rollout_server does not say where forwards began; set anchors to all")
+            return self
+        if self.method == "opd":
+            raise ValueError(
+                "a rollout_server gives no commit steps, so no visited states; set method to onpolicy_text, which "
+                "masks the same texts at random"
+            )
+        if self.method != "onpolicy_text":
+            raise ValueError(f"method {self.method!r} has no text by the student; leave rollout_server out")
+        if (self.prediction, self.context) != ("same", "block"):
+            raise ValueError("a rollout_server decodes prediction same and context block alone; set both")
+        if self.rollout_temperature or self.rollout_hold_end or self.rollout_decoding.kind != "dynamic":
+            raise ValueError(
+                "a rollout_server takes the most probable token, by a threshold; set rollout_temperature to 0, "
+                "rollout_decoding to dynamic and rollout_hold_end to false"
+            )
         return self
 
 

@@ -17,6 +17,8 @@ CHANGEABLE = (
     "threads",
     "precision",
     "rollout_batch",
+    "rollout_server",
+    "rollout_timeout_s",
     "rows_per_micro_batch",
     "gradient_checkpointing",
     "save_every_rollouts",

@@ -20,6 +20,7 @@ from opdlm.data.prompts import Prompt
 from opdlm.distill.loop import Evaluate, OnStep, Trainer
 from opdlm.distill.pair import Pair
 from opdlm.distill.prepare import OnNote, Prepared, longest_response, prepare
+from opdlm.distill.sglang_worker import worker_of
 from opdlm.distill.teacher import Teacher
 from opdlm.distill.trackers import Trackers, tracking
 from opdlm.distill.validation import MOST_PROMPTS, MOST_TOKENS, Validator
@@ -39,6 +40,8 @@ from opdlm.records.trajectory import Trajectory
 from opdlm.records.worth import Worth
 from opdlm.report.html import REPORT, write_report
 
+ROLLOUT_WEIGHTS = "rollout-weights"
+"""Folder in a run's folder, from which a rollout server takes the student's weights; empty between rollouts."""
 OnStart = Callable[[Trainer, float], None]
 
 
@@ -214,10 +217,13 @@ def _train(
 ) -> Path:
     """Trains in `folder`, from its `checkpoint` on if there is one; returns the folder of the model."""
     settings = prepared.settings
+    if settings.rollout_server and ranks.count > 1:
+        raise ConfigError("a rollout server writes for one process; leave rollout_server out, or start one process")
     with ranks.agreed():
         student, teacher = _student_and_teacher(prepared.model, settings, checkpoint)
+    worker = worker_of(settings, student, prepared.tokenizer, prepared.tokens, folder.path / ROLLOUT_WEIGHTS)
     trainer = Trainer(
-        pair=Pair.of(student, teacher, prepared.tokens, ranks),
+        pair=Pair.of(student, teacher, prepared.tokens, ranks, worker),
         prompts=prepared.ids,
         responses=prepared.responses,
         settings=settings,

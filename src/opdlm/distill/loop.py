@@ -21,6 +21,7 @@ from opdlm.distill.saving import Writer, checkpoint_bytes, copied
 from opdlm.distill.sharing import shared
 from opdlm.distill.step import Batch, Begun, StepCounts, training_step
 from opdlm.distill.update import Updater
+from opdlm.errors import RolloutServerError
 from opdlm.models.adapter import adapter_state
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.devices import in_bfloat16, peak_process_bytes, room_for
@@ -92,8 +93,8 @@ class Trainer:
     def train(self) -> StepMetrics:
         """Run all rollouts, from the checkpoint on if there is one. Returns the last metrics; all is written then.
 
-        A KeyboardInterrupt first leaves a checkpoint of what is done: the finished rollouts, and of the one under way
-        its text and its updates.
+        A KeyboardInterrupt, or a rollout server that fails, first leaves a checkpoint of what is done: the finished
+        rollouts, and of the one under way its text and its updates.
         """
         updater = self._updater()
         self._restore(updater)
@@ -102,7 +103,7 @@ class Trainer:
                 self._rollout(index, updater)
                 self.ranks.by_one(self._writer.check)
             self.ranks.by_one(self._writer.wait)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, RolloutServerError):
             if self._reached(updater) != self._at.saved:
                 self._save(updater)
             raise

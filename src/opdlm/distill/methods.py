@@ -133,6 +133,8 @@ def _states(pair: Pair, choice: StateChoice) -> Callable[[Rollout, torch.Tensor]
 
 def _by_student(settings: DistillSettings, pair: Pair, index: int, batch: Batch) -> Written:
     requests = _requests(settings, index, batch)
+    if pair.worker is not None:
+        return pair.worker.write(requests, pair.student.device)
     return rollout.written_by_student(pair.student, pair.tokens, requests, settings.rollout_batch)
 
 

@@ -10,6 +10,7 @@ from opdlm.core.divergence import chunked_sum
 from opdlm.core.layout import CLEAN, PADDING, Attention
 from opdlm.core.types import LossSum, StateBatch
 from opdlm.core.windows import WindowBatch, windows_behind
+from opdlm.distill.rollout import Worker
 from opdlm.distill.teacher import CleanPass, Teacher
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.drafting import DraftingModel
@@ -72,18 +73,25 @@ class Pair:
     student: the model that learns. teacher: the frozen original.
     tokens: mask, padding and stop ids of both.
     training_pass: the student's `TrainingPass`, with whatever is wrapped around it.
+    worker: writes the student's texts; None: the engine in this process does.
     """
 
     student: BlockDiffusionModel
     teacher: Teacher
     tokens: SpecialTokens
     training_pass: nn.Module
+    worker: Worker | None = None
 
     @classmethod
     def of(
-        cls, student: BlockDiffusionModel, teacher: Teacher, tokens: SpecialTokens, ranks: Ranks | None = None
+        cls,
+        student: BlockDiffusionModel,
+        teacher: Teacher,
+        tokens: SpecialTokens,
+        ranks: Ranks | None = None,
+        worker: Worker | None = None,
     ) -> "Pair":
         """`ranks`: the processes that share the work; default: this one alone. Weights may be divided among them."""
         ranks = ranks or OneProcess()
         ranks.shard(*{id(model): model for model in (student, teacher.model)}.values())
-        return cls(student, teacher, tokens, ranks.wrapped(pass_of(student)))
+        return cls(student, teacher, tokens, ranks.wrapped(pass_of(student)), worker)

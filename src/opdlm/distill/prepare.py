@@ -17,6 +17,7 @@ from opdlm.core.schedules import response_length
 from opdlm.core.types import Geometry
 from opdlm.data.hub_set import HubPart
 from opdlm.data.prompts import Prompt, as_prompt, check_lengths, load_prompts, load_responses
+from opdlm.distill.sglang_worker import check_rollout_server
 from opdlm.distill.trackers import check_trackers
 from opdlm.errors import CheckpointError, PromptsError
 from opdlm.models.adapter import check_rank
@@ -74,6 +75,7 @@ def prepare(
     model, tokens = adapted(ar_model, tokenizer, settings)
     ids, eval_ids = _held_out(encoded(texts, tokenizer, settings), tokenizer, settings)
     check_fit(model, [*ids, *eval_ids], settings)
+    check_rollout_server(settings, model, tokenizer)
     difference = identity_check(model)
     responses = _given_responses(settings, tokenizer, tokens)
     fingerprint = sha256(json.dumps([texts, responses]).encode()).hexdigest()

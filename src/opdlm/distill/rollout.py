@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch.nn.functional import pad
@@ -25,6 +26,14 @@ class Written:
     rollout: Rollout
     query_tokens: int
     on_policy: bool = False
+
+
+class Worker(Protocol):
+    """Writes the student's texts elsewhere than in this process."""
+
+    def write(self, requests: Sequence[Request], device: torch.device) -> Written:
+        """A text for each request, by the student as it is now; the tensors on `device`."""
+        ...
 
 
 def written_by_student(

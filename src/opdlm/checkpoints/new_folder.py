@@ -1,0 +1,19 @@
+"""A folder that an export fills: complete or not there."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from opdlm.checkpoints.save import replaced
+from opdlm.errors import OutputExistsError
+
+
+def new_folder(path: str | Path) -> AbstractContextManager[Path]:
+    """An empty folder that takes the name `path` if the body succeeds, and vanishes if it does not.
+
+    Raises:
+        OutputExistsError: `path` holds something. StorageError: the disk is full, or nothing can be written there.
+    """
+    target = Path(path)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise OutputExistsError(f"{target} exists and is not empty; choose another folder")
+    return replaced(target)
