@@ -179,7 +179,10 @@ class DistillSettings(Settings):
         if self.rollout_decoding.kind == "checked":
             raise ValueError("rollouts by checked visit no states to train on; set another rollout_decoding")
         if self.usual_decoding.kind == "checked" and (self.prediction, self.context) != ("shifted", "causal"):
-            raise ValueError("decoding checked needs prediction shifted and context causal; set both, or another")
+            raise ValueError(
+                "decoding checked needs prediction shifted and context causal; set both, or another decoding, such as "
+                "dynamic"
+            )
         if self.clean_weight and self.method in ("sft", "lossless"):
             raise ValueError(f"method {self.method!r} has no clean_weight; leave it out")
         if self.clean_weight and (self.prediction, self.context) != ("shifted", "causal"):
