@@ -20,7 +20,7 @@ def shared(plan: Plan, ranks: Ranks, pad_token_id: int, device: torch.device) ->
         return plan
 
     def write(batch: Batch) -> Written:
-        mine, written = ranks.share(range(len(batch.prompts))), None
+        mine, written = range(len(batch.prompts))[ranks.share], None
         with ranks.whole(plan.writer), ranks.agreed():
             if mine:
                 written = plan.write(batch.rows(mine))

@@ -176,7 +176,8 @@ def training_step(
         parts = micro_batches(rows, settings.rows_per_micro_batch, ranks)
         texts = [rollout.rows(part.rows) for part in parts]
         seeds = [all_seeds[part.rows.to(all_seeds.device)] for part in parts]
-        states = [_weighted(plan.states(*row), part, settings) for *row, part in zip(texts, seeds, parts, strict=True)]
+        states = [plan.states(text, seed) for text, seed in zip(texts, seeds, strict=True)]
+        states = [_weighted(one, part, settings) for one, part in zip(states, parts, strict=True)]
         # One division, by the weight of the whole update: micro-batches and ranks cannot change the result.
         divisor = max(1.0, *ranks.sum(sum(float(one.weight.sum()) for one in states)))
         clock.lap("states")
@@ -226,7 +227,7 @@ def micro_batches(rows: torch.Tensor, size: int | None, ranks: Ranks) -> list[Mi
     A process whose rows are fewer takes the last row, the shortest, in place of those that it lacks.
     """
     most = -(-len(rows) // ranks.count)
-    size, mine = size or most, ranks.share(rows)
+    size, mine = size or most, rows[ranks.share]
     found = [MicroBatch(part) for part in mine.split(size)] if len(mine) else []
     return found + [MicroBatch(rows[-1:], counts=False)] * (-(-most // size) - len(found))
 

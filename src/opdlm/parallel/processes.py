@@ -5,7 +5,7 @@ It fails where a process is gone (gloo: at once, when the connection breaks; ncc
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar, cast
 
@@ -19,7 +19,6 @@ from opdlm.parallel.interrupts import Noted
 from opdlm.parallel.ranks import OneProcess
 
 _T = TypeVar("_T")
-_Module = TypeVar("_Module", bound=nn.Module)
 
 _DONE, _INTERRUPTED, _FAILED = range(3)
 _SYNCS_BUFFERS = next(  # torch 2.13 has the first name, and warns of the second
@@ -36,9 +35,6 @@ class Processes(OneProcess):
         self.number, self.count = dist.get_rank(), dist.get_world_size()
         self.saves = self.number == 0
         self._signals = Noted()
-
-    def share(self, items: Sequence[_T]) -> Sequence[_T]:
-        return items[self.number :: self.count]
 
     def sum(self, *values: float) -> list[float]:
         numbers = torch.tensor([*values, self._signals.came], dtype=torch.float64)  # gloo, on CUDA too
@@ -93,9 +89,10 @@ class Processes(OneProcess):
                     raise RankFailedError(f"another process of this run is gone; {way_out}") from error
                 raise
 
-    def wrapped(self, module: _Module) -> nn.Module:
-        # No device_ids: inputs are where they belong already. Buffers are constants.
-        return DistributedDataParallel(module, gradient_as_bucket_view=True, **{_SYNCS_BUFFERS: False})
+    def wrapped(self, module: nn.Module) -> nn.Module:
+        options: dict[str, Any] = {_SYNCS_BUFFERS: False}  # they are constants
+        # No device_ids: inputs are where they belong already.
+        return DistributedDataParallel(module, gradient_as_bucket_view=True, **options)
 
     def accumulating(self, module: nn.Module, last: bool) -> AbstractContextManager[Any]:
         return nullcontext() if last else cast(DistributedDataParallel, module).no_sync()

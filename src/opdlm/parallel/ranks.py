@@ -28,8 +28,9 @@ class Ranks(Protocol):
         """Whether this process writes metrics, rollouts and checkpoints."""
         ...
 
-    def share(self, items: Sequence[_T]) -> Sequence[_T]:
-        """This process's part of `items`: of a list or a tensor, every `count`-th from the `number`-th on."""
+    @property
+    def share(self) -> slice:
+        """This process's part of what is dealt out, as an index: every `count`-th from the `number`-th on."""
         ...
 
     # --- for all: words -----------------------------------------------------------------------------------------
@@ -59,7 +60,7 @@ class Ranks(Protocol):
         """Divide their weights among the processes, where they are to be divided; once, before they are used."""
         ...
 
-    def wrapped(self, module: _Module) -> nn.Module:
+    def wrapped(self, module: nn.Module) -> nn.Module:
         """The module to be called in training: gradients become their mean over all processes."""
         ...
 
@@ -89,8 +90,9 @@ class OneProcess:
 
     number, count, saves = 0, 1, True
 
-    def share(self, items: Sequence[_T]) -> Sequence[_T]:
-        return items
+    @property
+    def share(self) -> slice:
+        return slice(self.number, None, self.count)
 
     def sum(self, *values: float) -> list[float]:
         return list(values)
@@ -107,7 +109,7 @@ class OneProcess:
     def shard(self, *models: nn.Module) -> None:
         """Nothing to divide."""
 
-    def wrapped(self, module: _Module) -> nn.Module:
+    def wrapped(self, module: nn.Module) -> nn.Module:
         return module
 
     def accumulating(self, module: nn.Module, last: bool) -> AbstractContextManager[Any]:

@@ -59,7 +59,7 @@ class ShardedProcesses(Processes):
         for part in _parts(model):
             part.reshard()
 
-    def wrapped(self, module: _Module) -> nn.Module:
+    def wrapped(self, module: nn.Module) -> nn.Module:
         return module  # what it calls in the student has hooks of its own
 
     def accumulating(self, module: nn.Module, last: bool) -> AbstractContextManager[Any]:
