@@ -48,7 +48,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = list(sys.path)
     yield
     sys.path[:] = before
-    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+    for name in [name for name in sys.modules if name.split(".")[0] in ("transformers_modules", "megatron")]:
         del sys.modules[name]
 
 
@@ -161,9 +161,7 @@ def template(ran: Path) -> str:
 
 
 def module_named_by_an_adapter(folder: Path, ran: Path) -> None:
-    (folder / "evil.py").write_text(payload(ran))
-    sys.path.insert(0, str(folder))  # as `python -m opdlm` does with the folder where it is started
-    adapter(folder, megatron_config={"a": 1}, megatron_core="evil")
+    evil_module(folder, ran)
     model, _ = load_ar_model(without_adapter(folder))
     with pytest.raises(CheckpointError, match="adapter"):
         apply_adapter(model, folder)
@@ -179,9 +177,7 @@ def pickled_adapter(folder: Path, ran: Path) -> None:
 
 
 def adapter_beside_a_model(folder: Path, ran: Path) -> None:
-    (folder / "evil.py").write_text(payload(ran))
-    sys.path.insert(0, str(folder))
-    adapter(folder, megatron_config={"a": 1}, megatron_core="evil")
+    evil_module(folder, ran)
     save_file({"x": torch.ones(1)}, folder / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match="holds an adapter beside the model"):
         load_ar_model(folder)
@@ -190,6 +186,14 @@ def adapter_beside_a_model(folder: Path, ran: Path) -> None:
 def adapter(folder: Path, **more: Any) -> None:
     settings = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "base_model_name_or_path": "base"}
     edit(folder / "adapter_config.json", **settings | {"auto_mapping": {"parent_library": "evil"}} | more)
+
+
+def evil_module(folder: Path, ran: Path) -> None:
+    """Beside the adapter whose config names it, by a name that peft takes."""
+    (folder / "megatron").mkdir()
+    (folder / "megatron" / "evil.py").write_text(payload(ran))
+    sys.path.insert(0, str(folder))  # as `python -m opdlm` does with the folder where it is started
+    adapter(folder, megatron_config={"a": 1}, megatron_core="megatron.evil")
 
 
 def without_adapter(folder: Path) -> Path:
