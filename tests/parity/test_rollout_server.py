@@ -25,13 +25,13 @@ SETTINGS: dict[str, Any] = {
     "prediction": "same",
     "context": "block",
     "rollout_hold_end": False,
+    "decoding": "dynamic:0.3",
     "rollouts": 3,
     "prompts_per_rollout": 3,
     "rows_per_update": 2,
     "rollout_batch": 2,
     "rollout_temperature": 0.0,
     "rollout_decoding": "dynamic:0.3",
-    "decoding": "dynamic:0.3",
     "response_length": {"start": 6, "end": 9, "rollouts": 2},
     "optimiser": {"learning_rate": 3e-3, "warmup_updates": 1},
     "save_every_rollouts": 10,
@@ -82,7 +82,7 @@ def test_a_lossless_run_needs_the_ar_model_alone(tmp_path: Path) -> None:
     base = small_ar_model(tmp_path)
     plain = BlockDiffusionModel(load_ar_model(base)[0], AUTOREGRESSIVE, NO_MASK)
     lossless = {"recipe": "lossless", "lora_rank": 4, "anchors": "all", "rollout_temperature": 0.0}
-    masks = ("method", "rollout_decoding", "decoding", "prediction", "context", "rollout_hold_end")
+    masks = ("method", "rollout_decoding", "prediction", "context", "rollout_hold_end", "decoding")
     common = {name: value for name, value in SETTINGS.items() if name not in masks} | lossless
     with serving(Server(plain, "sequential", algorithm=None)) as server:
         convert(base, PROMPTS, tmp_path / "served", **common, rollout_server=server.url)
