@@ -131,6 +131,9 @@ class DistillSettings(Settings):
         default=None, ge=1, le=2**20, description="rows in one backward pass; default: all"
     )
     optimiser: OptimiserSettings = OptimiserSettings()
+    attention: Literal["dense", "flex"] = Field(
+        default="dense", description="of training passes; flex: FlexAttention, which skips what is masked (CUDA alone)"
+    )
     gradient_checkpointing: bool = Field(default=False, description="trade time for memory in the student's pass")
     lora_rank: int | None = Field(
         default=None, ge=1, description="train an adapter of this rank instead of all weights"
@@ -167,6 +170,8 @@ class DistillSettings(Settings):
             raise ValueError("rollouts by checked visit no states to train on; set another rollout_decoding")
         if self.usual_decoding.kind == "checked" and (self.prediction, self.context) != ("shifted", "causal"):
             raise ValueError("decoding checked needs prediction shifted and context causal; set both, or another")
+        if self.method == "lossless" and self.attention == "flex":
+            raise ValueError("lossless conversion attends densely; leave attention out")
         if self.clean_weight and self.method in ("sft", "lossless"):
             raise ValueError(f"method {self.method!r} has no clean_weight; leave it out")
         if self.clean_weight and (self.prediction, self.context) != ("shifted", "causal"):

@@ -17,6 +17,7 @@ CHANGEABLE = (
     "precision",
     "rollout_batch",
     "rows_per_micro_batch",
+    "attention",
     "gradient_checkpointing",
     "save_every_rollouts",
     "keep_checkpoints",

@@ -18,7 +18,7 @@ from opdlm.core.types import Geometry
 from opdlm.data.hub_set import HubPart
 from opdlm.data.prompts import Prompt, as_prompt, check_lengths, load_prompts, load_responses
 from opdlm.distill.trackers import check_trackers
-from opdlm.errors import CheckpointError, PromptsError
+from opdlm.errors import CheckpointError, ConfigError, PromptsError
 from opdlm.models.adapter import check_rank
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.devices import pick_device
@@ -67,7 +67,10 @@ def prepare(
         check_hub(settings.push_to_hub, settings.hub_private)
     texts = read_texts(settings, prompts, on_note)
     settings = _with_threads(settings)
-    ar_model, tokenizer = load_ar_model(settings.model, device=pick_device(settings.device))
+    device = pick_device(settings.device)
+    if settings.attention == "flex" and device.type != "cuda":
+        raise ConfigError(f"setting attention: flex does not train on {device.type}; leave it out there")
+    ar_model, tokenizer = load_ar_model(settings.model, device=device)
     if not all_finite(ar_model.parameters()):
         raise CheckpointError(f"{settings.model} has weights that are not finite; use another copy or version of it")
     base = _base(ar_model, settings)
@@ -90,6 +93,8 @@ def adapted(
         torch.manual_seed(settings.seed)
         gate = Gate(ar_model, settings.lora_rank, settings.window_form, settings.window).to(ar_model.device)
         return DraftingModel(ar_model, gate), special_tokens(ar_model, tokenizer, needs_mask=False)
+    if settings.attention == "flex":
+        ar_model.set_attn_implementation("flex_attention")
     mask_token_id = find_or_add_mask_token(ar_model, tokenizer)
     geometry = Geometry(settings.block_size, settings.prediction, settings.context)
     return BlockDiffusionModel(ar_model, geometry, mask_token_id), special_tokens(ar_model, tokenizer)
