@@ -1,8 +1,8 @@
 """The engine writes on the GPU what it writes on the CPU, up to ties, which are counted.
 
-Uniform numbers are the same on both (`core/noise.py`); matrix products are not, in their last bits. A text may therefore
-differ only behind a step whose logits are the same up to rounding on both: a tie. On a machine without a GPU both
-sides are the CPU, so that nothing here is shown but that the tests work.
+Uniform numbers are the same on both (`core/noise.py`); matrix products are not, in their last bits. A text may differ
+only behind a step whose logits are the same up to rounding on both: a tie. On a machine without a GPU both sides are
+the CPU, so that nothing is shown but that the tests work.
 """
 
 from typing import Any

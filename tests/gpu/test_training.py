@@ -53,7 +53,7 @@ def cut(step: StepMetrics) -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"lora_rank": 2}, {"gradient_checkpointing": True, "precision": "bfloat16"}])
 def test_a_resumed_run_goes_on_as_if_never_cut(settings: dict[str, Any], tmp_path: Path) -> None:
-    """Else state would be restored to the wrong device or type: on a CPU bit for bit, on a GPU up to its sums' order."""
+    """Else state would come back to a wrong device or type. On a CPU bit for bit, on a GPU up to the order of sums."""
     chosen = SETTINGS | {"device": DEVICE.type} | settings
     ar_model = small_ar_model(tmp_path)
     convert(ar_model, PROMPTS, tmp_path / "whole", **chosen)

@@ -192,9 +192,7 @@ class BlockDiffusionModel(nn.Module):
 
     @contextmanager
     def _dense(self, cached: bool) -> Iterator[None]:
-        """Cached passes of a model with FlexAttention attend densely: a block mask for their few queries, another one in
-        each step, costs more than it saves.
-        """
+        """Cached passes of a model with FlexAttention attend densely: each has few queries, and other keys."""
         config = self.model.config
         if not cached or config._attn_implementation != "flex_attention":
             yield
