@@ -54,6 +54,9 @@ class OptimiserSettings(Settings):
         default=0.0, ge=0, description="decoupled decay towards the AR model's weights, in place of zero (L2-SP)"
     )
     clip_norm: float = Field(default=1.0, gt=0, description="largest gradient norm")
+    moments: Literal["float32", "8bit"] = Field(
+        default="float32", description="AdamW's two moments; 8bit: a quarter of the memory, needs bitsandbytes"
+    )
 
     @model_validator(mode="after")
     def _decay_shrinks(self) -> "OptimiserSettings":
@@ -141,6 +144,10 @@ class DistillSettings(Settings):
     adapter_only: bool = Field(
         default=False, description="with lora_rank: save the adapter alone, a few MB, with the name of its base"
     )
+    teacher_precision: Literal["float32", "bfloat16", "4bit"] = Field(
+        default="float32",
+        description="the teacher's weights; 4bit: NF4 by bitsandbytes, another model's opinion",
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on a GPU")
     seed: int = Field(default=0, ge=0, lt=2**31, description="decides the order of prompts and every random choice")
 
@@ -153,6 +160,10 @@ class DistillSettings(Settings):
     decoding: DecodingField | None = Field(
         default=None, description="how the converted model decodes by default; none: as the rollouts"
     )
+
+    def low_precision(self, device: str) -> bool:
+        """Whether matrix products are bfloat16 on a device of that type ("cpu", "cuda")."""
+        return self.precision == "bfloat16" or (self.precision == "auto" and device == "cuda")
 
     @property
     def usual_decoding(self) -> Decoding:
@@ -182,6 +193,11 @@ class DistillSettings(Settings):
             raise ValueError("adapter_only needs an adapter; set lora_rank too, such as 16")
         if self.lora_rank is not None and self.optimiser.l2_sp:
             raise ValueError("an adapter has no original weights; use optimiser.weight_decay, not l2_sp")
+        if self.teacher_precision != "float32" and (self.lora_rank is not None or self.optimiser.l2_sp):
+            raise ValueError(
+                "teacher_precision needs a teacher apart: an adapter's is the student's weights, and optimiser.l2_sp "
+                "pulls towards the teacher's in float32; leave teacher_precision out"
+            )
         if self.rows_per_update > self.prompts_per_rollout:
             raise ValueError("rows_per_update is larger than prompts_per_rollout; lower it")
         return self

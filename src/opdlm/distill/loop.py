@@ -132,8 +132,7 @@ class Trainer:
     def precision(self) -> torch.autocast:
         """bfloat16 matrix products over float32 weights, for rollouts, teacher and student alike; or plain float32."""
         kind = self.pair.student.device.type
-        low = self.settings.precision == "bfloat16" or (self.settings.precision == "auto" and kind == "cuda")
-        return torch.autocast(kind, torch.bfloat16, enabled=low)
+        return torch.autocast(kind, torch.bfloat16, enabled=self.settings.low_precision(kind))
 
     @property
     def rollouts(self) -> int:

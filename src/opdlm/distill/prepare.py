@@ -26,6 +26,7 @@ from opdlm.models.drafting import DraftingModel
 from opdlm.models.finite import all_finite
 from opdlm.models.gate import Gate
 from opdlm.models.identity import identity_check
+from opdlm.models.low_bits import bitsandbytes
 from opdlm.models.tokens import SpecialTokens, encode_prompt, find_or_add_mask_token, special_tokens
 
 OnNote = Callable[[str], None]
@@ -63,6 +64,8 @@ def prepare(
     if note := weights_note(settings.model):
         on_note(f"AR model: {note}")
     check_trackers(settings.tracker)
+    if settings.teacher_precision == "4bit" or settings.optimiser.moments == "8bit":
+        bitsandbytes()
     if settings.push_to_hub:
         check_hub(settings.push_to_hub, settings.hub_private)
     texts = read_texts(settings, prompts, on_note)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, Qwen3Config
 
 from opdlm.models.parts import input_embedding, linear_layers, lm_head
@@ -26,10 +27,12 @@ def named_shape(name: str) -> PreTrainedConfig | None:
     return Qwen3Config(**_QWEN3, **_SHAPES[name], tie_word_embeddings=name != "qwen3-8b", name_or_path=name)
 
 
-def without_weights(config: PreTrainedConfig, attention: str = "sdpa") -> PreTrainedModel:
-    """The model on the device "meta", where tensors have shapes and no memory."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32).eval()
+def without_weights(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of fake tensors, which have shapes and no memory: what a pass would keep for its backward pass can be
+    counted (`distill/footprint.py`).
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,99 @@
+"""A plan for a named model: its config, the recipe, the ways to make it fit."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from opdlm.checkpoints.load import load_ar_config
+from opdlm.config import ConvertSettings, DistillSettings, settings_from
+from opdlm.core.types import Geometry
+from opdlm.distill import plan
+from opdlm.distill.gpu_kinds import KINDS
+from opdlm.errors import UsageError
+from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.models.shapes import NAMED_SHAPES, named_shape, without_weights
+from opdlm.recipes import LARGE_FROM, load_recipe
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of a plan; None: the usual value.
+
+    Attributes:
+        model: folder with a config.json, hub name, or one of NAMED_SHAPES. kind: one of KINDS.
+        prompts, prompt_tokens, response_tokens, tokens_per_forward: as in `plan.Job`.
+        mfu, forward_ms: in place of what `plan.Assumed` assumes. files: results of benchmarks/gpu.py.
+    """
+
+    model: str
+    gpus: int = 8
+    kind: str = "h100"
+    recipe: str | None = None
+    prompts: int | None = None
+    prompt_tokens: int | None = None
+    response_tokens: int | None = None
+    tokens_per_forward: float | None = None
+    mfu: float | None = None
+    forward_ms: float | None = None
+    files: tuple[Path, ...] = ()
+
+
+def planned(wanted: Wanted) -> dict[str, Any]:
+    """The plan. Raises UsageError for a kind that is not known, else as `load_ar_config` and `load_recipe`."""
+    if wanted.kind not in KINDS:
+        raise UsageError(f"there is no GPU {wanted.kind!r} in the table; choose one of {', '.join(KINDS)}")
+    config = named_shape(wanted.model) or load_ar_config(wanted.model)
+    decoder = without_weights(config)
+    parameters = sum(p.numel() for p in decoder.parameters())
+    recipe = wanted.recipe or ("paper-small" if parameters < LARGE_FROM else "paper-large")
+    settings = settings_from(ConvertSettings, load_recipe(recipe))
+    if settings.method == "lossless":
+        raise UsageError("a plan is for conversions that train the student; choose another recipe")
+    usual = plan.Job()
+    job = plan.Job(
+        prompts=wanted.prompts or usual.prompts,
+        prompt_tokens=wanted.prompt_tokens or usual.prompt_tokens,
+        response_tokens=wanted.response_tokens or plan.paper_response_tokens(parameters),
+        tokens_per_forward=wanted.tokens_per_forward or usual.tokens_per_forward,
+    )
+    assumed = plan.Assumed()
+    assumed = replace(
+        assumed,
+        mfu=wanted.mfu or assumed.mfu,
+        forward_s=wanted.forward_ms / 1000 if wanted.forward_ms else assumed.forward_s,
+    )
+    kind = KINDS[wanted.kind]
+    model = BlockDiffusionModel(
+        decoder, Geometry(settings.block_size, settings.prediction, settings.context), int(config.vocab_size or 1) - 1
+    )
+    rates = plan.rates_of(kind, assumed, wanted.gpus, wanted.files)
+    found = plan.plan(model, settings, job, kind, rates, wanted.gpus)
+    ways = [
+        {"name": name, "bytes": needed, "fits": plan.fits(needed, kind)} for name, needed in _ways(model, settings, job)
+    ]
+    named = {"model": wanted.model, "recipe": recipe, "kind": wanted.kind, "named": wanted.model in NAMED_SHAPES}
+    return {**named, **found, "ways": ways}
+
+
+def _ways(model: BlockDiffusionModel, settings: DistillSettings, job: plan.Job) -> Iterator[tuple[str, float]]:
+    """(name, bytes) of ways to train on one GPU, each with what saves memory in those before it."""
+    if settings.lora_rank is not None:
+        return
+    changes: dict[str, Any] = {"rows_per_micro_batch": 1}
+    yield "a row at a time", _needed(model, settings, changes, job)["replicated"]
+    changes["gradient_checkpointing"] = True
+    found = _needed(model, settings, changes, job)
+    yield "and gradient checkpointing", found["replicated"]
+    if not settings.optimiser.l2_sp:
+        changes["teacher_precision"] = "bfloat16"
+        yield "and the teacher in bfloat16", _needed(model, settings, changes, job)["replicated"]
+    changes["optimiser"] = settings.optimiser.model_copy(update={"moments": "8bit"})
+    yield "and moments in 8 bits", _needed(model, settings, changes, job)["replicated"]
+    yield "a row at a time, gradient checkpointing, LoRA of rank 32", found["parts"]["lora"]
+
+
+def _needed(
+    model: BlockDiffusionModel, settings: DistillSettings, changes: dict[str, Any], job: plan.Job
+) -> dict[str, Any]:
+    return plan.memory(model, settings.model_copy(update=changes), job, 1)
