@@ -16,6 +16,7 @@ GPU_PYTHON_VERSION ?= 3.12
 GPU_SITE ?= .gpu-site
 GPU_SHAPES ?= qwen3-0.6b
 GPU_FLAGS ?=
+GPU_MEMORY ?= --hidden 1024 --layers 28
 GPU := PYTHONPATH=src:$(GPU_SITE) $(GPU_PYTHON)
 
 CODE := src tests $(wildcard benchmarks examples)
@@ -62,3 +63,4 @@ gpu:
 	@set -e; for shape in $(GPU_SHAPES); do for command in mfu decode longest; do \
 		echo "== $$command $$shape"; timeout 600 env $(GPU) benchmarks/gpu.py $$command --shape $$shape $(GPU_FLAGS); \
 	done; done
+	timeout 600 env $(GPU) benchmarks/memory.py $(GPU_MEMORY)

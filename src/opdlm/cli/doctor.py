@@ -162,6 +162,10 @@ def _memory_lines(part: dict[str, Any]) -> Iterator[tuple[str, str]]:
     shape = "{rows} rows of {prompt} + {response} tokens".format_map(memory["shape"])
     activations = size(memory["activation_bytes"])
     yield "full training", f"{size(memory['training_bytes'])}, {activations} of them activations of {shape}"
+    for way in part["ways"]:
+        if "--lora-rank" not in way["flags"]:
+            flags = " ".join(f"{flag} {value}".strip() for flag, value in way["flags"].items())
+            yield "", f"{size(way['bytes'])}{'' if way['fits'] else ', does not fit'}: {flags}"
     yield f"LoRA, rank {memory['lora_rank']}", size(memory["lora_bytes"])
     token = size(memory["cache_bytes_per_token"])
     if memory["lora_bytes"] >= memory["training_bytes"]:

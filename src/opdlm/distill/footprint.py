@@ -77,8 +77,8 @@ def estimate(
     base = _base_bytes(weights if there else 0) if device == "cpu" else 0
     activations, head_bytes = _activation_bytes(model, tokens, settings, shape), _head_bytes(model, shape)
     cache = shape.rollout_rows * (shape.prompt_tokens + shape.response_tokens) * _cache_bytes(model)
-    moments, stepping = _moment_bytes(ar_model, settings, device)
-    teacher = _teacher_bytes(ar_model, settings)
+    moments, stepping = moment_bytes(ar_model, settings, device)
+    teacher = teacher_bytes(ar_model, settings)
     # Autocast keeps a copy of each linear layer's weights from one update to the next, and makes one of the head's.
     copies = 2 * (_body(ar_model) + model.head_parameters()[0].numel()) if settings.low_precision(device) else 0
     # Training and rollouts take turns. On a CPU the process keeps much of what it frees before the optimiser steps.
@@ -141,7 +141,7 @@ def estimate_lossless(
     }
 
 
-def _moment_bytes(model: PreTrainedModel, settings: DistillSettings, device: str) -> tuple[int, int]:
+def moment_bytes(model: PreTrainedModel, settings: DistillSettings, device: str) -> tuple[int, int]:
     """Of AdamW's two moments, and of what lives while the optimiser steps."""
     sizes = [p.numel() for p in model.parameters()]
     if settings.optimiser.moments == "float32":
@@ -151,7 +151,7 @@ def _moment_bytes(model: PreTrainedModel, settings: DistillSettings, device: str
     return moments, _8BIT_TENSORS * _FLOAT * max(sizes) if device == "cpu" else 0
 
 
-def _teacher_bytes(model: PreTrainedModel, settings: DistillSettings) -> int:
+def teacher_bytes(model: PreTrainedModel, settings: DistillSettings) -> int:
     """The frozen original's weights (`low_bits.reduced`)."""
     total = sum(p.numel() for p in model.parameters())
     if settings.teacher_precision == "float32":

@@ -9,6 +9,7 @@ from opdlm.checkpoints.load import load_ar_config
 from opdlm.config import ConvertSettings, DistillSettings, settings_from
 from opdlm.core.types import Geometry
 from opdlm.distill import plan
+from opdlm.distill.footprint import moment_bytes, teacher_bytes
 from opdlm.distill.gpu_kinds import KINDS
 from opdlm.errors import UsageError
 from opdlm.models.block_diffusion import BlockDiffusionModel
@@ -80,20 +81,16 @@ def _ways(model: BlockDiffusionModel, settings: DistillSettings, job: plan.Job) 
     """(name, bytes) of ways to train on one GPU, each with what saves memory in those before it."""
     if settings.lora_rank is not None:
         return
-    changes: dict[str, Any] = {"rows_per_micro_batch": 1}
-    yield "a row at a time", _needed(model, settings, changes, job)["replicated"]
-    changes["gradient_checkpointing"] = True
-    found = _needed(model, settings, changes, job)
-    yield "and gradient checkpointing", found["replicated"]
+    single = settings.model_copy(update={"rows_per_micro_batch": 1})
+    yield "a row at a time", plan.memory(model, single, job, 1)["replicated"]
+    tight = single.model_copy(update={"gradient_checkpointing": True})
+    found = plan.memory(model, tight, job, 1)
+    needed = found["replicated"]
+    yield "and gradient checkpointing", needed
     if not settings.optimiser.l2_sp:
-        changes["teacher_precision"] = "bfloat16"
-        yield "and the teacher in bfloat16", _needed(model, settings, changes, job)["replicated"]
-    changes["optimiser"] = settings.optimiser.model_copy(update={"moments": "8bit"})
-    yield "and moments in 8 bits", _needed(model, settings, changes, job)["replicated"]
+        reduced = tight.model_copy(update={"teacher_precision": "bfloat16"})
+        needed += teacher_bytes(model.model, reduced) - found["parts"]["teacher"]
+        yield "and the teacher in bfloat16", needed
+    small = settings.model_copy(update={"optimiser": settings.optimiser.model_copy(update={"moments": "8bit"})})
+    yield "and moments in 8 bits", needed + moment_bytes(model.model, small, "cuda")[0] - found["parts"]["moment"]
     yield "a row at a time, gradient checkpointing, LoRA of rank 32", found["parts"]["lora"]
-
-
-def _needed(
-    model: BlockDiffusionModel, settings: DistillSettings, changes: dict[str, Any], job: plan.Job
-) -> dict[str, Any]:
-    return plan.memory(model, settings.model_copy(update=changes), job, 1)
