@@ -59,10 +59,23 @@ class Shape:
     device: str | None = None
 
 
+@dataclass(frozen=True)
+class Growth:
+    """What a training pass keeps of a row: linear x + square x^2 bytes, x its tokens, noised ones included."""
+
+    linear: float
+    square: float
+
+
 def estimate(
-    model: BlockDiffusionModel, tokens: SpecialTokens, settings: DistillSettings, rank: int, shape: Shape
+    model: BlockDiffusionModel,
+    tokens: SpecialTokens,
+    settings: DistillSettings,
+    rank: int,
+    shape: Shape,
+    growth: Growth | None = None,
 ) -> dict[str, Any]:
-    """Bytes, by purpose; `lora_bytes` with an adapter of `rank`, whose teacher is the same weights.
+    """Bytes, by purpose; `lora_bytes` with an adapter of `rank`, whose teacher is the same weights. `growth`: if known.
 
     Full training holds weights, gradients, two moments of AdamW, and the teacher's weights. With an adapter there are
     the weights, and at a checkpoint a copy with the adapter merged into it and what is written of that. The model may
@@ -75,7 +88,8 @@ def estimate(
     adapter = _FLOAT * sum(rank * (m.in_features + m.out_features) for m in linear)
     there = not isinstance(next(ar_model.parameters()), FakeTensor)
     base = _base_bytes(weights if there else 0) if device == "cpu" else 0
-    activations, head_bytes = _activation_bytes(model, tokens, settings, shape), _head_bytes(model, shape)
+    growth = growth or growth_of(model, tokens, settings, device)
+    activations, head_bytes = _activation_bytes(growth, settings, shape), _head_bytes(model, shape)
     cache = shape.rollout_rows * (shape.prompt_tokens + shape.response_tokens) * _cache_bytes(model)
     moments, stepping = moment_bytes(ar_model, settings, device)
     teacher = teacher_bytes(ar_model, settings)
@@ -188,22 +202,26 @@ def _head_bytes(model: BlockDiffusionModel, shape: Shape) -> int:
     return _FLOAT * (_CHUNK_TENSORS * positions * matrix.shape[0] + matrix.numel())
 
 
-def _activation_bytes(
-    model: BlockDiffusionModel, tokens: SpecialTokens, settings: DistillSettings, shape: Shape
-) -> int:
-    """What a training pass over the shape's packed sequences keeps for its backward pass."""
-    low = settings.low_precision(shape.device or model.device.type)
+def growth_of(
+    model: BlockDiffusionModel, tokens: SpecialTokens, settings: DistillSettings, device: str | None = None
+) -> Growth:
+    """Measured on two short sequences; `device`: where training will run, by which its precision goes."""
+    low = settings.low_precision(device or model.device.type)
     short, long = (_states(model, tokens, settings, 1, _PROMPT, response) for response in _SHORT)
     (x1, y1), (x2, y2) = ((one.input_ids.shape[1], _saved_bytes(model, settings, one, low)) for one in (short, long))
     if low:  # what does not grow with the rows: the bfloat16 copies of the weights, which `estimate` counts
         copies = 2 * y1 - _saved_bytes(model, settings, _states(model, tokens, settings, 2, _PROMPT, _SHORT[0]), low)
         y1, y2 = y1 - copies, y2 - copies
-    square = max(0.0, (y2 / x2 - y1 / x1) / (x2 - x1))  # y = linear x + square x^2
-    linear = y1 / x1 - square * x1
+    square = max(0.0, (y2 / x2 - y1 / x1) / (x2 - x1))
+    return Growth(y1 / x1 - square * x1, square)
+
+
+def _activation_bytes(growth: Growth, settings: DistillSettings, shape: Shape) -> int:
+    """What a training pass over the shape's packed sequences keeps for its backward pass."""
     per_block = settings.block_size
     response = -(-shape.response_tokens // per_block) * per_block
     longest = shape.prompt_tokens + 2 * response
-    return int(shape.rows * (linear * longest + square * longest**2))
+    return int(shape.rows * (growth.linear * longest + growth.square * longest**2))
 
 
 def _states(

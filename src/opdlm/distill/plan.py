@@ -12,7 +12,7 @@ from typing import Any
 
 from opdlm.config import DistillSettings
 from opdlm.core.schedules import planned_updates
-from opdlm.distill.footprint import Shape, estimate
+from opdlm.distill.footprint import Growth, Shape, estimate
 from opdlm.distill.gpu_kinds import GpuKind
 from opdlm.errors import RecordError
 from opdlm.models.block_diffusion import BlockDiffusionModel
@@ -173,13 +173,15 @@ def _rollout_s(decoder: Decoder, settings: DistillSettings, job: Job, rates: Rat
     return longest / job.tokens_per_forward * max(compute, read, rates.forward_s)
 
 
-def memory(model: BlockDiffusionModel, settings: DistillSettings, job: Job, gpus: int) -> dict[str, Any]:
+def memory(
+    model: BlockDiffusionModel, settings: DistillSettings, job: Job, gpus: int, growth: Growth
+) -> dict[str, Any]:
     """Bytes on each GPU, by part, replicated and with all state in equal shards; of a row at its longest."""
     rows = settings.rows_per_micro_batch or -(-settings.rows_per_update // gpus)
     batch = min(-(-settings.prompts_per_rollout // gpus), settings.rollout_batch)
     shape = Shape(rows, job.prompt_tokens, settings.response_length.end, batch, "cuda")
     tokens = SpecialTokens(model.mask_token_id, 0, ())
-    found = estimate(model, tokens, settings, settings.lora_rank or 32, shape)
+    found = estimate(model, tokens, settings, settings.lora_rank or 32, shape, growth)
     state = sum(found[f"{name}_bytes"] for name in ("weights", "gradient", "moment", "teacher"))
     passing = found["training_bytes"] - state
     parts = {name.removesuffix("_bytes"): value for name, value in found.items() if name.endswith("_bytes")}
@@ -192,12 +194,18 @@ def fits(needed: float, kind: GpuKind) -> bool:
 
 
 def plan(
-    model: BlockDiffusionModel, settings: DistillSettings, job: Job, kind: GpuKind, rates: Rates, gpus: int
+    model: BlockDiffusionModel,
+    settings: DistillSettings,
+    job: Job,
+    kind: GpuKind,
+    rates: Rates,
+    gpus: int,
+    growth: Growth,
 ) -> dict[str, Any]:
     """Everything, for `opdlm doctor --plan`."""
     decoder = Decoder.of(model.model)
     rollouts = -(-job.prompts // settings.prompts_per_rollout)
-    needed = memory(model, settings, job, gpus)
+    needed = memory(model, settings, job, gpus, growth)
     spent = hours(decoder, settings, job, rates, gpus, needed["parts"]["checkpoint"])
     work = flops(decoder, settings, job)
     return {

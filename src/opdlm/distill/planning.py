@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from opdlm.checkpoints.load import load_ar_config
-from opdlm.config import ConvertSettings, DistillSettings, settings_from
+from opdlm.config import ConvertSettings, settings_from
 from opdlm.core.types import Geometry
 from opdlm.distill import plan
-from opdlm.distill.footprint import moment_bytes, teacher_bytes
+from opdlm.distill.footprint import Growth, growth_of, moment_bytes, teacher_bytes
 from opdlm.distill.gpu_kinds import KINDS
 from opdlm.errors import UsageError
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.shapes import NAMED_SHAPES, named_shape, without_weights
+from opdlm.models.tokens import SpecialTokens
 from opdlm.recipes import LARGE_FROM, load_recipe
 
 
@@ -40,17 +42,41 @@ class Wanted:
     files: tuple[Path, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Subject:
+    """A model without weights, its recipe, and what its passes keep, plain and with recomputed activations."""
+
+    recipe: str
+    settings: ConvertSettings
+    model: BlockDiffusionModel
+    plain: Growth
+    tight: Growth
+
+
+@lru_cache(maxsize=1)  # plans of one model for several numbers of GPUs differ in nothing of this
+def _subject(name: str, recipe: str | None) -> _Subject:
+    config = named_shape(name) or load_ar_config(name)
+    decoder = without_weights(config)
+    parameters = sum(p.numel() for p in decoder.parameters())
+    recipe = recipe or ("paper-small" if parameters < LARGE_FROM else "paper-large")
+    settings = settings_from(ConvertSettings, load_recipe(recipe))
+    if settings.method == "lossless":
+        raise UsageError("a plan is for conversions that train the student; choose another recipe")
+    geometry = Geometry(settings.block_size, settings.prediction, settings.context)
+    model = BlockDiffusionModel(decoder, geometry, int(config.vocab_size or 1) - 1)
+    tokens = SpecialTokens(model.mask_token_id, 0, ())
+    ways = (settings.model_copy(update={"gradient_checkpointing": tight}) for tight in (False, True))
+    plain, tight = (growth_of(model, tokens, way, "cuda") for way in ways)
+    return _Subject(recipe, settings, model, plain, tight)
+
+
 def planned(wanted: Wanted) -> dict[str, Any]:
     """The plan. Raises UsageError for a kind that is not known, else as `load_ar_config` and `load_recipe`."""
     if wanted.kind not in KINDS:
         raise UsageError(f"there is no GPU {wanted.kind!r} in the table; choose one of {', '.join(KINDS)}")
-    config = named_shape(wanted.model) or load_ar_config(wanted.model)
-    decoder = without_weights(config)
-    parameters = sum(p.numel() for p in decoder.parameters())
-    recipe = wanted.recipe or ("paper-small" if parameters < LARGE_FROM else "paper-large")
-    settings = settings_from(ConvertSettings, load_recipe(recipe))
-    if settings.method == "lossless":
-        raise UsageError("a plan is for conversions that train the student; choose another recipe")
+    subject = _subject(wanted.model, wanted.recipe)
+    recipe, settings, model = subject.recipe, subject.settings, subject.model
+    parameters = sum(p.numel() for p in model.model.parameters())
     usual = plan.Job()
     job = plan.Job(
         prompts=wanted.prompts or usual.prompts,
@@ -65,26 +91,23 @@ def planned(wanted: Wanted) -> dict[str, Any]:
         forward_s=wanted.forward_ms / 1000 if wanted.forward_ms else assumed.forward_s,
     )
     kind = KINDS[wanted.kind]
-    model = BlockDiffusionModel(
-        decoder, Geometry(settings.block_size, settings.prediction, settings.context), int(config.vocab_size or 1) - 1
-    )
     rates = plan.rates_of(kind, assumed, wanted.gpus, wanted.files)
-    found = plan.plan(model, settings, job, kind, rates, wanted.gpus)
-    ways = [
-        {"name": name, "bytes": needed, "fits": plan.fits(needed, kind)} for name, needed in _ways(model, settings, job)
-    ]
+    growth = subject.tight if settings.gradient_checkpointing else subject.plain
+    found = plan.plan(model, settings, job, kind, rates, wanted.gpus, growth)
+    ways = [{"name": name, "bytes": needed, "fits": plan.fits(needed, kind)} for name, needed in _ways(subject, job)]
     named = {"model": wanted.model, "recipe": recipe, "kind": wanted.kind, "named": wanted.model in NAMED_SHAPES}
     return {**named, **found, "ways": ways}
 
 
-def _ways(model: BlockDiffusionModel, settings: DistillSettings, job: plan.Job) -> Iterator[tuple[str, float]]:
+def _ways(subject: _Subject, job: plan.Job) -> Iterator[tuple[str, float]]:
     """(name, bytes) of ways to train on one GPU, each with what saves memory in those before it."""
+    settings, model = subject.settings, subject.model
     if settings.lora_rank is not None:
         return
-    single = settings.model_copy(update={"rows_per_micro_batch": 1})
-    yield "a row at a time", plan.memory(model, single, job, 1)["replicated"]
+    single = settings.model_copy(update={"rows_per_micro_batch": 1, "gradient_checkpointing": False})
+    yield "a row at a time", plan.memory(model, single, job, 1, subject.plain)["replicated"]
     tight = single.model_copy(update={"gradient_checkpointing": True})
-    found = plan.memory(model, tight, job, 1)
+    found = plan.memory(model, tight, job, 1, subject.tight)
     needed = found["replicated"]
     yield "and gradient checkpointing", needed
     if not settings.optimiser.l2_sp:
