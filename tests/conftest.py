@@ -11,11 +11,11 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
+    gpu_tests = [(item, marker) for item in items if (marker := item.get_closest_marker("gpu"))]
     if not gpu_tests:
         return
-    import torch
+    from gpu_support import DEVICE
 
-    if not torch.cuda.is_available():
-        for item in gpu_tests:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    if DEVICE.type != "cuda":
+        for item, marker in gpu_tests:
+            item.add_marker(pytest.mark.skip(reason=f"needs a CUDA device: {marker.args[0]}"))

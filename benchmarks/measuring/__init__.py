@@ -3,6 +3,7 @@
 import json
 import platform
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -87,8 +88,10 @@ def _lines(path: str) -> list[str]:
 
 
 def commit() -> str:
-    """The commit that is checked out; "-modified" if the code under it is not as committed."""
+    """The commit that is checked out; "-modified" if the code under it is not as committed, "unknown" without git."""
     here = Path(__file__).parent
+    if shutil.which("git") is None or subprocess.run(["git", "rev-parse"], cwd=here, capture_output=True).returncode:
+        return "unknown"  # a copy of the tree, as on a machine that was lent for an hour
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()

@@ -10,7 +10,7 @@ from lossless import ENDLESS, drafting
 from opdlm.config import DistillSettings
 from opdlm.config.decoding import VerifiedDecoding
 from opdlm.core.windows import WindowChoice, select_windows
-from opdlm.distill.footprint import Shape, _any_loss, _kept_bytes, estimate, estimate_lossless
+from opdlm.distill.footprint import Shape, _kept_bytes, estimate, estimate_lossless
 from opdlm.distill.pair import WindowPass
 from opdlm.distill.rollout import given
 from opdlm.distill.teacher import Teacher
@@ -75,5 +75,5 @@ def test_the_estimate_extends_what_is_measured() -> None:
     text = given([[1] * 16] * 2, [[1] * 32] * 2, ENDLESS, 1, 32)
     windows = select_windows(text, WindowChoice(3, "all"), torch.zeros(2, dtype=torch.int64))
     clean = Teacher(model).clean_pass(text)
-    real = _kept_bytes(model, lambda: WindowPass(model)(windows, _any_loss, clean))
+    real = _kept_bytes(model, lambda: WindowPass(model).hidden(windows, clean))
     assert estimate_lossless(model, ENDLESS, settings, SHAPE)["activation_bytes"] == pytest.approx(real, rel=0.1)

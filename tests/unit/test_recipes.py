@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from opdlm import recipes
-from opdlm.config import DistillSettings, settings_from
+from opdlm.config import ConvertSettings, DistillSettings, settings_from
 from opdlm.distill.api import resolve
 from opdlm.errors import ConfigError
 
@@ -15,7 +15,7 @@ from opdlm.errors import ConfigError
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_loads_and_cites_its_source(name: str) -> None:
     """Else a recipe could go stale with the settings, or give numbers that nobody can trace."""
-    settings_from(DistillSettings, recipes.load_recipe(name))
+    settings_from(ConvertSettings, recipes.load_recipe(name))
     lines = (files(recipes) / f"{name}.toml").read_text(encoding="utf-8").splitlines()
     header = "".join(line for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
     assert re.search(r"arXiv \d{4}\.\d{5}|benchmarks/|docs/|measured", header), "the header comment names no source"
@@ -70,3 +70,25 @@ def test_the_longest_response_alone_is_enough(tmp_path: Path) -> None:
             ramp = resolve(recipe=recipe, response_length={"end": end}).response_length
             assert (ramp.start, ramp.end) == (24, 24)
     assert resolve(recipe="standard", response_length={"end": 512}).response_length.start == 100
+
+
+def test_a_recipe_has_the_values_of_its_base(tmp_path: Path) -> None:
+    """Else a recipe that gives one learning rate would lose the rest of its base's optimiser, or run in a circle."""
+    mine = tmp_path / "mine.toml"
+    mine.write_text('base = "small"\nrollouts = 3\ndecoding = "checked"\noptimiser = { l2_sp = 1.0 }\n')
+    small, own = recipes.load_recipe("small"), recipes.load_recipe(str(mine))
+    assert "base" not in own
+    assert own["optimiser"] == {**small["optimiser"], "l2_sp": 1.0}
+    assert (own["rollouts"], own["decoding"], own["states"]) == (3, "checked", small["states"])
+    assert recipes.load_recipe("qwen3-4b") == {**recipes.load_recipe("paper-large"), "model": "Qwen/Qwen3-4B"}
+    for base in (f'"{mine}"', "3"):
+        mine.write_text(f"base = {base}\n")
+        with pytest.raises(ConfigError, match="no other recipe"):
+            recipes.load_recipe(str(mine))
+
+
+def test_every_recipe_is_described() -> None:
+    """Else nobody would learn that there is a recipe for a model."""
+    docs = Path(__file__).parents[2] / "docs"
+    text = (docs / "recipes.md").read_text("utf-8") + (docs / "method.md").read_text("utf-8")
+    assert [name for name in recipes.names() if f"`{name}`" not in text] == []

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from opdlm.cli import plan
 from opdlm.cli.options import Parser, add_settings, add_trust, given
 from opdlm.cli.terminal import duration, make_console, print_json, quiet_libraries, size
 from opdlm.config import ConvertSettings, settings_from
@@ -17,12 +18,14 @@ Look at MODEL before any training: can a mask turn it into a block-diffusion mod
 the adapted model equal the original, where does the mask token go, what do training and decoding cost in memory and on
 disk, which command to type, and how fast is a training step on this machine. With --prompts these are checked too, as
 `opdlm convert` does. Findings are printed as they come. With --lossless the same is asked of a lossless conversion: how
-large is the gate that drafts, and what does it cost.
+large is the gate that drafts, and what does it cost. With --plan no weights are loaded: MODEL may be a folder with a
+config.json alone, or a named shape (qwen3-0.6b, -1.7b, -4b, -8b), and the answer is what a run on several GPUs takes.
 """
 _EXAMPLES = (
     "opdlm doctor Qwen/Qwen3-0.6B",
     "opdlm doctor ./my-model --prompts prompts.jsonl --json",
     "opdlm doctor Qwen/Qwen3-0.6B --lossless",
+    "opdlm doctor qwen3-4b --plan --gpus 8 --kind h100",
 )
 _CHECKED = {"block_size", "prompts", "prompts_column", "prompts_config", "prompts_split", "prompts_revision"}
 _BUDGETS = (1_000_000, 50_000_000)  # response tokens; the paper's conversions take 48 to 76 million
@@ -49,6 +52,7 @@ def parser() -> Parser:
     add_trust(made)
     made.add_argument("--no-speed", action="store_true", help="leave the measurement of speed out")
     made.add_argument("--json", action="store_true", help="print the findings as JSON")
+    plan.add_flags(made)
     add_settings(
         made,
         ConvertSettings,
@@ -67,6 +71,9 @@ def run(arguments: Namespace) -> int:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1; give a larger one")
+    plan.check_flags(arguments)
+    if arguments.plan:
+        return plan.run(arguments)
     changes = {name: value for name, value in given(arguments, ConvertSettings).items() if name in _CHECKED}
     if "prompts" in changes and arguments.prompt_tokens is not None:
         changes["prompt_tokens"] = str(arguments.prompt_tokens)
@@ -156,6 +163,10 @@ def _memory_lines(part: dict[str, Any]) -> Iterator[tuple[str, str]]:
     shape = "{rows} rows of {prompt} + {response} tokens".format_map(memory["shape"])
     activations = size(memory["activation_bytes"])
     yield "full training", f"{size(memory['training_bytes'])}, {activations} of them activations of {shape}"
+    for way in part["ways"]:
+        if "--lora-rank" not in way["flags"]:
+            flags = " ".join(f"{flag} {value}".strip() for flag, value in way["flags"].items())
+            yield "", f"{size(way['bytes'])}{'' if way['fits'] else ', does not fit'}: {flags}"
     yield f"LoRA, rank {memory['lora_rank']}", size(memory["lora_bytes"])
     token = size(memory["cache_bytes_per_token"])
     if memory["lora_bytes"] >= memory["training_bytes"]:

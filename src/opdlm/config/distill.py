@@ -54,6 +54,9 @@ class OptimiserSettings(Settings):
         default=0.0, ge=0, description="decoupled decay towards the AR model's weights, in place of zero (L2-SP)"
     )
     clip_norm: float = Field(default=1.0, gt=0, description="largest gradient norm")
+    moments: Literal["float32", "8bit"] = Field(
+        default="float32", description="AdamW's two moments; 8bit: a quarter of the memory, needs bitsandbytes"
+    )
 
     @model_validator(mode="after")
     def _decay_shrinks(self) -> "OptimiserSettings":
@@ -136,12 +139,19 @@ class DistillSettings(Settings):
         default=None, ge=1, le=2**20, description="rows in one backward pass; default: all"
     )
     optimiser: OptimiserSettings = OptimiserSettings()
+    attention: Literal["dense", "flex"] = Field(
+        default="dense", description="of training passes; flex: FlexAttention, which skips what is masked (CUDA alone)"
+    )
     gradient_checkpointing: bool = Field(default=False, description="trade time for memory in the student's pass")
     lora_rank: int | None = Field(
         default=None, ge=1, description="train an adapter of this rank instead of all weights"
     )
     adapter_only: bool = Field(
         default=False, description="with lora_rank: save the adapter alone, a few MB, with the name of its base"
+    )
+    teacher_precision: Literal["float32", "bfloat16", "4bit"] = Field(
+        default="float32",
+        description="the teacher's weights; 4bit: NF4 by bitsandbytes, another model's opinion",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on a GPU")
     seed: int = Field(default=0, ge=0, lt=2**31, description="decides the order of prompts and every random choice")
@@ -164,6 +174,10 @@ class DistillSettings(Settings):
         default=None, description="how the converted model decodes by default; none: as the rollouts"
     )
 
+    def low_precision(self, device: str) -> bool:
+        """Whether matrix products are bfloat16 on a device of that type ("cpu", "cuda")."""
+        return self.precision == "bfloat16" or (self.precision == "auto" and device == "cuda")
+
     @property
     def usual_decoding(self) -> Decoding:
         """How the converted model decodes by default."""
@@ -183,6 +197,8 @@ class DistillSettings(Settings):
                 "decoding checked needs prediction shifted and context causal; set both, or another decoding, such as "
                 "dynamic"
             )
+        if self.method == "lossless" and self.attention == "flex":
+            raise ValueError("lossless conversion attends densely; leave attention out")
         if self.clean_weight and self.method in ("sft", "lossless"):
             raise ValueError(f"method {self.method!r} has no clean_weight; leave it out")
         if self.clean_weight and (self.prediction, self.context) != ("shifted", "causal"):
@@ -193,6 +209,11 @@ class DistillSettings(Settings):
             raise ValueError("adapter_only needs an adapter; set lora_rank too, such as 16")
         if self.lora_rank is not None and self.optimiser.l2_sp:
             raise ValueError("an adapter has no original weights; use optimiser.weight_decay, not l2_sp")
+        if self.teacher_precision != "float32" and (self.lora_rank is not None or self.optimiser.l2_sp):
+            raise ValueError(
+                "teacher_precision needs a teacher apart: an adapter's is the student's weights, and optimiser.l2_sp "
+                "pulls towards the teacher's in float32; leave teacher_precision out"
+            )
         if self.rows_per_update > self.prompts_per_rollout:
             raise ValueError("rows_per_update is larger than prompts_per_rollout; lower it")
         return self
@@ -250,7 +271,7 @@ class ConvertSettings(DistillSettings):
     recipe: str | None = Field(
         default=None,
         description="gives the defaults: small, standard, standard-large (by the size of the model), paper-small, "
-        "paper-large, or a .toml file",
+        "paper-large, one of docs/recipes.md such as qwen3-4b or one-gpu-lora, or a .toml file",
     )
     push_to_hub: str = Field(default="", description="USER/NAME: upload the model to the hub at the end")
     hub_private: bool = Field(default=False, description="with push_to_hub: make the repository private, if it is new")
@@ -278,6 +299,12 @@ class ConvertSettings(DistillSettings):
         for name in ("prompts_config", "prompts_split", "prompts_revision"):
             if getattr(self, name) is not None and not self.prompts:
                 raise ValueError(f"{name} is for a data set of the hub; name it with prompts, or leave {name} out")
+        return self
+
+    @model_validator(mode="after")
+    def _shared_weights_have_all_bits(self) -> "ConvertSettings":
+        if self.sharding == "full" and (self.optimiser.moments == "8bit" or self.teacher_precision == "4bit"):
+            raise ValueError("sharding full shares neither 8-bit moments nor a 4-bit teacher; leave one of them out")
         return self
 
     @model_validator(mode="after")

@@ -20,6 +20,7 @@ CHANGEABLE = (
     "rollout_server",
     "rollout_timeout_s",
     "rows_per_micro_batch",
+    "attention",
     "gradient_checkpointing",
     "save_every_rollouts",
     "keep_checkpoints",

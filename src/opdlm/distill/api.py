@@ -25,9 +25,9 @@ from opdlm.distill.teacher import Teacher
 from opdlm.distill.trackers import Trackers, tracking
 from opdlm.distill.validation import MOST_PROMPTS, MOST_TOKENS, Validator
 from opdlm.errors import ConfigError, UsageError
-from opdlm.models import adapter
+from opdlm.models import adapter, low_bits
 from opdlm.models.block_diffusion import BlockDiffusionModel
-from opdlm.models.devices import in_bfloat16, pick_device
+from opdlm.models.devices import pick_device
 from opdlm.models.drafting import DraftingModel
 from opdlm.models.tokens import decode_inside
 from opdlm.parallel.launch import launched
@@ -187,7 +187,7 @@ def _ranks(settings: ConvertSettings, output: Path) -> AbstractContextManager[Ra
     return launched(
         device,
         sharded=settings.sharding == "full",
-        bfloat16=in_bfloat16(settings.precision, device.type),
+        bfloat16=settings.low_precision(device.type),
         way_out=f"continue from the newest checkpoint: opdlm convert --resume {output}",
     )
 
@@ -314,7 +314,7 @@ def _student_and_teacher(
             ar_model.load_state_dict(RunFolder.load_state(checkpoint)["adapter"], strict=False)
         teacher = Teacher(model, frozen=partial(adapter.adapter_off, ar_model))
     else:
-        original = copy.deepcopy(ar_model).requires_grad_(False)
+        original = low_bits.reduced(copy.deepcopy(ar_model).requires_grad_(False), settings.teacher_precision)
         teacher = Teacher(BlockDiffusionModel(original, model.geometry, model.mask_token_id))
         if checkpoint is not None:
             ar_model.load_state_dict(load_checkpoint(checkpoint, device=model.device)[0].model.state_dict())

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import Linear
+from transformers import PreTrainedModel
 
 from opdlm.config import DistillSettings
 from opdlm.core.states import StateChoice, select_states
@@ -24,10 +26,15 @@ from opdlm.distill.rollout import given
 from opdlm.distill.teacher import Teacher
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.drafting import DraftingModel
+from opdlm.models.low_bits import MOMENTS_FROM
+from opdlm.models.parts import linear_layers
 from opdlm.models.tokens import SpecialTokens
 
-_FLOAT = 4  # bytes; conversions hold weights, gradients and optimiser state in float32
+_FLOAT = 4  # bytes; conversions hold weights and gradients in float32
 _PROMPT, _SHORT = 8, (24, 48)  # prompt and response tokens of the two measured passes
+_NF4 = 0.5 + 4 / 64  # bytes of a weight in NF4: half of one, and a float32 scale for each 64
+_8BIT = 1 + 4 / 256  # bytes of a moment in 8 bits: one, and a float32 scale for each 256
+_8BIT_TENSORS = 5  # float32, as large as the largest parameter, that live at once while 8 bits are updated on a CPU
 _CHUNK_TENSORS = 5  # of the LM head's chunk that live at once: outputs, student, teacher, their difference, gradient
 _CHECK_TENSORS = 3  # [rows, drafts, vocabulary] that live at once while drafts are checked
 _ADAPTER_HEAP = 1.25
@@ -42,45 +49,74 @@ class Shape:
 
     Attributes:
         rows: in one backward pass. prompt_tokens, response_tokens: of each. rollout_rows: decoded at once.
+        device: "cpu", "cuda" or "mps", where it will run; None: where the model is.
     """
 
     rows: int
     prompt_tokens: int
     response_tokens: int
     rollout_rows: int
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What a training pass keeps of a row: linear x + square x^2 bytes, x its tokens, noised ones included."""
+
+    linear: float
+    square: float
 
 
 def estimate(
-    model: BlockDiffusionModel, tokens: SpecialTokens, settings: DistillSettings, rank: int, shape: Shape
+    model: BlockDiffusionModel,
+    tokens: SpecialTokens,
+    settings: DistillSettings,
+    rank: int,
+    shape: Shape,
+    growth: Growth | None = None,
 ) -> dict[str, Any]:
-    """Bytes, by purpose; `lora_bytes` with an adapter of `rank`, whose teacher is the same weights.
+    """Bytes, by purpose; `lora_bytes` with an adapter of `rank`, whose teacher is the same weights. `growth`: if known.
 
     Full training holds weights, gradients, two moments of AdamW, and the teacher's weights. With an adapter there are
-    the weights, and at the end a copy with the adapter merged into it and what is written of that.
+    the weights, and at the end a copy with the adapter merged into it and what is written of that. The model may be
+    without weights (`models/shapes.py`).
     """
-    ar_model = model.model
+    ar_model, device = model.model, shape.device or model.device.type
     weights = _FLOAT * sum(p.numel() for p in ar_model.parameters())
     head = ar_model.get_output_embeddings()
     linear = [m for m in ar_model.modules() if isinstance(m, Linear) and m is not head]
     adapter = _FLOAT * sum(rank * (m.in_features + m.out_features) for m in linear)
-    base = _base_bytes(weights) if model.device.type == "cpu" else 0
-    activations, head_bytes = _activation_bytes(model, tokens, settings, shape), _head_bytes(model, shape)
+    there = not isinstance(next(ar_model.parameters()), FakeTensor)
+    base = _base_bytes(weights if there else 0) if device == "cpu" else 0
+    growth = growth or growth_of(model, tokens, settings, device)
+    activations, head_bytes = _activation_bytes(growth, settings, shape), _head_bytes(model, shape)
     cache = shape.rollout_rows * (shape.prompt_tokens + shape.response_tokens) * _cache_bytes(model)
-    passing = max(activations + head_bytes, cache)  # training and rollouts take turns
+    moments, stepping = moment_bytes(ar_model, settings, device)
+    teacher = teacher_bytes(ar_model, settings)
+    # Autocast keeps a copy of each linear layer's weights from one update to the next, and makes one of the head's.
+    copies = 2 * (_body(ar_model) + model.head_parameters()[0].numel()) if settings.low_precision(device) else 0
+    # Training and rollouts take turns. On a CPU the process keeps much of what it frees before the optimiser steps.
+    passing = copies + max(activations + head_bytes, cache) + stepping
     return {
         "shape": {"rows": shape.rows, "prompt": shape.prompt_tokens, "response": shape.response_tokens},
         "base_bytes": base,
         "weights_bytes": weights,
         "activation_bytes": activations,
         "rollout_cache_bytes": cache,
-        "training_bytes": base + 5 * weights + passing,
+        "gradient_bytes": weights,
+        "moment_bytes": moments,
+        "teacher_bytes": teacher,
+        "copy_bytes": copies,
+        "head_bytes": head_bytes,
+        "stepping_bytes": stepping,
+        "training_bytes": base + 2 * weights + moments + teacher + passing,
         "lora_rank": rank,
         "lora_bytes": int(base + 3 * weights + 4 * adapter + max(_ADAPTER_HEAP * activations + head_bytes, cache)),
         "decoding_bytes": base + weights,
         "cache_bytes_per_token": _cache_bytes(model),
-        "checkpoint_bytes": 3 * weights,
+        "checkpoint_bytes": weights + moments,
         "lora_checkpoint_bytes": 4 * adapter,  # alone, for its base never changes; twice, and two moments
-        "disk_bytes": (settings.keep_checkpoints + 1) * 3 * weights + weights,
+        "disk_bytes": (settings.keep_checkpoints + 1) * (weights + moments) + weights,
         "lora_disk_bytes": (settings.keep_checkpoints + 1) * 4 * adapter + weights,
     }
 
@@ -119,6 +155,30 @@ def estimate_lossless(
     }
 
 
+def moment_bytes(model: PreTrainedModel, settings: DistillSettings, device: str) -> tuple[int, int]:
+    """Of AdamW's two moments, and of what lives while the optimiser steps."""
+    sizes = [p.numel() for p in model.parameters()]
+    if settings.optimiser.moments == "float32":
+        return 2 * _FLOAT * sum(sizes), 2 * _FLOAT * max(sizes) if device == "cpu" else 0
+    small = sum(size for size in sizes if size < MOMENTS_FROM)
+    moments = int(2 * _FLOAT * small + 2 * _8BIT * (sum(sizes) - small))
+    return moments, _8BIT_TENSORS * _FLOAT * max(sizes) if device == "cpu" else 0
+
+
+def teacher_bytes(model: PreTrainedModel, settings: DistillSettings) -> int:
+    """The frozen original's weights (`low_bits.reduced`)."""
+    total = sum(p.numel() for p in model.parameters())
+    if settings.teacher_precision == "float32":
+        return _FLOAT * total
+    body = _body(model)
+    return int(2 * (total - body) + (_NF4 if settings.teacher_precision == "4bit" else 2) * body)
+
+
+def _body(model: PreTrainedModel) -> int:
+    """Weights of the linear layers but the LM head."""
+    return sum(layer.get_parameter("weight").numel() for layer in linear_layers(model).values())
+
+
 def _base_bytes(weights: int) -> int:
     """What this process holds beside the model's weights."""
     if not _STATM.is_file():
@@ -142,18 +202,26 @@ def _head_bytes(model: BlockDiffusionModel, shape: Shape) -> int:
     return _FLOAT * (_CHUNK_TENSORS * positions * matrix.shape[0] + matrix.numel())
 
 
-def _activation_bytes(
-    model: BlockDiffusionModel, tokens: SpecialTokens, settings: DistillSettings, shape: Shape
-) -> int:
+def growth_of(
+    model: BlockDiffusionModel, tokens: SpecialTokens, settings: DistillSettings, device: str | None = None
+) -> Growth:
+    """Measured on two short sequences; `device`: where training will run, by which its precision goes."""
+    low = settings.low_precision(device or model.device.type)
+    short, long = (_states(model, tokens, settings, 1, _PROMPT, response) for response in _SHORT)
+    (x1, y1), (x2, y2) = ((one.input_ids.shape[1], _saved_bytes(model, settings, one, low)) for one in (short, long))
+    if low:  # what does not grow with the rows: the bfloat16 copies of the weights, which `estimate` counts
+        copies = 2 * y1 - _saved_bytes(model, settings, _states(model, tokens, settings, 2, _PROMPT, _SHORT[0]), low)
+        y1, y2 = y1 - copies, y2 - copies
+    square = max(0.0, (y2 / x2 - y1 / x1) / (x2 - x1))
+    return Growth(y1 / x1 - square * x1, square)
+
+
+def _activation_bytes(growth: Growth, settings: DistillSettings, shape: Shape) -> int:
     """What a training pass over the shape's packed sequences keeps for its backward pass."""
-    states = [_states(model, tokens, settings, 1, _PROMPT, response) for response in _SHORT]
-    (x1, y1), (x2, y2) = ((one.input_ids.shape[1], _saved_bytes(model, settings, one)) for one in states)
-    square = max(0.0, (y2 / x2 - y1 / x1) / (x2 - x1))  # y = linear x + square x^2
-    linear = y1 / x1 - square * x1
     per_block = settings.block_size
     response = -(-shape.response_tokens // per_block) * per_block
     longest = shape.prompt_tokens + 2 * response
-    return int(shape.rows * (linear * longest + square * longest**2))
+    return int(shape.rows * (growth.linear * longest + growth.square * longest**2))
 
 
 def _states(
@@ -166,13 +234,14 @@ def _states(
     return select_states(text.to(model.device), model.geometry, choice, seed, mask_token_id=model.mask_token_id)
 
 
-def _saved_bytes(model: BlockDiffusionModel, settings: DistillSettings, states: StateBatch) -> int:
-    """What one pass over block-diffusion states keeps."""
+def _saved_bytes(model: BlockDiffusionModel, settings: DistillSettings, states: StateBatch, low: bool) -> int:
+    """What one pass over block-diffusion states keeps; `low`: with bfloat16 matrix products."""
     was_training = model.training
     if settings.gradient_checkpointing:
         model.checkpoint_activations()
     model.train()
-    saved = _kept_bytes(model, lambda: TrainingPass(model)(states, _any_loss))
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=low):
+        saved = _kept_bytes(model, lambda: TrainingPass(model).hidden(states))
     if settings.gradient_checkpointing:
         model.checkpoint_activations(False)
     model.train(was_training)
@@ -189,7 +258,7 @@ def _window_bytes(model: DraftingModel, tokens: SpecialTokens, settings: Distill
         windows = select_windows(text, choice, torch.zeros(1, dtype=torch.int64, device=model.device))
         clean = Teacher(model).clean_pass(text)
         queries = windows.input_ids.shape[1]
-        saved = _kept_bytes(model, lambda: WindowPass(model)(windows, _any_loss, clean))
+        saved = _kept_bytes(model, lambda: WindowPass(model).hidden(windows, clean))
         return queries, _PROMPT + response + queries, saved
 
     (q1, k1, y1), (q2, k2, y2) = (measured(response) for response in _SHORT)
@@ -200,21 +269,20 @@ def _window_bytes(model: DraftingModel, tokens: SpecialTokens, settings: Distill
 
 
 def _kept_bytes(model: BlockDiffusionModel, run: Callable[[], object]) -> int:
-    """Bytes of all storages that autograd keeps while `run` runs, the parameters aside."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    """Bytes of all storages that autograd keeps while `run` runs, the parameters aside; not those of the LM head, whose
+    chunks keep nothing behind them.
+
+    Storages are told apart by their C++ object: those of a model without weights have no address of data.
+    """
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
         return tensor.detach()  # itself would hold its own graph, for ever
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         run()
     return sum(storage.nbytes() for storage in kept.values())
-
-
-def _any_loss(outputs: torch.Tensor, part: slice) -> torch.Tensor:
-    """[m] a loss of every row of `outputs` [m, V]."""
-    return outputs.float().logsumexp(-1)

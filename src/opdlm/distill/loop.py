@@ -24,7 +24,7 @@ from opdlm.distill.update import Updater
 from opdlm.errors import RolloutServerError
 from opdlm.models.adapter import adapter_state
 from opdlm.models.block_diffusion import BlockDiffusionModel
-from opdlm.models.devices import in_bfloat16, peak_process_bytes, room_for
+from opdlm.models.devices import peak_process_bytes, room_for
 from opdlm.models.drafting import DraftingModel
 from opdlm.models.snapshot import snapshot
 from opdlm.parallel.ranks import OneProcess, Ranks
@@ -149,7 +149,7 @@ class Trainer:
     def precision(self) -> torch.autocast:
         """bfloat16 matrix products over float32 weights, for rollouts, teacher and student alike; or plain float32."""
         kind = self.pair.student.device.type
-        return torch.autocast(kind, torch.bfloat16, enabled=in_bfloat16(self.settings.precision, kind))
+        return torch.autocast(kind, torch.bfloat16, enabled=self.settings.low_precision(kind))
 
     @property
     def rollouts(self) -> int:

@@ -34,12 +34,14 @@ class TrainingPass(nn.Module):
         super().__init__()
         self.student = student
 
+    def hidden(self, states: StateBatch) -> torch.Tensor:
+        """[M, D] at the predicting positions."""
+        attention = Attention.within(self.student.geometry, states.position_ids, states.stream, states.document)
+        return self.student.hidden(states.input_ids, attention)[states.sequence, states.predictor]
+
     def forward(self, states: StateBatch, row_losses: RowLosses) -> LossSum:
         """Weighted sum of `row_losses` (see `chunked_sum`) over all supervised positions."""
-        student = self.student
-        attention = Attention.within(student.geometry, states.position_ids, states.stream, states.document)
-        hidden = student.hidden(states.input_ids, attention)[states.sequence, states.predictor]
-        head = student.head_parameters()
+        hidden, head = self.hidden(states), self.student.head_parameters()
         rows = max(1, CHUNK_FLOATS // head[0].shape[0])
         return chunked_sum(hidden, states.weight, states.weight.sum(), head, row_losses, rows)
 
@@ -51,13 +53,15 @@ class WindowPass(nn.Module):
         super().__init__()
         self.student = student
 
-    def forward(self, states: WindowBatch, row_losses: RowLosses, clean: CleanPass) -> LossSum:
-        """As TrainingPass; `clean` holds the keys and values of the texts that the windows stand behind."""
-        student = self.student
-        stream = torch.where(clean.valid, CLEAN, PADDING)
+    def hidden(self, states: WindowBatch, clean: CleanPass) -> torch.Tensor:
+        """[M, D] at the predicting positions; `clean` holds the keys and values of the texts before the windows."""
+        student, stream = self.student, torch.where(clean.valid, CLEAN, PADDING)
         attention = windows_behind(states, clean.position, stream, student.window, student.gate.form == "noise")
-        hidden = student.hidden(states.input_ids, attention, clean.prefix)[states.sequence, states.predictor]
-        head = student.head_parameters()
+        return student.hidden(states.input_ids, attention, clean.prefix)[states.sequence, states.predictor]
+
+    def forward(self, states: WindowBatch, row_losses: RowLosses, clean: CleanPass) -> LossSum:
+        """As TrainingPass."""
+        hidden, head = self.hidden(states, clean), self.student.head_parameters()
         rows = max(1, CHUNK_FLOATS // head[0].shape[0])
         return chunked_sum(hidden, states.weight, states.weight.sum(), head, row_losses, rows)
 

@@ -92,33 +92,38 @@ def examine(question: Question) -> Iterator[Findings]:
     memory = footprint.estimate(model, tokens, settings, rank, shape)
     free = free_bytes(device)
     fits = free is None or memory["training_bytes"] <= free
-    yield {"memory": memory, "device": str(device), "free_bytes": free, "training_fits": fits}
-    saving = {} if fits or free is None else _what_fits(model, tokens, settings, rank, shape, free)
+    ways = list(_ways(model, tokens, settings, rank, shape))
+    told = [{"flags": flags, "bytes": needed, "fits": free is None or needed <= free} for flags, needed in ways]
+    yield {"memory": memory, "ways": told, "device": str(device), "free_bytes": free, "training_fits": fits}
+    saving = {} if fits or free is None else next((flags for flags, needed in ways if needed <= free), None)
     yield {"command": command(question, settings, advised, saving or {}), "command_fits": saving is not None}
     yield {"speed": measure(model, tokens, settings) if question.speed and fits else None}
 
 
-def _what_fits(
-    model: BlockDiffusionModel,
-    tokens: SpecialTokens,
-    settings: DistillSettings,
-    rank: int,
-    shape: footprint.Shape,
-    free: int,
-) -> dict[str, str] | None:
-    """The first way to save memory that is enough: smaller micro-batches, recomputed activations, an adapter."""
-    single = replace(shape, rows=1)
+def _ways(
+    model: BlockDiffusionModel, tokens: SpecialTokens, settings: DistillSettings, rank: int, shape: footprint.Shape
+) -> Iterator[tuple[dict[str, str], int]]:
+    """(flags, bytes) of ways to save memory, from what costs least to what changes most."""
+    single, device = replace(shape, rows=1), model.device.type
     recomputing = settings.model_copy(update={"gradient_checkpointing": True})
     plain = footprint.estimate(model, tokens, settings, rank, single)
     tight = footprint.estimate(model, tokens, recomputing, rank, single)
-    micro, less = {"--rows-per-micro-batch": "1"}, {"--rows-per-micro-batch": "1", "--gradient-checkpointing": ""}
-    ways = (
-        (plain["training_bytes"], micro),
-        (tight["training_bytes"], less),
-        (plain["lora_bytes"], micro | {"--lora-rank": str(rank)}),
-        (tight["lora_bytes"], less | {"--lora-rank": str(rank)}),
-    )
-    return next((flags for needed, flags in ways if needed <= free), None)
+    micro = {"--rows-per-micro-batch": "1"}
+    less = micro | {"--gradient-checkpointing": ""}
+    yield micro, plain["training_bytes"]
+    yield less, tight["training_bytes"]
+    needed, flags = tight["training_bytes"], less
+    if not settings.optimiser.l2_sp:  # its originals are the teacher's weights, in float32
+        reduced = settings.model_copy(update={"teacher_precision": "bfloat16"})
+        needed += footprint.teacher_bytes(model.model, reduced) - tight["teacher_bytes"]
+        flags = flags | {"--teacher-precision": "bfloat16"}
+        yield flags, needed
+    optimiser = settings.optimiser.model_copy(update={"moments": "8bit"})
+    eight = footprint.moment_bytes(model.model, settings.model_copy(update={"optimiser": optimiser}), device)
+    needed += sum(eight) - tight["moment_bytes"] - tight["stepping_bytes"]
+    yield flags | {"--optimiser.moments": "8bit"}, needed
+    yield micro | {"--lora-rank": str(rank)}, plain["lora_bytes"]
+    yield less | {"--lora-rank": str(rank)}, tight["lora_bytes"]
 
 
 def within_context(settings: ConvertSettings, context: int | None) -> ConvertSettings:

@@ -19,7 +19,7 @@ from opdlm.data.hub_set import HubPart
 from opdlm.data.prompts import Prompt, as_prompt, check_lengths, load_prompts, load_responses
 from opdlm.distill.sglang_worker import check_rollout_server
 from opdlm.distill.trackers import check_trackers
-from opdlm.errors import CheckpointError, PromptsError
+from opdlm.errors import CheckpointError, ConfigError, PromptsError
 from opdlm.models.adapter import check_rank
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.devices import pick_device
@@ -27,6 +27,7 @@ from opdlm.models.drafting import DraftingModel
 from opdlm.models.finite import all_finite
 from opdlm.models.gate import Gate
 from opdlm.models.identity import identity_check
+from opdlm.models.low_bits import bitsandbytes
 from opdlm.models.tokens import SpecialTokens, encode_prompt, find_or_add_mask_token, special_tokens
 
 OnNote = Callable[[str], None]
@@ -64,11 +65,16 @@ def prepare(
     if note := weights_note(settings.model):
         on_note(f"AR model: {note}")
     check_trackers(settings.tracker)
+    if settings.teacher_precision == "4bit" or settings.optimiser.moments == "8bit":
+        bitsandbytes()
     if settings.push_to_hub:
         check_hub(settings.push_to_hub, settings.hub_private)
     texts = read_texts(settings, prompts, on_note)
     settings = _with_threads(settings)
-    ar_model, tokenizer = load_ar_model(settings.model, device=pick_device(settings.device))
+    device = pick_device(settings.device)
+    if settings.attention == "flex" and device.type != "cuda":
+        raise ConfigError(f"setting attention: flex does not train on {device.type}; leave it out there")
+    ar_model, tokenizer = load_ar_model(settings.model, device=device)
     if not all_finite(ar_model.parameters()):
         raise CheckpointError(f"{settings.model} has weights that are not finite; use another copy or version of it")
     base = _base(ar_model, settings)
@@ -92,6 +98,8 @@ def adapted(
         torch.manual_seed(settings.seed)
         gate = Gate(ar_model, settings.lora_rank, settings.window_form, settings.window).to(ar_model.device)
         return DraftingModel(ar_model, gate), special_tokens(ar_model, tokenizer, needs_mask=False)
+    if settings.attention == "flex":
+        ar_model.set_attn_implementation("flex_attention")
     mask_token_id = find_or_add_mask_token(ar_model, tokenizer)
     geometry = Geometry(settings.block_size, settings.prediction, settings.context)
     return BlockDiffusionModel(ar_model, geometry, mask_token_id), special_tokens(ar_model, tokenizer)

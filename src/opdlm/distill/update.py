@@ -9,6 +9,7 @@ from opdlm.config import OptimiserSettings
 from opdlm.core.schedules import learning_rate
 from opdlm.errors import NonFiniteLossError, NonFiniteWeightsError
 from opdlm.models.finite import all_finite
+from opdlm.models.low_bits import bitsandbytes
 from opdlm.parallel.tensors import whole_tensor
 
 
@@ -33,12 +34,7 @@ class Updater:
         self.settings, self.planned, self.done = settings, updates, 0
         self.rate_used = 0.0  # of the last update
         self.way_out: Callable[[], str] = lambda: "start again with a lower learning rate"
-        self.optimiser = torch.optim.AdamW(
-            self.parameters,
-            lr=settings.learning_rate,
-            betas=(settings.beta1, settings.beta2),
-            weight_decay=settings.weight_decay,
-        )
+        self.optimiser = _adamw(self.parameters, settings)
 
     @property
     def rate(self) -> float:
@@ -83,3 +79,15 @@ class Updater:
         """Continue from `state`."""
         self.optimiser.load_state_dict(state["optimiser"])
         self.done, self.rate_used = state["done"], state.get("rate_used", 0.0)  # earlier versions kept no rate
+
+
+def _adamw(parameters: Sequence[torch.nn.Parameter], settings: OptimiserSettings) -> torch.optim.Optimizer:
+    betas = (settings.beta1, settings.beta2)
+    if settings.moments == "8bit":
+        kind = bitsandbytes().optim.AdamW8bit
+        return kind(parameters, lr=settings.learning_rate, betas=betas, weight_decay=settings.weight_decay)
+    # Fused: on a GPU the usual form holds another set of all weights while it steps.
+    fused = True if parameters and parameters[0].is_cuda else None
+    return torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, betas=betas, weight_decay=settings.weight_decay, fused=fused
+    )

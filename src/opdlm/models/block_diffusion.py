@@ -10,7 +10,8 @@ each kind. Keys and values of a cached pass go through `KVCache`, which the deco
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from inspect import signature
 
 import torch
@@ -153,13 +154,14 @@ class BlockDiffusionModel(nn.Module):
             columns = attention.query_position if attention.query_column is None else attention.query_column
             cache.prepare(columns, valid, attention.key_position.shape[1])
         decoder = self.model.base_model if cache is None or self._compiled is None else self._compiled
-        output = decoder(
-            input_ids=input_ids,
-            attention_mask=self._mask(attention),
-            position_ids=attention.query_position,
-            use_cache=cache is not None,
-            **({} if cache is None else {self.cache_argument: cache}),
-        )
+        with self._dense(cache is not None):
+            output = decoder(
+                input_ids=input_ids,
+                attention_mask=self._mask(attention),
+                position_ids=attention.query_position,
+                use_cache=cache is not None,
+                **({} if cache is None else {self.cache_argument: cache}),
+            )
         return output.last_hidden_state
 
     def causal_hidden(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -192,6 +194,19 @@ class BlockDiffusionModel(nn.Module):
         """The LM head's matrix [V, D] and its bias [V] if it has one; a tied embedding is this very matrix."""
         head = lm_head(self.model)
         return [head.get_parameter(name) for name in ("weight", "bias") if getattr(head, name, None) is not None]
+
+    @contextmanager
+    def _dense(self, cached: bool) -> Iterator[None]:
+        """Cached passes of a model with FlexAttention attend densely: each has few queries, and other keys."""
+        config = self.model.config
+        if not cached or config._attn_implementation != "flex_attention":
+            yield
+            return
+        config._attn_implementation = "sdpa"
+        try:
+            yield
+        finally:
+            config._attn_implementation = "flex_attention"
 
     def _mask(self, attention: Attention) -> torch.Tensor | BlockMask | dict[str, torch.Tensor | BlockMask]:
         """One mask for a decoder of one layer kind, else a mask for each kind."""

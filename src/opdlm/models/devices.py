@@ -27,11 +27,6 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-def in_bfloat16(precision: str, kind: str) -> bool:
-    """Whether matrix products are computed in bfloat16 with this setting `precision`, on a device of this kind."""
-    return precision == "bfloat16" or (precision == "auto" and kind == "cuda")
-
-
 def free_bytes(device: torch.device) -> int | None:
     """Memory that is free on the device; None where the system does not say."""
     if device.type == "cuda":

@@ -1,4 +1,7 @@
-"""Recipes: settings that were measured, as data. Each file says where its values come from."""
+"""Recipes: settings as data. Each file says where its values come from, and which of them nobody has measured.
+
+`base = "NAME"` in a recipe: the values of that recipe, but for those that this one gives itself.
+"""
 
 import tomllib
 from difflib import get_close_matches
@@ -36,8 +39,28 @@ def settings_of_all() -> set[str]:
     return found
 
 
-def load_recipe(name: str) -> dict[str, Any]:
-    """The settings of a recipe of the package, or of a .toml file. Raises ConfigError if there is none."""
+def load_recipe(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The settings of a recipe of the package, or of a .toml file, with those of its base; `above`: whose base it is.
+
+    Raises ConfigError if there is none, or if its base is no other recipe.
+    """
+    own = _read(name)
+    if (base := own.pop("base", None)) is None:
+        return own
+    if not isinstance(base, str) or base in (name, *above):
+        raise ConfigError(f"recipe {name}: its base {base!r} is no other recipe; name one, or leave base out")
+    settings = load_recipe(base, (name, *above))
+    return {**settings, **{key: _over(settings.get(key), value) for key, value in own.items()}}
+
+
+def _over(value: Any, own: Any) -> Any:
+    """A group (a table without a kind) keeps what the recipe does not give itself."""
+    groups = all(isinstance(one, dict) and "kind" not in one for one in (value, own))
+    return {**value, **own} if groups else own
+
+
+def _read(name: str) -> dict[str, Any]:
+    """What stands in the file."""
     path = Path(name) if name.endswith(".toml") else files(__name__) / f"{name}.toml"
     if not path.is_file():
         near = get_close_matches(name, names(), 1)
