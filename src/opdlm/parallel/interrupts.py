@@ -52,8 +52,8 @@ class Noted:
     @contextmanager
     def let_through(self) -> Iterator[None]:
         """Inside `kept`: signals reach their handlers at once, those that came before first."""
-        self._let_go()
         try:
+            self._let_go()
             self.deliver()
             yield
         finally:
