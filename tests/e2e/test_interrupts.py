@@ -47,8 +47,10 @@ def lines(at: Callable[[int], None]) -> Iterator[None]:
 
     def trace(frame: FrameType, event: str, _value: object) -> Any:
         nonlocal count
-        if not frame.f_code.co_filename.startswith(WATCHED) or frame.f_code.co_name == "copied":
-            return None  # a line for each tensor of a checkpoint would outnumber all others
+        code = frame.f_code
+        # A line for each tensor of a checkpoint would outnumber all others.
+        if not code.co_filename.startswith(WATCHED) or code.co_qualname.startswith(("copied", "checkpoint_bytes")):
+            return None
         if event == "line":
             count += 1
             at(count)
