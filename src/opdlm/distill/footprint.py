@@ -97,6 +97,9 @@ def estimate(
     copies = 2 * (_body(ar_model) + model.head_parameters()[0].numel()) if settings.low_precision(device) else 0
     # Training and rollouts take turns. On a CPU the process keeps much of what it frees before the optimiser steps.
     passing = copies + max(activations + head_bytes, cache) + stepping
+    lora_passing = max(_ADAPTER_HEAP * activations + head_bytes, cache)
+    # A checkpoint's merged copy: on a CPU it adds to what the process kept, with what is written of it.
+    lora_passing = lora_passing + 2 * weights if device == "cpu" else max(lora_passing, weights)
     return {
         "shape": {"rows": shape.rows, "prompt": shape.prompt_tokens, "response": shape.response_tokens},
         "base_bytes": base,
@@ -111,7 +114,7 @@ def estimate(
         "stepping_bytes": stepping,
         "training_bytes": base + 2 * weights + moments + teacher + passing,
         "lora_rank": rank,
-        "lora_bytes": int(base + 3 * weights + 4 * adapter + max(_ADAPTER_HEAP * activations + head_bytes, cache)),
+        "lora_bytes": int(base + weights + 4 * adapter + copies + lora_passing),
         "decoding_bytes": base + weights,
         "cache_bytes_per_token": _cache_bytes(model),
         "checkpoint_bytes": weights + moments,

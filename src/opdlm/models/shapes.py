@@ -24,7 +24,9 @@ def named_shape(name: str) -> PreTrainedConfig | None:
     """The config of one of NAMED_SHAPES; None for another name."""
     if name not in _SHAPES:
         return None
-    return Qwen3Config(**_QWEN3, **_SHAPES[name], tie_word_embeddings=name != "qwen3-8b", name_or_path=name)
+    config = Qwen3Config(**_QWEN3, **_SHAPES[name], tie_word_embeddings=name != "qwen3-8b")
+    config.name_or_path = name
+    return config
 
 
 def without_weights(config: PreTrainedConfig) -> PreTrainedModel:
