@@ -20,7 +20,8 @@
     ├── IdentityCheckError        (RuntimeError)   the adapted model is not the original
     ├── RankFailedError           (RuntimeError)   exit code 1; another process of the run is gone
     ├── NonFiniteLossError        (ArithmeticError) exit code 1
-    └── NonFiniteWeightsError     (ArithmeticError) exit code 1
+    ├── NonFiniteWeightsError     (ArithmeticError) exit code 1
+    └── RankFailedError           (RuntimeError)   exit code 1; of several processes, another one failed
 
 Each is also the standard error in brackets, so that code which knows nothing of opdlm can catch it. Raise them with one
 argument, a message of one line that ends with the fix (they keep it through pickle):

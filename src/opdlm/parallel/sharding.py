@@ -42,9 +42,11 @@ class ShardedProcesses(Processes):
         for model in models:
             if self.saves:
                 self._outlines[model] = _outline(model)
-            for layer in [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]:
-                fully_shard(layer, mesh=self._mesh, mp_policy=self._policy)
-            fully_shard(model, mesh=self._mesh, mp_policy=self._policy)
+            layers = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+            chain = [fully_shard(part, mesh=self._mesh, mp_policy=self._policy) for part in (*layers, model)]
+            # Else FSDP would gather ahead what ran before, and of that rollouts leave another trace in each process.
+            for before, part in zip([chain[-1], *chain], chain, strict=False):
+                part.set_modules_to_backward_prefetch([before])
             for name in _PASSES:
                 register_fsdp_forward_method(model, name)
             for part in _parts(model):
