@@ -18,7 +18,6 @@
     ├── HubError                  (OSError)        the hub refused, or cannot be reached
     ├── RolloutServerError        (ConnectionError) the server that writes rollouts is away, slow or wrong
     ├── IdentityCheckError        (RuntimeError)   the adapted model is not the original
-    ├── RankFailedError           (RuntimeError)   exit code 1; another process of the run is gone
     ├── NonFiniteLossError        (ArithmeticError) exit code 1
     ├── NonFiniteWeightsError     (ArithmeticError) exit code 1
     └── RankFailedError           (RuntimeError)   exit code 1; of several processes, another one failed
