@@ -58,7 +58,7 @@ def test_without_a_recipe_the_size_decides(ar_model, prompts, tmp_path, capsys, 
     assert found.recipe == expected
     assert found.context == load_recipe(expected)["context"]
     assert load(tmp_path / "run" / "model").defaults.decoding == found.usual_decoding
-    assert found.usual_decoding.kind == ("dynamic" if expected.startswith("paper") else "prefix")
+    assert found.usual_decoding.kind == ("dynamic" if expected.startswith("paper") else "checked")
     assert (f"recipe {expected}, by the size" in capsys.readouterr().out) == ("paper-large" not in flags)
 
 
