@@ -166,6 +166,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="a minute's smoke run: few questions, two decodings, nothing compiled, nothing written",
     )
+    parser.add_argument("--no-compile", action="store_true", help="leave compiled forwards out")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: its own choice)")
     parser.add_argument(
         "--decoding",
@@ -192,7 +193,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     logging.set_verbosity_error()  # no hint that the prompts could be padded while they are encoded
     logging.disable_progress_bar()
-    bench, began, rows = Bench(args.per_family, compiled=not args.quick), time.perf_counter(), []
+    bench, began, rows = Bench(args.per_family, compiled=not (args.quick or args.no_compile)), time.perf_counter(), []
     for decoding in args.decoding:
         rows += quality(bench, decoding, max(args.batch_size))
     for batch_size in args.batch_size:

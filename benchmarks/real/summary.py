@@ -25,20 +25,27 @@ def summarise(folder: Path, results: Path) -> str:
         for row in r["rows"]
     ]
     measuring.write("real_model", rows, folder=results)
-    names = ("arm", "tokens", "minutes", *_COLUMNS.values(), "bits a token (AR)", "tokens a forward")
+    names = ("arm", "decoding", "tokens", "minutes", *_COLUMNS.values(), "bits a token (AR)", "tokens a forward")
     names += tuple(f"speed at {size}" for size in (1, 8, 32))
-    lines = [names, ["---", *["---:"] * (len(names) - 1)], *map(_cells, records)]
+    found = [_cells(record, decoding) for record in records for decoding in _decodings(record)]
+    lines = [names, ["---", "---", *["---:"] * (len(names) - 2)], *found]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _cells(record: dict[str, Any]) -> list[str]:
-    training, main = record["training"], record["decoding"]
+def _decodings(record: dict[str, Any]) -> list[str]:
+    """Those that it was measured with, its own first."""
+    named = (row["settings"].get("decoding", record["decoding"]) for row in record["rows"])
+    return list(dict.fromkeys([record["decoding"], *named]))
+
+
+def _cells(record: dict[str, Any], main: str) -> list[str]:
+    training = record["training"]
     found = {}
     for row in record["rows"]:
         about = row["settings"]
         if about.get("kind", "all") == "all" and about.get("decoding") == main:
             found[row["metric"], about.get("batch_size")] = row
-    cells = [record["arm"], f"{training['tokens']:,}", f"{training['seconds'] / 60:.0f}"]
+    cells = [record["arm"], main, f"{training['tokens']:,}", f"{training['seconds'] / 60:.0f}"]
     for metric in _COLUMNS:
         row = found.get((metric, None))
         cells.append(f"{row['ours'] / row['rival']:.0%} of {row['rival']:.0f}" if row else "")

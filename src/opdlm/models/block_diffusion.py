@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import nn
@@ -111,8 +112,10 @@ class BlockDiffusionModel(nn.Module):
             raise UsageError("compiling needs a C++ compiler, and there is none; install g++, or decode without it")
         # A window's width is a constant to the compiler, so each is compiled by itself. Torch before 2.13 takes no
         # limit of ours: there widths beyond the eighth run as if they were not compiled.
-        ours = {"recompile_limit": _MOST_COMPILED} if "recompile_limit" in signature(torch.compile).parameters else {}
-        self._compiled = torch.compile(self.model.base_model.forward, dynamic=True, **ours)
+        options: dict[str, Any] = {"dynamic": True}
+        if "recompile_limit" in signature(torch.compile).parameters:
+            options["recompile_limit"] = _MOST_COMPILED
+        self._compiled = torch.compile(self.model.base_model.forward, **options)
 
     def checkpoint_activations(self, enabled: bool = True) -> None:
         """Trades time for memory: while training, each layer recomputes its activations in the backward pass."""
