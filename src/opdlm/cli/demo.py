@@ -221,9 +221,9 @@ def _exactly(compared: Compared) -> list[str]:
     (alone,), before = compared.single.students, compared.single.teacher
     return [
         f"lossless: {student.same_text} of {student.total.n} answers are the original's, letter for letter, with "
-        f"{alone.tokens_per_forward:.2f} tokens per forward one by one; "
-        f"{alone.tokens_per_second / before.tokens_per_second:.2f} times the original's tokens per second one by one, "
-        f"{student.tokens_per_second / teacher.tokens_per_second:.2f} times in batches of {compared.batched.batch_size}"
+        f"{alone.tokens_per_forward:.2f} tokens per forward one by one",
+        f"tokens per second, of the original's: {alone.tokens_per_second / before.tokens_per_second:.2f} one by one, "
+        f"{student.tokens_per_second / teacher.tokens_per_second:.2f} in batches of {compared.batched.batch_size}",
     ]
 
 

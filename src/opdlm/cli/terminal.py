@@ -8,7 +8,7 @@ from io import TextIOWrapper
 from rich.console import Console
 
 _UNLIMITED = 10_000  # what is no terminal has no edge
-_PICTURE_WIDTH = 140
+_PICTURE_WIDTH = 144
 
 
 class _Console(Console):

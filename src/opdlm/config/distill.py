@@ -202,7 +202,7 @@ class DistillSettings(Settings):
         if self.clean_weight and self.method in ("sft", "lossless"):
             raise ValueError(f"method {self.method!r} has no clean_weight; leave it out")
         if self.clean_weight and (self.prediction, self.context) != ("shifted", "causal"):
-            raise ValueError("clean_weight needs prediction shifted and context causal; set both, or leave it out")
+            raise ValueError("clean_weight needs prediction shifted and context causal; set both, or it to 0")
         if self.method != "opd" and self.states not in ("random_mask", "one_per_block"):
             raise ValueError(f"method {self.method!r} trains on random masks; set states to random_mask")
         if self.adapter_only and self.lora_rank is None:

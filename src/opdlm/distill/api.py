@@ -139,6 +139,8 @@ def resolve(**settings: Any) -> ConvertSettings:
         with remote_code(settings.get("trust_remote_code") is True):
             settings["recipe"] = _recipe_by_size(settings["model"], settings.get("lora_rank") is not None)
     defaults = load_recipe(settings["recipe"]) if settings.get("recipe") else {}
+    if settings.get("method") in ("sft", "lossless"):  # a recipe's is for methods that have it
+        defaults = {name: value for name, value in defaults.items() if name != "clean_weight"}
     # A group that is given in part keeps the recipe's other values: `response_length={"end": 512}`.
     merged = {
         name: {**defaults[name], **value}
