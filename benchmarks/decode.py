@@ -197,7 +197,8 @@ def main() -> None:
     for decoding in args.decoding:
         rows += quality(bench, decoding, max(args.batch_size))
     for batch_size in args.batch_size:
-        questions = 2 * batch_size + 6 if args.quick else QUESTIONS.get(batch_size, 8 * batch_size)
+        usual = QUESTIONS[batch_size] if batch_size in QUESTIONS else 8 * batch_size
+        questions = 2 * batch_size + 6 if args.quick else usual
         for decoding in args.decoding:
             rows += speed(bench, decoding, batch_size, questions, args.repeats)
     report = Report(rows, args.decoding, args.batch_size)

@@ -154,6 +154,11 @@ class DistillSettings(Settings):
         description="the teacher's weights; 4bit: NF4 by bitsandbytes, another model's opinion",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="auto: bfloat16 on a GPU")
+    sharding: Literal["none", "full"] = Field(
+        default="none",
+        description="of several processes (torchrun, accelerate launch): none, each holds all weights; full, they "
+        "share one copy of them",
+    )
     seed: int = Field(default=0, ge=0, lt=2**31, description="decides the order of prompts and every random choice")
 
     # keeping
@@ -285,11 +290,6 @@ class ConvertSettings(DistillSettings):
         default=False, description="run code that comes with the model, with your rights; off: none runs"
     )
     device: str = Field(default="auto", description="cpu, cuda, mps, or auto")
-    sharding: Literal["none", "full"] = Field(
-        default="none",
-        description="of several processes (torchrun, accelerate launch): none, each holds all weights; full, they "
-        "share one copy of them",
-    )
     threads: int | None = Field(
         default=None, ge=1, le=1024, description="CPU threads; default: the cores that are free at the start"
     )
