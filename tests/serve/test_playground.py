@@ -199,6 +199,13 @@ def test_blocks_that_were_missed_take_no_more_forwards_than_there_were(page) -> 
     assert record.forwards == 4
 
 
+def test_a_forward_that_writes_into_two_blocks_keeps_all_of_its_tokens(page) -> None:
+    """Else what a grammar forces in several blocks at once would be missing in the saved text."""
+    replayed(page, event([known(letter, place) for place, letter in enumerate("ABCDE")], 1))
+    record = saved(page, asked(page))
+    assert (record.positions, record.commit_steps) == ((4, 5, 6, 7, 8), (0, 0, 0, 0, 0))
+
+
 def test_drafts_that_were_refused_are_saved(page) -> None:
     """Else accepted and refused drafts of a lossless model could not be told apart."""
     page.locator("#chat .dial").get_by_label("model").select_option("lossless")

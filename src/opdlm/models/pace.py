@@ -11,9 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 _MEMORY = 0.98  # share of what was known that stays after each forward
-_PROBING = (
-    0.03  # share of the time for forwards with more drafts than is best, without which nothing is learnt of these
-)
+_PROBING = 0.03  # share of the time for forwards with more drafts than is best: to learn from
 _OUTLIER = 4.0  # times the expected seconds: a compilation, or another program
 _FIRST = 0.8  # acceptance of drafts that nobody has seen
 

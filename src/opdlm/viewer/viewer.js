@@ -348,7 +348,8 @@
       const block = Math.floor(position / this.about.block_size);
       const begun = this.blockBegun ??= new Map();
       if (this.tokens.length === 0) begun.clear();
-      if (!begun.has(block)) begun.set(block, Math.max(0, ...this.tokens.map((token) => token.forward)) + 1);
+      const before = this.tokens.map((token) => token.forward).filter((forward) => forward < this.frames);
+      if (!begun.has(block)) begun.set(block, Math.max(0, ...before) + 1);
       return this.frames - begun.get(block);
     }
 

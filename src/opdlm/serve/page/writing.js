@@ -69,7 +69,7 @@ export class Writing {
 
   /* A draft goes to the viewer as a forward: the tokens that are new in it, and drafts that the next one checks. A
      client that reads slowly gets fewer drafts than there were forwards; tokens of the last block then count as written
-     by the last forward, and those of each block before it by an earlier one, for no forward writes into two. */
+     by the last forward, and those of each block before it by an earlier one, as far as there were any. */
   _feed(draft) {
     if (!this.begun) this.viewer.begin({ ...this.about, prompt: "", first: draft.position - draft.start });
     this.begun = true;
@@ -81,7 +81,7 @@ export class Writing {
       .filter(Boolean);
     const tokens = there.filter((token) => token.confidence !== null && !this.seen.has(token.position));
     for (const token of tokens) this.seen.add(token.position);
-    const earlier = this.about.verified ? [] : this._blocks(tokens).slice(0, -1);
+    const earlier = this.about.verified ? [] : this._blocks(tokens).slice(0, -1).slice(0, skipped);
     for (let i = 0; i < skipped; i += 1) this.viewer.append({ tokens: earlier[i] });
     const own = tokens.at(-1);
     if (own && this.about.verified && !skipped) own.refused = this._refused(own);
