@@ -3,6 +3,7 @@
 import re
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,3 +93,23 @@ def test_every_recipe_is_described() -> None:
     docs = Path(__file__).parents[2] / "docs"
     text = (docs / "recipes.md").read_text("utf-8") + (docs / "method.md").read_text("utf-8")
     assert [name for name in recipes.names() if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "weight"),
+    [
+        ({}, 1.0),
+        ({"method": "offpolicy_kd", "states": "random_mask"}, 1.0),
+        ({"method": "sft", "states": "random_mask"}, 0.0),
+        ({"prediction": "same", "context": "block", "decoding": "dynamic:0.9"}, 0.0),
+        ({"context": "block", "decoding": "dynamic:0.9"}, 0.0),
+    ],
+)
+def test_a_recipe_gives_the_anchor_term_only_to_runs_that_can_have_it(changes: dict[str, Any], weight: float) -> None:
+    """Else `--prediction same` would fail over a setting that the user never named."""
+    assert resolve(recipe="standard", **changes).clean_weight == weight
+
+
+def test_an_anchor_term_that_the_user_names_is_never_dropped() -> None:
+    with pytest.raises(ConfigError, match="clean_weight needs prediction shifted"):
+        resolve(recipe="standard", prediction="same", context="block", decoding="dynamic:0.9", clean_weight=1.0)

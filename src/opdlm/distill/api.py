@@ -139,7 +139,7 @@ def resolve(**settings: Any) -> ConvertSettings:
         with remote_code(settings.get("trust_remote_code") is True):
             settings["recipe"] = _recipe_by_size(settings["model"], settings.get("lora_rank") is not None)
     defaults = load_recipe(settings["recipe"]) if settings.get("recipe") else {}
-    if settings.get("method") in ("sft", "lossless"):  # a recipe's is for methods that have it
+    if not _can_anchor({**defaults, **settings}):
         defaults = {name: value for name, value in defaults.items() if name != "clean_weight"}
     # A group that is given in part keeps the recipe's other values: `response_length={"end": 512}`.
     merged = {
@@ -152,6 +152,12 @@ def resolve(**settings: Any) -> ConvertSettings:
         ramp = {**LengthRamp().model_dump(), **merged.get("response_length", given_ramp)}
         merged["response_length"] = {**ramp, "start": min(ramp["start"], int(ramp["end"]))}  # the end alone is enough
     return settings_from(ConvertSettings, {**defaults, **settings, **merged})
+
+
+def _can_anchor(settings: Mapping[str, Any]) -> bool:
+    """Whether a recipe's `clean_weight` fits the run. One that the caller gives is never dropped: it is checked."""
+    geometry = settings.get("prediction"), settings.get("context")
+    return geometry == ("shifted", "causal") and settings.get("method") not in ("sft", "lossless")
 
 
 def _recipe_by_size(model: str, adapter_only: bool) -> str:
