@@ -34,7 +34,7 @@ from opdlm.tiny.weights import ar_model_path, lossless_path
 QUESTIONS = {1: 48, 8: 128, 32: 256}
 """Batch size -> questions of one timed pass."""
 DECODINGS = ("verified", "verified:3", "verified:auto", "sequential")
-COMPILED = ("verified", "verified:auto")
+COMPILED = ("verified", "verified:3", "verified:auto")
 MAX_NEW_TOKENS = 64
 AR, AR_COMPILED, OURS, OURS_COMPILED = "transformers AR", "transformers AR, compiled", "opdlm", "opdlm, compiled"
 
