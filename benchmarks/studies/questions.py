@@ -125,6 +125,18 @@ ARMS: dict[str, Arm] = {
             ("opd-one-state", {"states": "one_per_block"}, "teacher"),
         )
     },
+    # large budgets in the paper's geometry
+    **{
+        f"{name}-{rollouts}": Arm(
+            f"`{name}` with {rollouts} rollouts", {**change, "rollouts": rollouts}, answers, budget_of=name
+        )
+        for rollouts in (535, 1600)
+        for name, change, answers in (
+            ("same-block", _SAME_BLOCK, "teacher"),
+            ("same-block-warm", {**_SAME_BLOCK, "warm_start_rollouts": rollouts // 5}, "teacher"),
+            ("same-block-sft-truth", {**_SFT, **_SAME_BLOCK}, "reference"),
+        )
+    },
     # forgetting
     "opd-no-pull": Arm("does the student's own text alone keep facts?", _NO_PULL),
     "sft-truth-no-pull": Arm("what given text alone forgets", {**_SFT, **_NO_PULL}, answers="reference"),
@@ -235,6 +247,16 @@ QUESTIONS: dict[str, Question] = {
         ),
         "same-block-sft-truth",
         "curves",
+    ),
+    "large": Question(
+        "At which budget does the paper's geometry keep what the AR model knows, and with which method?",
+        (
+            *("same-block-warm", "same-block", "same-block-sft-truth"),
+            *("same-block-warm-535", "same-block-sft-truth-535", "same-block-535"),
+            *("same-block-warm-1600", "same-block-sft-truth-1600", "same-block-1600"),
+        ),
+        "same-block-sft-truth",
+        "budgets",
     ),
     "gap": Question(
         "Which rollouts make a student that is good at every decoding speed?",
