@@ -1,16 +1,18 @@
 """What can be known before a training: can a mask adapt the model, what does it cost, how fast is it, what to type."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdlm.checkpoints.load import load_ar_config, load_ar_model, weights_note
 from opdlm.checkpoints.source import count_parameters
 from opdlm.config import ConvertSettings, DistillSettings, settings_from
 from opdlm.core.types import Geometry
+from opdlm.data.prompts import Prompt
 from opdlm.distill import footprint
 from opdlm.distill.prepare import check_fit, encoded, read_texts
 from opdlm.distill.speed import measure
@@ -51,44 +53,21 @@ class Question:
 
 def examine(question: Question) -> Iterator[Findings]:
     """The findings, a part at a time, the quick ones first. Raises the error that a conversion would raise."""
-    device = pick_device(question.device)
-    parameters = count_parameters(load_ar_config(question.model))
-    recipe = recipe_for(parameters)
+    recipe = recipe_for(count_parameters(load_ar_config(question.model)))
     settings = settings_from(ConvertSettings, {**load_recipe(recipe), **question.changes})
-    yield {"model": question.model, "convertible": True, "parameters": parameters, "recipe": recipe}
-    if note := weights_note(question.model):
-        yield {"weights": note}
-    taken: list[str] = []
-    texts = read_texts(settings, None, taken.append) if settings.prompts else []
-    if taken:
-        yield {"prompts": taken[0].partition(": ")[2]}
-
-    ar_model, tokenizer = load_ar_model(question.model, device=device)
-    if question.lora_rank is not None:
-        check_rank(ar_model, question.lora_rank)
-    rank = question.lora_rank or min(_RANK, largest_rank(ar_model))
+    opening = yield from opened(question, recipe, settings, _RANK)
+    ar_model, tokenizer, rank, device = opening.ar_model, opening.tokenizer, opening.rank, opening.device
     vocabulary, mask = len(tokenizer), _plan_mask(ar_model, tokenizer)
     model = BlockDiffusionModel(
         ar_model, Geometry(settings.block_size, settings.prediction, settings.context), mask["id"]
     )
-    context = model.max_length
-    tokens = special_tokens(ar_model, tokenizer)
-    yield {
-        "architecture": type(ar_model).__name__,
-        "vocabulary": vocabulary,
-        "context": context,
-        "mask_token": mask,
-        "end_tokens": tokenizer.convert_ids_to_tokens(list(tokens.stop_token_ids)),
-        "chat_template": bool(tokenizer.chat_template),
-    }
-    ids = encoded(texts or ["Hello"], tokenizer, settings)  # a broken chat template is an error without prompts too
+    context, tokens = model.max_length, special_tokens(ar_model, tokenizer)
+    yield described(opening, context, tokens) | {"vocabulary": vocabulary, "mask_token": mask}
     advised = within_context(settings, context)
-    check_fit(model, ids, advised)
-    if texts:
-        yield {"longest_prompt": max(map(len, ids))}
+    longest = yield from fitted(opening, model, settings, advised)
     yield {"identity_difference": identity_check(model), "mask_honoured": True}  # part of the identity check
 
-    shape = shape_of(question, settings, max(map(len, ids)) if texts else PROMPT_TOKENS, context)
+    shape = shape_of(question, settings, longest, context)
     memory = footprint.estimate(model, tokens, settings, rank, shape)
     free = free_bytes(device)
     fits = free is None or memory["training_bytes"] <= free
@@ -98,6 +77,62 @@ def examine(question: Question) -> Iterator[Findings]:
     saving = {} if fits or free is None else next((flags for flags, needed in ways if needed <= free), None)
     yield {"command": command(question, settings, advised, saving or {}), "command_fits": saving is not None}
     yield {"speed": measure(model, tokens, settings) if question.speed and fits else None}
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What is to be converted, and the prompts' texts, if any were given."""
+
+    ar_model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    texts: Sequence[Prompt]
+    rank: int
+
+
+def opened(
+    question: Question, recipe: str, settings: ConvertSettings, usual_rank: int
+) -> Generator[Findings, None, Opening]:
+    """Loads model and prompts; says what they are."""
+    device = pick_device(question.device)
+    parameters = count_parameters(load_ar_config(question.model))
+    yield {"model": question.model, "convertible": True, "parameters": parameters, "recipe": recipe}
+    if note := weights_note(question.model):
+        yield {"weights": note}
+    taken: list[str] = []
+    texts = read_texts(settings, None, taken.append) if settings.prompts else []
+    if taken:
+        yield {"prompts": taken[0].partition(": ")[2]}
+    ar_model, tokenizer = load_ar_model(question.model, device=device)
+    if question.lora_rank is not None:
+        check_rank(ar_model, question.lora_rank)
+    rank = question.lora_rank or min(usual_rank, largest_rank(ar_model))
+    return Opening(ar_model, tokenizer, device, texts, rank)
+
+
+def described(opening: Opening, context: int | None, tokens: SpecialTokens) -> Findings:
+    """The model and its tokenizer."""
+    return {
+        "architecture": type(opening.ar_model).__name__,
+        "vocabulary": len(opening.tokenizer),
+        "context": context,
+        "end_tokens": opening.tokenizer.convert_ids_to_tokens(list(tokens.stop_token_ids)),
+        "chat_template": bool(opening.tokenizer.chat_template),
+    }
+
+
+def fitted(
+    opening: Opening, model: BlockDiffusionModel, settings: ConvertSettings, advised: ConvertSettings
+) -> Generator[Findings, None, int]:
+    """Checks that the prompts fit with their responses; returns the longest, or PROMPT_TOKENS where there are none."""
+    # A broken chat template is an error without prompts too.
+    ids = encoded(opening.texts or ["Hello"], opening.tokenizer, settings)
+    check_fit(model, ids, advised)
+    if not opening.texts:
+        return PROMPT_TOKENS
+    longest = max(map(len, ids))
+    yield {"longest_prompt": longest}
+    return longest
 
 
 def _ways(
