@@ -15,6 +15,7 @@ size, V vocabulary.
 """
 
 import argparse
+import inspect
 import itertools
 from dataclasses import dataclass
 
@@ -74,6 +75,11 @@ def visible(past: int, behind: torch.Tensor, number: torch.Tensor) -> torch.Tens
     return torch.cat([sees_clean, number[:, None] == windows], 1)
 
 
+def _cache_argument(model: PreTrainedModel) -> str:
+    """What the KV cache is called: `cache` since transformers 5.24, `past_key_values` before."""
+    return "cache" if "cache" in inspect.signature(model.base_model.forward).parameters else "past_key_values"
+
+
 def forward(
     model: PreTrainedModel, gate: Gate, text: torch.Tensor, anchors: torch.Tensor, cache: DynamicCache
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,7 +98,7 @@ def forward(
         inputs_embeds=torch.cat([model.get_input_embeddings()(text), gate.places.repeat(len(anchors), 1)])[None],
         position_ids=torch.cat([clean, places])[None],
         attention_mask=visible(past, behind, number)[None, None],
-        past_key_values=cache,
+        **{_cache_argument(model): cache},
         use_cache=True,
     ).last_hidden_state[0]
     gate.width = 0

@@ -13,6 +13,7 @@ from opdlm.core.windows import WindowChoice, noise, select_windows
 from opdlm.distill.pair import Pair
 from opdlm.distill.teacher import Teacher
 from opdlm.errors import OutputExistsError, UsageError
+from opdlm.models.parts import cache_argument
 from opdlm.sampling.engine import Engine
 from opdlm.sampling.requests import continuations
 from rollouts import random_prompts, student
@@ -33,11 +34,11 @@ def uno_cycle(model, prompt: list[int], seed: int) -> tuple[list[int], dict[int,
         anchor = len(text)
         place = torch.arange(WINDOW)
         ids = noise(torch.tensor([seed]), torch.tensor([anchor]).expand(WINDOW), place, VOCABULARY)
-        cache = DynamicCache()
+        cached = {cache_argument(model.get_base_model().forward) or "": DynamicCache()}
         with torch.no_grad(), model.disable_adapter():
-            clean = model(input_ids=torch.tensor([text]), past_key_values=cache, use_cache=True).logits[0, -1]
+            clean = model(input_ids=torch.tensor([text]), use_cache=True, **cached).logits[0, -1]
         with torch.no_grad():
-            drafted = model(input_ids=ids[None], past_key_values=cache, use_cache=True).logits[0]
+            drafted = model(input_ids=ids[None], use_cache=True, **cached).logits[0]
         found[anchor] = drafted.argmax(-1).tolist()
         candidates = [int(clean.argmax()), *found[anchor]]
         with torch.no_grad(), model.disable_adapter():
