@@ -34,6 +34,8 @@ def main() -> int:
         convert(arguments)
     elif arguments.command == "eval":
         evaluate(arguments)
+    elif arguments.command == "speed":
+        speed(arguments)
     elif arguments.command == "summary":
         print(summary.summarise(arguments.results / "real_model", arguments.results))
     else:
@@ -94,7 +96,25 @@ def _examined(arm: Arm, student, ar_model, asked, arguments):
             yield from exam.last_words(student, asked, decoding)
     if arguments.repeats:
         length, repeats = arguments.speed_tokens, arguments.repeats
-        yield from exam.speed(student, ar_model, asked, arm.decoding, length, repeats)
+        yield from exam.speed(student, ar_model, asked, [arm.decoding], length, repeats)
+
+
+def speed(arguments: argparse.Namespace) -> None:
+    """Tokens per second of one arm, by one decoding or several, beside `generate`; a result file of its own."""
+    from opdlm.checkpoints.load import load_ar_model
+    from opdlm.models.devices import pick_device
+    from opdlm.sampling.api import load
+
+    torch.set_num_threads(arguments.threads)
+    arm, texts = load_arms()[arguments.arm], material.prepare(arguments.data, arguments.work)
+    ar_model, tokenizer = load_ar_model(_model(arguments), device=pick_device(arguments.device))
+    sizes = Sizes(arguments.facts, arguments.prompts, arguments.answer_tokens, arguments.passages)
+    asked = reference(ar_model, tokenizer, texts, sizes, arguments.work / "reference.json")
+    student = load(_run(arguments), device=arguments.device)
+    decodings, length = arguments.decodings or [arm.decoding], arguments.speed_tokens
+    rows = exam.speed(student, ar_model, asked, decodings, length, arguments.repeats, arguments.batch_sizes)
+    more = {"arm": arm.name, "about": arm.about}
+    print(f"written to {measuring.write('real_model_speed', list(rows), folder=arguments.results, more=more)}")
 
 
 def _model(arguments: argparse.Namespace) -> Path:
@@ -112,12 +132,13 @@ def parsed() -> argparse.Namespace:
     fetches = commands.add_parser("fetch", help="get the model")
     converts = commands.add_parser("convert", help="train one arm")
     evaluates = commands.add_parser("eval", help="measure one arm")
+    times = commands.add_parser("speed", help="tokens a second of one arm, by several decodings")
     sums = commands.add_parser("summary", help="one file and one table of all results")
-    for command in (evaluates, sums):
+    for command in (evaluates, times, sums):
         command.add_argument("--results", type=Path, default=measuring.RESULTS, metavar="DIR", help="for result files")
-    for command in (fetches, converts, evaluates):
+    for command in (fetches, converts, evaluates, times):
         command.add_argument("--work", type=Path, default=WORK, metavar="DIR", help=f"for model and runs ({WORK})")
-    for command in (converts, evaluates):
+    for command in (converts, evaluates, times):
         command.add_argument("arm", choices=load_arms())
         command.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data sets")
         command.add_argument("--tokens", type=int, default=10_000, metavar="N", help="response tokens, about (10,000)")
@@ -126,13 +147,18 @@ def parsed() -> argparse.Namespace:
         command.add_argument("--device", default="cpu", help="cpu, cuda, mps or auto (cpu)")
         command.add_argument("--model", type=Path, metavar="MODEL", help="another AR model than the fetched one")
     sizes = Sizes()
-    evaluates.add_argument("--facts", type=int, default=sizes.facts, metavar="N", help="that the AR model knows (200)")
-    evaluates.add_argument("--prompts", type=int, default=sizes.prompts, metavar="N", help="of each kind (24)")
-    evaluates.add_argument("--answer-tokens", type=int, default=sizes.tokens, metavar="N", help="of an answer (64)")
-    evaluates.add_argument("--passages", type=int, default=sizes.passages, metavar="N", help="for last words (100)")
+    for command in (evaluates, times):
+        command.add_argument(
+            "--facts", type=int, default=sizes.facts, metavar="N", help="that the AR model knows (200)"
+        )
+        command.add_argument("--prompts", type=int, default=sizes.prompts, metavar="N", help="of each kind (24)")
+        command.add_argument("--answer-tokens", type=int, default=sizes.tokens, metavar="N", help="of an answer (64)")
+        command.add_argument("--passages", type=int, default=sizes.passages, metavar="N", help="for last words (100)")
+        command.add_argument("--repeats", type=int, default=3, metavar="N", help="timed passes (3); 0 with eval: none")
+        command.add_argument("--speed-tokens", type=int, default=32, metavar="N", help="of an answer, timed (32)")
     evaluates.add_argument("--also", nargs="*", default=[], metavar="KIND", help="more decodings than the arm's own")
-    evaluates.add_argument("--repeats", type=int, default=3, metavar="N", help="timed passes (3); 0 leaves speed out")
-    evaluates.add_argument("--speed-tokens", type=int, default=32, metavar="N", help="of an answer, timed (32)")
+    times.add_argument("--decodings", nargs="+", metavar="KIND", help="those that are timed (the arm's own)")
+    times.add_argument("--batch-sizes", type=int, nargs="+", default=list(exam.SPEED_PROMPTS), metavar="B")
     return parser.parse_args()
 
 

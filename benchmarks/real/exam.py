@@ -3,7 +3,7 @@
 Everything is greedy. Rows are those of `measuring`: ours, and the AR model's as the rival.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -104,21 +104,29 @@ def lossless_text(student: DiffusionLM, reference: Reference, decoding: str) -> 
 
 
 def speed(
-    student: DiffusionLM, ar_model: PreTrainedModel, reference: Reference, decoding: str, tokens: int, repeats: int
+    student: DiffusionLM,
+    ar_model: PreTrainedModel,
+    reference: Reference,
+    decodings: Sequence[str],
+    tokens: int,
+    repeats: int,
+    batch_sizes: Sequence[int] = tuple(SPEED_PROMPTS),
 ) -> Iterator[Row]:
     """Tokens per second, prompts' passes included, in turns with `generate`."""
     mixed = [prompt for group in zip(*reference.texts.values(), strict=False) for prompt, _ in group]
-    for batch_size, count in SPEED_PROMPTS.items():
-        prompts = mixed[:count]
-        turns = (
-            writers.engine(student, settings_for(decoding, tokens), batch_size),
-            writers.autoregressive(ar_model, student.tokenizer, tokens, batch_size),
-        )
-        passes = [[w.answer(prompts).tokens_per_second for w in _turned(turns, n)] for n in range(repeats)]
-        ours, theirs = zip(*(_turned(pair, n) for n, pair in enumerate(passes)), strict=True)
-        shown = {"decoding": decoding, "batch_size": batch_size, "prompts": len(prompts), "tokens": tokens}
-        yield measuring.row("tokens per second", "token/s", ours, theirs, AR, shown)
-        print(f"batch size {batch_size}: {median(ours):.1f} tokens a second, AR {median(theirs):.1f}", flush=True)
+    for batch_size in batch_sizes:
+        prompts = mixed[: SPEED_PROMPTS[batch_size]]
+        turns = {AR: writers.autoregressive(ar_model, student.tokenizer, tokens, batch_size)}
+        turns |= {one: writers.engine(student, settings_for(one, tokens), batch_size) for one in decodings}
+        speeds: dict[str, list[float]] = {name: [] for name in turns}
+        for number in range(repeats):
+            for name in _turned(list(turns), number):
+                speeds[name].append(turns[name].answer(prompts).tokens_per_second)
+        for one in decodings:
+            shown = {"decoding": one, "batch_size": batch_size, "prompts": len(prompts), "tokens": tokens}
+            yield measuring.row("tokens per second", "token/s", speeds[one], speeds[AR], AR, shown)
+        told = ", ".join(f"{name} {median(values):.1f}" for name, values in speeds.items())
+        print(f"batch size {batch_size}, tokens a second: {told}", flush=True)
 
 
 def responses(rollout: Rollout) -> list[list[int]]:
@@ -138,6 +146,6 @@ def _common(mine: list[int], theirs: list[int]) -> int:
     return next(differ, min(len(mine), len(theirs)))
 
 
-def _turned(pair: Any, number: int) -> Any:
+def _turned(names: list[str], number: int) -> list[str]:
     """Every other time the other way round: who goes first changes."""
-    return pair if number % 2 == 0 else pair[::-1]
+    return names if number % 2 == 0 else names[::-1]
