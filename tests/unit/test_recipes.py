@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
 from opdlm import recipes
-from opdlm.config import ConvertSettings, DistillSettings, settings_from
+from opdlm.config import ConvertSettings, DistillSettings, as_text, settings_from
 from opdlm.distill.api import resolve
 from opdlm.errors import ConfigError
 
@@ -95,21 +96,48 @@ def test_every_recipe_is_described() -> None:
     assert [name for name in recipes.names() if f"`{name}`" not in text] == []
 
 
+SAME = {"prediction": "same", "context": "block"}
+NOT_SHIFTED = {"clean_weight": 0.0, "usual_decoding": "dynamic:0.9"}
+
+
+@pytest.mark.parametrize("recipe", ["standard", "gemma-3", "own.toml"])
 @pytest.mark.parametrize(
-    ("changes", "weight"),
+    ("changes", "expected"),
     [
-        ({}, 1.0),
-        ({"method": "offpolicy_kd", "states": "random_mask"}, 1.0),
-        ({"method": "sft", "states": "random_mask"}, 0.0),
-        ({"prediction": "same", "context": "block", "decoding": "dynamic:0.9"}, 0.0),
-        ({"context": "block", "decoding": "dynamic:0.9"}, 0.0),
+        ({}, {"clean_weight": 1.0, "usual_decoding": "checked"}),
+        ({"method": "offpolicy_kd", "states": "random_mask"}, {"clean_weight": 1.0, "usual_decoding": "checked"}),
+        ({"method": "sft", "states": "random_mask"}, {"clean_weight": 0.0, "usual_decoding": "checked"}),
+        (SAME, NOT_SHIFTED),
+        ({"context": "block"}, NOT_SHIFTED),
     ],
 )
-def test_a_recipe_gives_the_anchor_term_only_to_runs_that_can_have_it(changes: dict[str, Any], weight: float) -> None:
-    """Else `--prediction same` would fail over a setting that the user never named."""
-    assert resolve(recipe="standard", **changes).clean_weight == weight
+def test_another_geometry_leaves_out_what_the_recipe_has_for_its_own(
+    recipe: str, changes: dict[str, Any], expected: dict[str, Any], tmp_path: Path
+) -> None:
+    """Else `--prediction same` would fail over settings that the user never named; in a recipe file as on the command
+    line."""
+    if recipe == "own.toml":
+        (tmp_path / recipe).write_text(tomli_w.dumps({"base": "standard", **changes}))
+        recipe, changes = str(tmp_path / recipe), {}
+    settings = resolve(recipe=recipe, **changes)
+    assert settings.clean_weight == expected["clean_weight"]
+    assert as_text(settings.usual_decoding) == expected["usual_decoding"]
 
 
-def test_an_anchor_term_that_the_user_names_is_never_dropped() -> None:
+def test_what_the_user_says_is_never_left_out(tmp_path: Path) -> None:
+    """Else a run would do without it and not say so."""
     with pytest.raises(ConfigError, match="clean_weight needs prediction shifted"):
-        resolve(recipe="standard", prediction="same", context="block", decoding="dynamic:0.9", clean_weight=1.0)
+        resolve(recipe="standard", **SAME, clean_weight=1.0)
+    with pytest.raises(ConfigError, match="decoding checked needs prediction shifted"):
+        resolve(recipe="standard", **SAME, decoding="checked")
+    for values in ({"base": "standard", **SAME, "clean_weight": 0.5}, {"clean_weight": 1.0}):
+        (tmp_path / "own.toml").write_text(tomli_w.dumps(values))
+        with pytest.raises(ConfigError, match="clean_weight needs prediction shifted"):
+            resolve(recipe=str(tmp_path / "own.toml"))
+
+
+def test_a_recipe_cannot_trust_a_models_code(tmp_path: Path) -> None:
+    """Else someone else's recipe would run someone else's code."""
+    (tmp_path / "own.toml").write_text('base = "standard"\ntrust_remote_code = true\n')
+    with pytest.raises(ConfigError, match="no recipe can say trust_remote_code"):
+        resolve(recipe=str(tmp_path / "own.toml"))

@@ -124,28 +124,37 @@ def test_a_child_is_gone_when_its_parent_is_killed(tmp_path):
         "from opdlm.evals.sandbox import run_calls\n"
         "run_calls('import time\\ntime.sleep(600)', [('1', '1')], timeout_s=600)\n"
     )
-    before = _pythons()
-    parent = subprocess.Popen([sys.executable, "-c", script])
+    with subprocess.Popen([sys.executable, "-c", script]) as parent:
+        try:
+            deadline = time.monotonic() + PATIENT_S
+            while len(started := _below(parent.pid)) < 2 and time.monotonic() < deadline:  # who waits, and the program
+                time.sleep(0.05)
+            assert len(started) == 2
+        finally:
+            parent.kill()
     deadline = time.monotonic() + PATIENT_S
-    while len(_pythons() - before) < 3 and time.monotonic() < deadline:  # the parent, who waits, the program
+    while started & _children().keys() and time.monotonic() < deadline:
         time.sleep(0.05)
-    started = _pythons() - before - {parent.pid}
-    assert len(started) == 2
-    parent.kill()
-    parent.wait()
-    deadline = time.monotonic() + PATIENT_S
-    while started & _pythons() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not started & _pythons()
+    assert not started & _children().keys()
 
 
-def _pythons():
-    """Processes that run a child of the sandbox."""
-    found = set()
-    for line in Path("/proc").glob("[0-9]*/cmdline"):
+def _below(ancestor: int) -> set[int]:
+    """Children of the sandbox that descend from a process; others on this machine are not ours."""
+    parents = _children()
+
+    def descends(process: int) -> bool:
+        return parents.get(process) == ancestor or (process in parents and descends(parents[process]))
+
+    return set(filter(descends, parents))
+
+
+def _children() -> dict[int, int]:
+    """Processes that run a child of the sandbox -> their parents."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended meanwhile
-            if b"sandboxed.child" in line.read_bytes():
-                found.add(int(line.parent.name))
+            if b"sandboxed.child" in (process / "cmdline").read_bytes():
+                found[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
     return found
 
 

@@ -32,7 +32,7 @@ from opdlm.models.drafting import DraftingModel
 from opdlm.models.tokens import decode_inside
 from opdlm.parallel.launch import launched
 from opdlm.parallel.ranks import Ranks
-from opdlm.recipes import load_recipe, recipe_for
+from opdlm.recipes import inherited, load_recipe, recipe_for
 from opdlm.records.history import Resumption
 from opdlm.records.metrics import StepMetrics
 from opdlm.records.run_folder import RunFolder
@@ -139,25 +139,15 @@ def resolve(**settings: Any) -> ConvertSettings:
         with remote_code(settings.get("trust_remote_code") is True):
             settings["recipe"] = _recipe_by_size(settings["model"], settings.get("lora_rank") is not None)
     defaults = load_recipe(settings["recipe"]) if settings.get("recipe") else {}
-    if not _can_anchor({**defaults, **settings}):
-        defaults = {name: value for name, value in defaults.items() if name != "clean_weight"}
-    # A group that is given in part keeps the recipe's other values: `response_length={"end": 512}`.
-    merged = {
-        name: {**defaults[name], **value}
-        for name, value in settings.items()
-        if isinstance(value, Mapping) and "kind" not in value and isinstance(defaults.get(name), Mapping)
-    }
-    given_ramp = settings.get("response_length")
-    if isinstance(given_ramp, Mapping) and "start" not in given_ramp and str(given_ramp.get("end", "")).isdigit():
-        ramp = {**LengthRamp().model_dump(), **merged.get("response_length", given_ramp)}
-        merged["response_length"] = {**ramp, "start": min(ramp["start"], int(ramp["end"]))}  # the end alone is enough
-    return settings_from(ConvertSettings, {**defaults, **settings, **merged})
-
-
-def _can_anchor(settings: Mapping[str, Any]) -> bool:
-    """Whether a recipe's `clean_weight` fits the run. One that the caller gives is never dropped: it is checked."""
-    geometry = settings.get("prediction"), settings.get("context")
-    return geometry == ("shifted", "causal") and settings.get("method") not in ("sft", "lossless")
+    merged = inherited(defaults, settings)
+    ramp = settings.get("response_length")
+    if isinstance(ramp, Mapping) and "start" not in ramp and str(ramp.get("end", "")).isdigit():
+        whole = {**LengthRamp().model_dump(), **merged["response_length"]}
+        merged["response_length"] = {
+            **whole,
+            "start": min(whole["start"], int(whole["end"])),
+        }  # the end alone is enough
+    return settings_from(ConvertSettings, merged)
 
 
 def _recipe_by_size(model: str, adapter_only: bool) -> str:

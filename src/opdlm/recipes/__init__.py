@@ -4,6 +4,7 @@
 """
 
 import tomllib
+from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -42,21 +43,44 @@ def settings_of_all() -> set[str]:
 def load_recipe(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """The settings of a recipe of the package, or of a .toml file, with those of its base; `above`: whose base it is.
 
-    Raises ConfigError if there is none, or if its base is no other recipe.
+    Raises ConfigError if there is none, if its base is no other recipe, or if it says that a model's code may run.
     """
     own = _read(name)
+    if "trust_remote_code" in own:  # a recipe may be someone else's
+        raise ConfigError(f"recipe {name}: no recipe can say trust_remote_code; leave it out, give --trust-remote-code")
     if (base := own.pop("base", None)) is None:
         return own
     if not isinstance(base, str) or base in (name, *above):
         raise ConfigError(f"recipe {name}: its base {base!r} is no other recipe; name one, or leave base out")
-    settings = load_recipe(base, (name, *above))
-    return {**settings, **{key: _over(settings.get(key), value) for key, value in own.items()}}
+    return inherited(load_recipe(base, (name, *above)), own)
+
+
+def inherited(settings: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """`own` over the `settings` of a recipe.
+
+    A group (a table without a kind) that is given in part keeps the recipe's other values, such as
+    `response_length={"end": 512}`. Where `own` chooses another method or geometry, what the recipe has for its own
+    alone goes; what `own` says stays.
+    """
+    merged = {**settings, **{name: _over(settings.get(name), value) for name, value in own.items()}}
+    anchored = (merged.get("prediction"), merged.get("context")) == ("shifted", "causal")
+    gone = []
+    if own.keys() & {"method", "prediction", "context"}:
+        if not anchored or merged.get("method") in ("sft", "lossless"):
+            gone.append("clean_weight")
+        if not anchored and _kind(merged.get("decoding")) == "checked":
+            gone.append("decoding")
+    return {name: value for name, value in merged.items() if name in own or name not in gone}
 
 
 def _over(value: Any, own: Any) -> Any:
-    """A group (a table without a kind) keeps what the recipe does not give itself."""
-    groups = all(isinstance(one, dict) and "kind" not in one for one in (value, own))
+    groups = all(isinstance(one, Mapping) and "kind" not in one for one in (value, own))
     return {**value, **own} if groups else own
+
+
+def _kind(decoding: Any) -> str:
+    """ "checked" of {"kind": "checked"} and of "checked:2"."""
+    return str(decoding["kind"]) if isinstance(decoding, Mapping) else str(decoding).partition(":")[0]
 
 
 def _read(name: str) -> dict[str, Any]:
