@@ -263,6 +263,29 @@ def test_a_resumed_run_knows_its_best(ar_model: str, tmp_path: Path, agreements:
     assert killed.kept_best() == killed.checkpoints / "rollout-000002"
 
 
+@pytest.mark.parametrize("place", ["save_state", "log"])
+def test_the_best_is_kept_if_ctrl_c_comes_while_it_is_written(
+    place: str, ar_model: str, tmp_path: Path, agreements: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would count as kept, and no later model would take its place."""
+    run, whole = RunFolder(tmp_path / "run"), getattr(RunFolder, place)
+    called: list[object] = []
+
+    def cut(self: RunFolder, *values: Any, **more: Any) -> Any:
+        called.append(values)
+        if len(called) == 2:  # of the second rollout
+            raise KeyboardInterrupt
+        return whole(self, *values, **more)
+
+    monkeypatch.setattr(RunFolder, place, cut)
+    agreements[:] = [0, 3, 7]
+    with pytest.raises(KeyboardInterrupt):
+        convert(ar_model, PROMPTS, run.path, keep_best=True, async_save=False, **BEST)
+    agreements[:] = [6, 6, 5]
+    resume(run.path)
+    assert run.kept_best() == run.checkpoints / "rollout-000002"
+
+
 def test_keep_best_needs_validations(ar_model: str, tmp_path: Path) -> None:
     """Else a flag would do nothing, and the user would find that out at the end."""
     with pytest.raises(ConfigError, match="keep_best needs validations to compare; set eval_every too"):

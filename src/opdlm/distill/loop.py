@@ -45,12 +45,14 @@ class _Place:
     Attributes:
         metrics: of the last finished rollout; None before the first. begun: of the rollout under way.
         saved: what `Trainer._reached` was at the newest checkpoint. best: agreement of the best one, if that is kept.
+        best_due: that one is what the student is now, and has no checkpoint yet.
     """
 
     metrics: StepMetrics | None = None
     begun: Begun = field(default_factory=Begun)
     saved: tuple[int, bool] = (0, False)
     best: float | None = None
+    best_due: bool = False
 
     @property
     def rollouts(self) -> int:
@@ -124,11 +126,11 @@ class Trainer:
         metrics = self._validated(self._metrics(index, counts, updater, self._at.metrics))
         best = self._is_best(metrics)
         agreement = metrics.validation.agreement if best and metrics.validation else self._at.best
-        self._at = _Place(metrics, saved=self._at.saved, best=agreement)
+        self._at = _Place(metrics, saved=self._at.saved, best=agreement, best_due=best)
         if self._keeps_sample(index):
             self.ranks.by_one(lambda: self._keep_sample(index, counts, looker))
         if self._saves(index) or best:
-            metrics = self._at_checkpoint(updater, metrics, best)
+            metrics = self._at_checkpoint(updater, metrics)
         known = sum(metrics.seconds.values())
         metrics = metrics.spent(rest=perf_counter() - began - known)
         self._at = replace(self._at, metrics=metrics)
@@ -219,11 +221,11 @@ class Trainer:
         rows = looker.trajectories(counts.sample, self.settings.block_size, decoding)
         self.run.keep_rollout(index + 1, [self.in_words(row) for row in rows])
 
-    def _at_checkpoint(self, updater: Updater, metrics: StepMetrics, best: bool) -> StepMetrics:
+    def _at_checkpoint(self, updater: Updater, metrics: StepMetrics) -> StepMetrics:
         """Saves, then evaluates; the metrics with what that took."""
         began = perf_counter()
         if self.run is not None:
-            self._save(updater, best)
+            self._save(updater)
             metrics = metrics.spent(saving=perf_counter() - began)
         if self.run is not None and (evaluate := self.evaluate) is not None:
             began = perf_counter()
@@ -238,20 +240,18 @@ class Trainer:
         """What changes with each update, and when a text is written: a checkpoint is due where it is another."""
         return updater.done, self._at.begun.rollout is not None
 
-    def _save(self, updater: Updater, best: bool = False) -> None:
+    def _save(self, updater: Updater) -> None:
         """A checkpoint of where the run is; it is written beside what comes next, if that is set and there is room."""
         if self.run is None:
             return
         reached, optimiser = self._reached(updater), self.ranks.gathered_state(updater.state())
         with self.ranks.complete(self.pair.student) as student:
-            self.ranks.by_one(partial(self._write_checkpoint, self.run, student, optimiser, best))
-        self._at = replace(self._at, saved=reached)
+            self.ranks.by_one(partial(self._write_checkpoint, self.run, student, optimiser))
+        self._at = replace(self._at, saved=reached, best_due=False)
 
-    def _write_checkpoint(
-        self, run: RunFolder, student: BlockDiffusionModel, optimiser: dict[str, Any], best: bool
-    ) -> None:
+    def _write_checkpoint(self, run: RunFolder, student: BlockDiffusionModel, optimiser: dict[str, Any]) -> None:
         self._writer.wait()  # its copy goes before the next is made
-        at, state = self._at, self._state(student, optimiser, best)
+        at, state = self._at, self._state(student, optimiser)
         beside = self.settings.async_save and room_for(self.checkpoint_bytes)
         if beside:
             state, student = copied(state), snapshot(student)
@@ -262,19 +262,19 @@ class Trainer:
             self.save_model(student),
             self.settings.keep_checkpoints,
             updates_begun=None if at.begun.rollout is None else at.begun.updates,
-            best=best,
+            best=at.best_due,
         )
         if beside:
             self._writer.begin(write)
         else:
             write()
 
-    def _state(self, student: BlockDiffusionModel, optimiser: dict[str, Any], best: bool) -> dict[str, Any]:
+    def _state(self, student: BlockDiffusionModel, optimiser: dict[str, Any]) -> dict[str, Any]:
         """What a resumed run needs beside the student's weights, or in place of them."""
         at = self._at
         line = None if at.metrics is None else at.metrics.to_json()
         state = {"updater": optimiser, "rollouts": at.rollouts, "line": line, "begun": at.begun.state()}
-        state |= {"best_agreement": at.best, "is_best": best}
+        state |= {"best_agreement": at.best, "is_best": at.best_due}
         if isinstance(student, DraftingModel):
             state["gate"] = dict(student.gate.state_dict())
         elif self.settings.lora_rank is not None:
