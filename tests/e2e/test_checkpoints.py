@@ -201,6 +201,21 @@ def test_a_damaged_checkpoint_is_not_trained_on(ar_model: str, tmp_path: Path, c
     same(tmp_path / "whole", run.path)
 
 
+def test_what_the_user_puts_beside_the_checkpoints_stays(ar_model: str, tmp_path: Path) -> None:
+    """Else a copy that someone made to be safe would be taken for the oldest checkpoint and deleted."""
+    run = RunFolder(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        convert(ar_model, PROMPTS, run.path, on_step=cut_at(2), **SETTINGS)
+    copy, packed = run.checkpoints / "rollout-000002-backup-2026", run.checkpoints / "rollout-000002.tar"
+    shutil.copytree(run.checkpoints / "rollout-000002", copy)
+    packed.write_bytes(b"tar")
+    (run.checkpoints / "unfinished-notes.txt").write_text("of an interrupted copy")
+    resume(run.path)
+    assert (copy / "model.safetensors").is_file()
+    assert packed.is_file()
+    assert run.latest() == run.checkpoints / "rollout-000005"
+
+
 def test_a_checkpoint_without_checksums_is_named_once(ar_model: str, tmp_path: Path) -> None:
     """Else an upgrade would cost a run; or nobody would know that its files were not compared."""
     run, notes = RunFolder(tmp_path / "run"), list[str]()

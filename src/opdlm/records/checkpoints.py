@@ -15,6 +15,7 @@ from opdlm.records import checksums, durable
 
 _STATE = "training_state.pt"
 _UNFINISHED = "unfinished-"
+_NAME = re.compile(r"rollout-(\d{6,})(?:-and-(\d+)-updates)?")
 OF_TRAINING = (_STATE, checksums.FILE)
 """Files of a checkpoint that are no part of its model."""
 
@@ -44,8 +45,9 @@ class Checkpoints:
         return f"{where}; continue with a lower rate: opdlm convert --resume {self.path} --optimiser.learning-rate RATE"
 
     def _by_age(self) -> list[Path]:
-        """All complete checkpoints, the oldest first."""
-        return sorted(self.checkpoints.glob("rollout-*"), key=_numbers)
+        """All complete checkpoints, the oldest first; other files and folders there are the user's own."""
+        found = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
+        return sorted((path for path in found if _NAME.fullmatch(path.name) and path.is_dir()), key=_numbers)
 
     @staticmethod
     def rollouts_begun(checkpoint: Path | None) -> int:
@@ -105,7 +107,7 @@ class Checkpoints:
     def clear(self) -> None:
         """Removes what an interruption left half-written, or half-removed."""
         for leftover in self.checkpoints.glob(f"*{_UNFINISHED}*"):  # hidden drafts too
-            shutil.rmtree(leftover)
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
     def _remove(self, checkpoint: Path) -> None:
         """By its name first: half a checkpoint must not look like a whole one."""
@@ -149,5 +151,7 @@ class Checkpoints:
 
 
 def _numbers(checkpoint: Path) -> list[int]:
-    """Those in a checkpoint's name; as text 9 would stand behind 10."""
-    return [int(number) for number in re.findall(r"\d+", checkpoint.name)]
+    """Those in a checkpoint's name: rollouts, and updates of the next one; as text 9 would stand behind 10."""
+    named = _NAME.fullmatch(checkpoint.name)
+    assert named is not None
+    return [int(number) for number in named.groups() if number is not None]
