@@ -23,12 +23,13 @@ from support import MASK, tiny_config, tiny_model
 H100 = KINDS["h100"]
 SMALL = settings_from(ConvertSettings, load_recipe("paper-small"))
 JOB = plan.Job(prompts=1280, prompt_tokens=100, response_tokens=400)
+PARTS = {"gradient": 4e9, "checkpoint": 1e10}
 DECODER = Decoder(parameters=10**9, body=9 * 10**8, head=10**8, embedding=10**8, layers=20, width=2048, cached=10**5)
 
 
 def hours(gpus: int = 8, settings: ConvertSettings = SMALL, job: plan.Job = JOB, **rates: float) -> dict[str, float]:
     found = replace(plan.rates_of(H100, plan.Assumed(), gpus), **rates)
-    return plan.hours(DECODER, settings, job, found, gpus, 1e10)
+    return plan.hours(DECODER, settings, job, found, gpus, PARTS)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma3"])
@@ -121,8 +122,29 @@ def test_mistakes_say_the_fix(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (("--gpus", "8"), "add --plan"),
         (("--plan", "--gpus", "0"), "above 0"),
         (("--plan", "--assume-mfu", "2"), "at most 1"),
+        (("--plan", "--assume-forward-ms", "nan"), "a number above 0"),
+        (("--plan", "--tokens-per-forward", "inf"), "a number above 0"),
+        (("--plan", "--tokens-per-forward", "9"), "at most 4 tokens per forward"),
+        (("--plan", "--lossless"), "--lossless says nothing to a plan"),
+        (("--plan", "--block-size", "64"), "--block-size says nothing to a plan"),
+        (("--plan", "--response-tokens", "7"), "--response-tokens says nothing to a plan"),
     ):
         assert expected in fails(capsys, "doctor", str(tmp_path), *words)
     for wanted in (Wanted(str(tmp_path), kind="h1000"), Wanted(str(tmp_path), recipe="lossless")):
         with pytest.raises(UsageError, match="choose"):
             planned(wanted)
+
+
+def test_a_plan_with_an_adapter_trains_the_adapter_alone() -> None:
+    """Else the recipe for one GPU would be said not to fit on one, and to take as long as full training."""
+    full, adapter = (
+        planned(Wanted("qwen3-4b", recipe="standard-large")),
+        planned(Wanted("qwen3-4b", recipe="one-gpu-lora")),
+    )
+    parts = adapter["memory"]["parts"]
+    assert parts["moment"] == 2 * parts["gradient"]
+    assert parts["gradient"] < 0.05 * parts["weights"]
+    assert parts["teacher"] == 0
+    assert adapter["memory"]["replicated"] == parts["lora"] < full["memory"]["replicated"]
+    assert adapter["hours"]["optimiser"] < 0.1 * full["hours"]["optimiser"]
+    assert [way["name"] for way in adapter["ways"]][:2] == ["a row at a time", "and gradient checkpointing"]

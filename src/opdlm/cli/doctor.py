@@ -71,10 +71,10 @@ def run(arguments: Namespace) -> int:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1; give a larger one")
-    plan.check_flags(arguments)
+    changes = {name: value for name, value in given(arguments, ConvertSettings).items() if name in _CHECKED}
+    plan.check_flags(arguments, changes)
     if arguments.plan:
         return plan.run(arguments)
-    changes = {name: value for name, value in given(arguments, ConvertSettings).items() if name in _CHECKED}
     if "prompts" in changes and arguments.prompt_tokens is not None:
         changes["prompt_tokens"] = str(arguments.prompt_tokens)
     settings_from(ConvertSettings, changes)  # a wrong one is an error before any model is loaded

@@ -1,7 +1,8 @@
 """`opdlm doctor MODEL --plan`: what a large run would take, on GPUs that are not here."""
 
+import math
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,25 @@ _FLAGS = (
 )
 
 
-def check_flags(arguments: Namespace) -> None:
-    """Raises UsageError for a flag of the plan without --plan, or one that is out of range."""
+def check_flags(arguments: Namespace, settings: Collection[str]) -> None:
+    """Raises UsageError for a flag of the plan without --plan, one that says nothing to a plan, or one out of range.
+
+    `settings`: those of a conversion that were named.
+    """
+    if arguments.plan:
+        others = (
+            *settings,
+            *(name for name in ("lossless", "response_tokens", "lora_rank") if getattr(arguments, name)),
+        )
+        for name in others:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag} says nothing to a plan; leave it out, or write a recipe and name that")
     for name in _FLAGS:
         flag, value = "--" + name.replace("_", "-"), getattr(arguments, name)
         if value is not None and not arguments.plan:
             raise UsageError(f"{flag} is for a plan; add --plan")
-        if isinstance(value, int | float) and value <= 0:
-            raise UsageError(f"{flag} must be above 0; give a larger one")
+        if isinstance(value, int | float) and not 0 < value < math.inf:
+            raise UsageError(f"{flag} must be a number above 0; give another")
     if arguments.assume_mfu is not None and arguments.assume_mfu > 1:
         raise UsageError("--assume-mfu is a share of the peak; give at most 1")
 

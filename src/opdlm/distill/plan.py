@@ -132,6 +132,7 @@ def flops(decoder: Decoder, settings: DistillSettings, job: Job) -> dict[str, fl
     seen = packed**2 if settings.attention == "dense" else text**2 / 2 + response * (prompt + response / 2)
     student = decoder.forward_flops(packed, seen, masked)
     passes = 4 if settings.gradient_checkpointing else 3
+    passes -= settings.lora_rank is not None  # frozen weights have no gradients of their own
     parts = {
         "rollouts": decoder.forward_flops(prompt + written, written * (prompt + response / 2), written),
         "teacher": decoder.forward_flops(text, text**2 / 2, masked),
@@ -141,9 +142,10 @@ def flops(decoder: Decoder, settings: DistillSettings, job: Job) -> dict[str, fl
 
 
 def hours(
-    decoder: Decoder, settings: DistillSettings, job: Job, rates: Rates, gpus: int, checkpoint: float
+    decoder: Decoder, settings: DistillSettings, job: Job, rates: Rates, gpus: int, parts: dict[str, float]
 ) -> dict[str, float]:
-    """Hours of the whole run, by part, the parts one after the other as they are. `checkpoint`: its bytes."""
+    """Hours of the whole run, by part, one after the other as they are. `parts`: of `memory`."""
+    trained = parts["gradient"] / 4  # float32
     total = flops(decoder, settings, job)
     rollouts = -(-job.prompts // settings.prompts_per_rollout)
     updates = planned_updates(rollouts, job.prompts, settings.prompts_per_rollout, settings.rows_per_update)
@@ -153,10 +155,10 @@ def hours(
         "teacher": total["teacher"] / (rates.teacher * working),
         "student": total["student"] / (rates.student * working),
         # Weights, gradients and moments are read, all but the gradients written; clipping reads and writes these once.
-        "optimiser": updates * 40.0 * decoder.parameters / rates.bandwidth,
+        "optimiser": updates * 40.0 * trained / rates.bandwidth,
         # A ring sends float32 gradients twice.
-        "exchange": updates * 8.0 * decoder.parameters / rates.link if gpus > 1 else 0.0,
-        "checkpoints": rollouts / settings.save_every_rollouts * checkpoint / rates.disk,
+        "exchange": updates * 8.0 * trained / rates.link if gpus > 1 else 0.0,
+        "checkpoints": rollouts / settings.save_every_rollouts * parts["checkpoint"] / rates.disk,
     }
     return {name: value / 3600 for name, value in seconds.items()}
 
@@ -182,10 +184,19 @@ def memory(
     shape = Shape(rows, job.prompt_tokens, settings.response_length.end, batch, "cuda")
     tokens = SpecialTokens(model.mask_token_id, 0, ())
     found = estimate(model, tokens, settings, settings.lora_rank or 32, shape, growth)
+    if settings.lora_rank is not None:
+        found |= _of_adapter(found)
     state = sum(found[f"{name}_bytes"] for name in ("weights", "gradient", "moment", "teacher"))
     passing = found["training_bytes"] - state
     parts = {name.removesuffix("_bytes"): value for name, value in found.items() if name.endswith("_bytes")}
     return {"rows": rows, "parts": parts, "replicated": found["training_bytes"], "sharded": state / gpus + passing}
+
+
+def _of_adapter(found: dict[str, Any]) -> dict[str, Any]:
+    """Where only an adapter trains: its gradients and moments, and no teacher beside the student's frozen weights."""
+    adapter = found["lora_checkpoint_bytes"] // 4
+    parts = {"gradient_bytes": adapter, "moment_bytes": 2 * adapter, "teacher_bytes": 0}
+    return parts | {"training_bytes": found["lora_bytes"], "checkpoint_bytes": found["lora_checkpoint_bytes"]}
 
 
 def fits(needed: float, kind: GpuKind) -> bool:
@@ -206,7 +217,7 @@ def plan(
     decoder = Decoder.of(model.model)
     rollouts = -(-job.prompts // settings.prompts_per_rollout)
     needed = memory(model, settings, job, gpus, growth)
-    spent = hours(decoder, settings, job, rates, gpus, needed["parts"]["checkpoint"])
+    spent = hours(decoder, settings, job, rates, gpus, needed["parts"])
     work = flops(decoder, settings, job)
     return {
         "parameters": decoder.parameters,

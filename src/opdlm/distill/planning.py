@@ -79,6 +79,8 @@ def planned(wanted: Wanted) -> dict[str, Any]:
     subject = _subject(wanted.model, wanted.recipe)
     recipe, settings, model = subject.recipe, subject.settings, subject.model
     parameters = sum(p.numel() for p in model.model.parameters())
+    if (wanted.tokens_per_forward or 1) > settings.block_size:
+        raise UsageError(f"no forward writes more than a block; give at most {settings.block_size} tokens per forward")
     usual = plan.Job()
     job = plan.Job(
         prompts=wanted.prompts or usual.prompts,
@@ -104,8 +106,6 @@ def planned(wanted: Wanted) -> dict[str, Any]:
 def _ways(subject: _Subject, job: plan.Job) -> Iterator[tuple[str, float]]:
     """(name, bytes) of ways to train on one GPU, each with what saves memory in those before it."""
     settings, model = subject.settings, subject.model
-    if settings.lora_rank is not None:
-        return
     single = settings.model_copy(update={"rows_per_micro_batch": 1, "gradient_checkpointing": False})
     yield "a row at a time", plan.memory(model, single, job, 1, subject.plain)["replicated"]
     tight = single.model_copy(update={"gradient_checkpointing": True})
@@ -115,6 +115,8 @@ def _ways(subject: _Subject, job: plan.Job) -> Iterator[tuple[str, float]]:
         tight = tight.model_copy(update={"rollout_batch": _FEW})
         found = plan.memory(model, tight, job, 1, subject.tight)
         yield f"and {_FEW} rows decoded at once", found["replicated"]
+    if settings.lora_rank is not None:
+        return
     needed = found["replicated"]
     if not settings.optimiser.l2_sp:
         reduced = tight.model_copy(update={"teacher_precision": "bfloat16"})
