@@ -37,6 +37,12 @@ def test_from_an_ar_model_to_its_folders(tmp_path: Path, capsys, monkeypatch: py
         capsys, "export", run, "--format", "sdar", "--output", tmp_path / "x", "--sdar-code", tmp_path
     )
     assert "--llama-cpp" in fails(capsys, "export", run, "--format", "gguf", "--output", tmp_path / "m.gguf")
+    for flags, message in (
+        (("--threshold", "nan"), "setting threshold"),
+        (("--threshold", 7), "setting threshold"),
+        (("--block-size", 0), "setting block_size"),
+    ):
+        assert message in fails(capsys, "export", base, "--format", "sdar", "--output", tmp_path / "x", *flags)
     assert not (tmp_path / "x").exists()
 
 

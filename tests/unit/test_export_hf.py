@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from lossless import drafting
 from opdlm.checkpoints.export_hf import export_hf
 from opdlm.checkpoints.save import save_checkpoint
 from opdlm.config import GenerationSettings
 from opdlm.core.types import Geometry
-from opdlm.errors import OutputExistsError, UsageError
+from opdlm.errors import IdentityCheckError, OutputExistsError, UsageError
+from opdlm.evals import exports
 from opdlm.evals.exports import to_hf
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from rollouts import random_prompts
@@ -80,3 +81,44 @@ def test_a_folder_that_holds_something_stays(tmp_path: Path) -> None:
     with pytest.raises(OutputExistsError):
         export_hf(drafting(), tiny_tokenizer(), tmp_path / "hf", dtype=torch.float32)
     assert (tmp_path / "hf" / "file").read_text() == "mine"
+
+
+def test_no_export_takes_the_place_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else `--output .` would end in a traceback, or pull the ground from under the shell."""
+    monkeypatch.chdir(tmp_path)
+    for folder in (".", "", "new/.."):
+        with pytest.raises(OutputExistsError, match="current one; choose another"):
+            export_hf(drafting(), tiny_tokenizer(), folder, dtype=torch.float32)
+
+
+def test_a_model_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
+    """Else the folder would be one that nothing loads."""
+
+    class OwnForCausalLM(LlamaForCausalLM):
+        pass
+
+    model = BlockDiffusionModel(OwnForCausalLM(tiny_model().config), SHIFTED, MASK)
+    with pytest.raises(UsageError, match="code of its own"):
+        export_hf(model, tiny_tokenizer(mask=True), tmp_path / "hf", dtype=torch.float32)
+    assert not (tmp_path / "hf").exists()
+
+
+def test_weights_can_be_read_by_whom_the_config_can_be(tmp_path: Path) -> None:
+    """Else a server that runs as another user could not load what safetensors wrote."""
+    folder = saved(BlockDiffusionModel(tiny_model(), SHIFTED, MASK), tmp_path / "model")
+    export_hf(drafting(), tiny_tokenizer(), tmp_path / "hf", dtype=torch.float32)
+    for one in (folder, tmp_path / "hf"):
+        assert (one / "model.safetensors").stat().st_mode == (one / "config.json").stat().st_mode
+
+
+def test_a_folder_that_says_something_else_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else someone would use it, and the next try would find the name taken."""
+
+    def differs(*_: object) -> float:
+        raise IdentityCheckError("the logits differ")
+
+    folder = saved(BlockDiffusionModel(tiny_model(), SHIFTED, MASK), tmp_path / "model")
+    monkeypatch.setattr(exports, "_difference", differs)
+    with pytest.raises(IdentityCheckError):
+        to_hf(str(folder), tmp_path / "hf", dtype="float32")
+    assert not (tmp_path / "hf").exists()

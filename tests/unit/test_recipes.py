@@ -141,3 +141,12 @@ def test_a_recipe_cannot_trust_a_models_code(tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text('base = "standard"\ntrust_remote_code = true\n')
     with pytest.raises(ConfigError, match="no recipe can say trust_remote_code"):
         resolve(recipe=str(tmp_path / "own.toml"))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"gradient_checkpointing": True}, {"block_size": 8}, SAME, {"warm_start_rollouts": 3}]
+)
+def test_a_lossless_conversion_takes_nothing_that_it_would_not_use(changes: dict[str, Any]) -> None:
+    """Else a user would believe that it trains in less memory, or in blocks."""
+    with pytest.raises(ConfigError, match="a lossless conversion has no such thing; leave it out"):
+        resolve(recipe="lossless", **changes)

@@ -289,3 +289,12 @@ def test_metrics_of_the_first_version_are_read(run: RunFolder) -> None:
     run.metrics.write_text(json.dumps(old | {"version": 7}) + "\n")
     with pytest.raises(RecordError, match="line 1 is not a StepMetrics of version 1"):
         run.logged()
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_a_cut_config_is_damaged(kept: int, run: RunFolder) -> None:
+    """Else a run would go on with the defaults of what is gone."""
+    lines = run.config.read_text().splitlines(keepends=True)
+    run.config.write_text("".join(lines[:kept]))
+    with pytest.raises(CheckpointError, match="is damaged"):
+        run.settings()

@@ -18,7 +18,12 @@ from opdlm.models.block_diffusion import NO_MASK, BlockDiffusionModel
 
 
 def check_ar_reading(model: BlockDiffusionModel) -> None:
-    """Raises UsageError where an AR engine would read the model wrongly."""
+    """Raises UsageError where an AR engine would read the model wrongly, or could not load it."""
+    if not type(model.model).__module__.startswith("transformers."):
+        raise UsageError(
+            "this model comes with code of its own, which a plain folder would need; load the converted one with "
+            "transformers and trust_remote_code, or serve it with opdlm serve"
+        )
     geometry = model.geometry
     if geometry.prediction == "shifted" and (geometry.context == "causal" or geometry.block_size == 1):
         return

@@ -11,9 +11,12 @@ def new_folder(path: str | Path) -> AbstractContextManager[Path]:
     """An empty folder that takes the name `path` if the body succeeds, and vanishes if it does not.
 
     Raises:
-        OutputExistsError: `path` holds something. StorageError: the disk is full, or nothing can be written there.
+        OutputExistsError: `path` holds something, or is the current folder. StorageError: the disk is full, or nothing
+            can be written there.
     """
-    target = Path(path)
+    target = Path(path).resolve()
+    if target == Path.cwd():
+        raise OutputExistsError("an export makes a folder of its own, and this is the current one; choose another")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OutputExistsError(f"{target} exists and is not empty; choose another folder")
     return replaced(target)

@@ -169,6 +169,7 @@ def replaced(folder: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)  # left by a run that was killed
         draft.mkdir(parents=True)
         yield draft
+        _with_usual_modes(draft)
         _swap(draft, folder, old)
     except (OSError, SafetensorError) as error:
         # safetensors reports a failed write as an error of its own, with the system's message inside.
@@ -177,6 +178,14 @@ def replaced(folder: Path) -> Iterator[Path]:
         raise StorageError(f"{folder} could not be written: {fix}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _with_usual_modes(draft: Path) -> None:
+    """safetensors 0.8 makes files that their owner alone may read, whatever the umask is: a server of another user
+    could not. They get the mode of the other new files."""
+    usual = next((path for path in draft.iterdir() if path.suffix == ".json"), None)
+    for weights in draft.glob("*.safetensors") if usual is not None else ():
+        shutil.copymode(usual, weights)
 
 
 def _swap(draft: Path, folder: Path, old: Path) -> None:

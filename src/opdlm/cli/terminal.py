@@ -1,6 +1,7 @@
 """What all commands share: the console, quiet libraries, numbers for people."""
 
 import json
+import logging
 import os
 import sys
 from io import TextIOWrapper
@@ -44,11 +45,12 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     from huggingface_hub.utils import disable_progress_bars
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     disable_progress_bars()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    disable_progress_bar()
+    set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft loads it; it remarks on kernels that nobody needs
 
 
 def duration(seconds: float) -> str:

@@ -42,6 +42,7 @@ from opdlm.report.html import REPORT, write_report
 
 ROLLOUT_WEIGHTS = "rollout-weights"
 """Folder in a run's folder, from which a rollout server takes the student's weights; empty between rollouts."""
+_NOT_LOSSLESS = ("block_size", "prediction", "context", "warm_start_rollouts", "gradient_checkpointing")
 OnStart = Callable[[Trainer, float], None]
 
 
@@ -140,6 +141,8 @@ def resolve(**settings: Any) -> ConvertSettings:
             settings["recipe"] = _recipe_by_size(settings["model"], settings.get("lora_rank") is not None)
     defaults = load_recipe(settings["recipe"]) if settings.get("recipe") else {}
     merged = inherited(defaults, settings)
+    if merged.get("method") == "lossless" and (none := [name for name in _NOT_LOSSLESS if settings.get(name)]):
+        raise ConfigError(f"setting {none[0]}: a lossless conversion has no such thing; leave it out")
     ramp = settings.get("response_length")
     if isinstance(ramp, Mapping) and "start" not in ramp and str(ramp.get("end", "")).isdigit():
         whole = {**LengthRamp().model_dump(), **merged["response_length"]}

@@ -1,6 +1,9 @@
 """Exports from a folder or hub name: the model is loaded, written in another form, read back and compared."""
 
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from opdlm.checkpoints.export_gguf import convert_folder, find_converter
 from opdlm.checkpoints.export_hf import export_hf
 from opdlm.checkpoints.export_sdar import check_sdar, export_sdar
 from opdlm.checkpoints.load import generation_settings, load_ar_model
-from opdlm.config import DynamicDecoding
+from opdlm.config import DistillSettings, DynamicDecoding, settings_from
 from opdlm.core.types import Geometry
 from opdlm.errors import IdentityCheckError
 from opdlm.evals.sdar.parity import PROMPTS, Agreement, SdarCode, check_parity
@@ -57,6 +60,10 @@ def to_sdar(
     Raises:
         UsageError: the format cannot hold it. IdentityCheckError: the folder does not say what the model says.
     """
+    if threshold is not None:
+        settings_from(DynamicDecoding, {"threshold": threshold})
+    if block_size is not None:
+        settings_from(DistillSettings, {"block_size": block_size})
     model, tokenizer = _load(name, DTYPES[dtype], block_size)
     check_sdar(model, tokenizer)
     if threshold is None:
@@ -75,9 +82,9 @@ def to_hf(name: str, folder: str | Path, *, dtype: str) -> float:
     """
     model, tokenizer = _load(name, DTYPES[dtype], None)
     written = export_hf(model, tokenizer, folder, dtype=DTYPES[dtype])
-    with no_bars():
+    with _removed_unless_right(written), no_bars():
         read = AutoModelForCausalLM.from_pretrained(written, dtype=torch.float32)
-    return _difference(model, tokenizer, read, str(written))
+        return _difference(model, tokenizer, read, str(written))
 
 
 def to_gguf(name: str, file: str | Path, *, dtype: str, llama_cpp: str | None) -> float:
@@ -115,6 +122,16 @@ def _load(name: str, dtype: torch.dtype, block_size: int | None) -> tuple[BlockD
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype).float()
     return model, tokenizer
+
+
+@contextmanager
+def _removed_unless_right(folder: Path) -> Iterator[None]:
+    """What was written goes again if it cannot be read back, or says something else than the model."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @torch.inference_mode()

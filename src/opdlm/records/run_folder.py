@@ -116,6 +116,8 @@ class RunFolder(Checkpoints):
             values = tomllib.loads(self.config.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{self.config} is damaged ({error}); correct it, or start a new run") from error
+        if missing := {"model", "method", "optimiser"} - values.keys():  # the writer leaves out nothing that is set
+            raise CheckpointError(f"{self.config} is damaged ({min(missing)} is gone); correct it, or start a new run")
         if self.prompts.is_file():  # wherever the run is now
             values["prompts"] = str(self.prompts.absolute())
         return settings_from(ConvertSettings, values)
@@ -128,7 +130,7 @@ class RunFolder(Checkpoints):
         """Raises PromptsError if the run was started with other prompts. Earlier versions kept no fingerprint."""
         if not self.fingerprint.is_file():
             self.keep_fingerprint(sha256)
-        elif self.fingerprint.read_text(encoding="utf-8").strip() != sha256:
+        elif self.fingerprint.read_text(encoding="utf-8", errors="replace").strip() != sha256:
             raise PromptsError(
                 f"the prompts in {source} are not those that {self.path} was started with; put the earlier ones back, "
                 f"or delete {self.fingerprint} to go on with the new ones"
