@@ -183,9 +183,9 @@ def replaced(folder: Path) -> Iterator[Path]:
 def _with_usual_modes(draft: Path) -> None:
     """safetensors 0.8 makes files that their owner alone may read, whatever the umask is: a server of another user
     could not. They get the mode of the other new files."""
-    usual = next((path for path in draft.iterdir() if path.suffix == ".json"), None)
-    for weights in draft.glob("*.safetensors") if usual is not None else ():
-        shutil.copymode(usual, weights)
+    for usual in list(draft.glob("*.json"))[:1]:
+        for weights in draft.glob("*.safetensors"):
+            shutil.copymode(usual, weights)
 
 
 def _swap(draft: Path, folder: Path, old: Path) -> None:
