@@ -64,7 +64,7 @@ def write(
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },
-        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_anywhere, sys.argv[1:])]),
         **({"note": note} if note else {}),
         **(more or {}),
         "rows": list(rows),
@@ -73,6 +73,11 @@ def write(
     path = folder / f"{name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def _anywhere(argument: str) -> str:
+    """A command is to be given elsewhere, where a place of this machine is none."""
+    return "PATH" if Path(argument).is_absolute() else argument
 
 
 def hardware() -> str:
