@@ -1,5 +1,7 @@
 """Verified decoding writes what the AR model writes, in no more forwards than tokens."""
 
+import itertools
+import random
 from typing import Any
 
 import pytest
@@ -198,6 +200,27 @@ def test_learning_costs_little_time() -> None:
         spent[shape.size > 0] += seconds
         pace.saw(32 * shape.tokens(), seconds, [shape.size] * 32, [min(1, shape.size)] * 32)
     assert 0 < spent[True] < 0.05 * spent[False]
+
+
+def test_prompts_mislead_nobody() -> None:
+    """Else drafts that hold too seldom would be made for ever: after long prompts a few more tokens look free, while the
+    step from one token to three may cost as much as that from three to nine."""
+    known = {1: 87, 2: 125, 3: 120, 4: 140, 5: 145, 9: 175, 25: 230, 64: 330}  # milliseconds of a forward
+    pace, generator, chosen = Pace(4), random.Random(0), list[WindowShape]()
+    for _ in range(40):
+        written, drafted, prompt = 0, 0, 60
+        while written < 32:
+            shape = pace.choose(1, 4)
+            chosen.append(shape)
+            tokens = 1 + prompt + drafted + shape.size * (drafted + 1 if shape.every else 1)
+            seconds = (
+                known[min(known, key=lambda near: (abs(near - tokens), near))] * generator.uniform(0.95, 1.1) / 1000
+            )
+            held = sum(1 for _ in itertools.takewhile(lambda _: generator.random() < 0.29, range(drafted)))
+            pace.saw(None if prompt else tokens, seconds, [drafted], [held])
+            drafted = shape.size if shape.every or held == drafted else 0
+            written, prompt = written + held + 1, 0
+    assert chosen.count(WindowShape(0, False)) > 0.8 * len(chosen)
 
 
 def test_a_compilation_is_forgotten() -> None:

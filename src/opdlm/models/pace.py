@@ -46,8 +46,19 @@ class Pace:
     def __post_init__(self) -> None:
         self.offered, self.held = [1.0] * self.window, [_FIRST] * self.window
 
-    def saw(self, tokens: int, seconds: float, drafted: Sequence[int], accepted: Sequence[int]) -> None:
-        """One forward: its query tokens and seconds, and for each row its drafts and how many of them held."""
+    def saw(self, tokens: int | None, seconds: float, drafted: Sequence[int], accepted: Sequence[int]) -> None:
+        """One forward: its query tokens and seconds, and for each row its drafts and how many of them held.
+
+        tokens: None where prompts were among them: a token of a long prompt costs less than one that is drafted.
+        """
+        if tokens is not None:
+            self._timed(tokens, seconds)
+        for place in range(self.window):
+            reached = [held for count, held in zip(drafted, accepted, strict=True) if count > place and held >= place]
+            self.offered[place] = _MEMORY * self.offered[place] + len(reached)
+            self.held[place] = _MEMORY * self.held[place] + sum(held > place for held in reached)
+
+    def _timed(self, tokens: int, seconds: float) -> None:
         self._forwards += 1
         expected = self._seconds(tokens)
         if self._spread() and _OUTLIER * seconds < expected:
@@ -57,10 +68,6 @@ class Pace:
         self._unprobed += seconds
         new = (1.0, tokens, seconds, tokens * tokens, tokens * seconds)
         self._sums = [_MEMORY * old + value for old, value in zip(self._sums, new, strict=True)]
-        for place in range(self.window):
-            reached = [held for count, held in zip(drafted, accepted, strict=True) if count > place and held >= place]
-            self.offered[place] = _MEMORY * self.offered[place] + len(reached)
-            self.held[place] = _MEMORY * self.held[place] + sum(held > place for held in reached)
 
     def choose(self, rows: int, most: int) -> WindowShape:
         """The windows with the most tokens a second for `rows` rows, of at most `most` drafts."""

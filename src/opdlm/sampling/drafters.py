@@ -45,7 +45,7 @@ class Drafter(Protocol):
         """[B] int64: most drafts from `position` [B] on, the token before which the AR model has just written."""
         ...
 
-    def saw(self, tokens: int, seconds: float, drafted: Sequence[int], accepted: Sequence[int]) -> None:
+    def saw(self, tokens: int | None, seconds: float, drafted: Sequence[int], accepted: Sequence[int]) -> None:
         """Told of each forward; as `Pace.saw`."""
         ...
 
@@ -95,7 +95,7 @@ class GateDrafter:
         """A window begins anywhere."""
         return torch.full_like(position, self.model.window)
 
-    def saw(self, tokens: int, seconds: float, drafted: Sequence[int], accepted: Sequence[int]) -> None:
+    def saw(self, tokens: int | None, seconds: float, drafted: Sequence[int], accepted: Sequence[int]) -> None:
         """For `auto`."""
         self.model.pace.saw(tokens, seconds, drafted, accepted)
 
@@ -126,7 +126,7 @@ class NoDrafter:
         """None."""
         return torch.zeros_like(position)
 
-    def saw(self, tokens: int, seconds: float, drafted: Sequence[int], accepted: Sequence[int]) -> None:
+    def saw(self, tokens: int | None, seconds: float, drafted: Sequence[int], accepted: Sequence[int]) -> None:
         """Nothing depends on it."""
 
 
@@ -167,7 +167,7 @@ class MaskDrafter:
         """Up to the end of the block: no mask predicts a token of another one."""
         return -position % self.size
 
-    def saw(self, tokens: int, seconds: float, drafted: Sequence[int], accepted: Sequence[int]) -> None:
+    def saw(self, tokens: int | None, seconds: float, drafted: Sequence[int], accepted: Sequence[int]) -> None:
         """Nothing depends on it."""
 
 

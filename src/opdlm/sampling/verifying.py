@@ -38,7 +38,7 @@ class Verifying:
     def step(self) -> list[Finished]:
         """One forward for all rows; hands out those that are done."""
         slots, state, began = self.slots, self.slots.state, perf_counter()
-        shape, before = self.drafter.shape(slots.requests), slots.query_tokens
+        shape, before, prompts = self.drafter.shape(slots.requests), slots.query_tokens, slots.lead > 1
         place = slots.columns[: self._pending + 1]
         checked = state.start[:, None] + place
         behind = checked if shape.every else (state.start + state.drafted)[:, None]
@@ -60,7 +60,8 @@ class Verifying:
         useful = shape.every | (accepted == state.drafted)
         index = accepted if shape.every else torch.zeros_like(accepted)
         finished, counts = self._advance(accepted, useful * shape.size, forced, most)
-        self.drafter.saw(slots.query_tokens - before, perf_counter() - began, *counts)
+        tokens = None if prompts else slots.query_tokens - before
+        self.drafter.saw(tokens, perf_counter() - began, *counts)
         if self._pending:
             self._draft(windows[torch.arange(len(index), device=index.device), index], shape.size, forced)
         return finished
