@@ -203,7 +203,7 @@ def test_learning_costs_little_time() -> None:
 
 
 def test_prompts_mislead_nobody() -> None:
-    """Else drafts that hold too seldom would be made for ever: after long prompts a few more tokens look free, while the
+    """Else drafts that hold too seldom would be made for ever: after long prompts a few more tokens look free, but the
     step from one token to three may cost as much as that from three to nine."""
     known = {1: 87, 2: 125, 3: 120, 4: 140, 5: 145, 9: 175, 25: 230, 64: 330}  # milliseconds of a forward
     pace, generator, chosen = Pace(4), random.Random(0), list[WindowShape]()
