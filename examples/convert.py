@@ -3,7 +3,7 @@
     python examples/convert.py MODEL PROMPTS OUTPUT
 
 MODEL: folder or hub name. PROMPTS: a .jsonl, .json, .parquet or .txt file. OUTPUT: a new folder; the result is in
-OUTPUT/model. Killed? `opdlm.distill.api.resume(OUTPUT)` goes on from the newest checkpoint as if nothing had happened.
+OUTPUT/model. Killed? `opdlm.resume(OUTPUT)` goes on from the newest checkpoint as if nothing had happened.
 """
 
 import sys

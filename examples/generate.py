@@ -28,7 +28,9 @@ class Drafts:
 
 
 def main() -> None:
-    path, prompt = sys.argv[1:3]
+    if len(sys.argv) != 3:
+        sys.exit('give a model and a prompt: python examples/generate.py MODEL "a prompt"')
+    path, prompt = sys.argv[1:]
     model = opdlm.load(path)
     print(model.write(prompt, max_new_tokens=64, decoding="dynamic:0.9"))
 

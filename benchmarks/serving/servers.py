@@ -22,7 +22,7 @@ def opdlm(batch_size: int, queue_limit: int) -> Iterator[tuple[str, psutil.Proce
     limits = ["--batch-size", str(batch_size), "--queue-limit", str(queue_limit)]
     with _running([sys.executable, "-m", "opdlm", "serve", "--port", "0", *limits], subprocess.PIPE) as process:
         assert process.stdout is not None
-        yield process.stdout.readline().split()[4], psutil.Process(process.pid)
+        yield next(line for line in process.stdout if " at http" in line).split()[4], psutil.Process(process.pid)
 
 
 @contextmanager

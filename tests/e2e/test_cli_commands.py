@@ -47,7 +47,7 @@ def test_convert_reports_and_leaves_a_model(ar_model, prompts, tmp_path, capsys)
     [
         ((), "small"),
         (("--recipe", "none"), "small"),
-        (("--lora", "1"), "standard"),
+        (("--lora", "1"), "small"),
         (("--recipe", "paper-large"), "paper-large"),
     ],
 )

@@ -84,7 +84,8 @@ def test_a_file_that_was_interrupted_goes_on(rows, tmp_path, capsys, monkeypatch
     assert call(*job, "--output", output, "--resume") == 0
     assert read(output) == read(whole)
     assert not partial.exists()
-    assert "exists; choose another" in fails(capsys, *job, "--output", output, "--resume")
+    assert "nothing is left to do" in fails(capsys, *job, "--output", output, "--resume")
+    assert "exists; choose another" in fails(capsys, *job, "--output", output)
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,9 @@ def test_a_finished_run_goes_on_with_more_rollouts(ar_model: str, tmp_path: Path
     chosen = SETTINGS | {"optimiser": CONSTANT, "rollouts": 3}
     convert(ar_model, PROMPTS, tmp_path / "whole", **(chosen | {"rollouts": 5}))
     convert(ar_model, PROMPTS, tmp_path / "run", **chosen)
+    notes = list[str]()
+    resume(tmp_path / "run", on_note=notes.append)
+    assert "all 3 rollouts are done already; a larger --rollouts goes on" in notes
     resume(tmp_path / "run", rollouts=5)
     expected, found = weights(tmp_path / "whole"), weights(tmp_path / "run")
     assert all(torch.equal(expected[name], found[name]) for name in expected)

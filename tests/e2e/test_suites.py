@@ -7,6 +7,7 @@ import pytest
 
 from cli_support import SMALL, call, fails
 from opdlm.cli import suites as command
+from opdlm.cli import tune
 from opdlm.evals import graders
 
 GSM8K = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(5)]
@@ -133,7 +134,7 @@ def test_flags_that_do_not_go_together(run, data, tmp_path, capsys):
     assert "does not exist" in fails(capsys, "eval", run, "--suite", "gsm8k", "--data", tmp_path / "no.json")
 
 
-def test_tune_writes_what_it_shows_first(ar_model, run, prompts, tmp_path, capsys):
+def test_tune_writes_what_it_shows_first(ar_model, run, prompts, tmp_path, capsys, monkeypatch):
     """Without it the table and the model's default could say different things, or a dry run change the model."""
     model, numbers = tmp_path / "model", tmp_path / "tuning.json"
     shutil.copytree(run / "model", model)
@@ -143,6 +144,10 @@ def test_tune_writes_what_it_shows_first(ar_model, run, prompts, tmp_path, capsy
     assert call("tune", model, *asked, *flags, "--max-drop", "99%", "--json", numbers, "--dry-run") == 0
     assert (model / "generation_config.json").read_text() == before
     capsys.readouterr()
+    assert call("tune", model, *asked, *flags, "--max-drop", "99%") == 0
+    assert "nothing was written: 3 texts decide nothing" in capsys.readouterr().out
+    assert (model / "generation_config.json").read_text() == before
+    monkeypatch.setattr(tune, "_FEWEST", 3)
     assert call("tune", model, *asked, *flags, "--max-drop", "99%", "--json", numbers) == 0
     shown = capsys.readouterr().out
     found = json.loads(numbers.read_text())

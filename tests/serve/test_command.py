@@ -21,6 +21,7 @@ def test_it_serves_the_packages_own_models_until_it_is_told_to_stop(stop: signal
     words = [sys.executable, "-m", "opdlm", "serve", "--port", "0"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
+        assert process.stdout.readline() == "loading student, ar_model\n", "nothing else shows that it is at work"
         line = process.stdout.readline()
         assert line.startswith("serving student, ar_model at http://127.0.0.1:")
         url = line.split()[4]

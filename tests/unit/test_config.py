@@ -130,7 +130,7 @@ def test_divergence_short_forms(text: str, expected: object) -> None:
         ({"method": "sft", "states": "all"}, "random masks"),
         ({"method": "sft", "states": "random_mask", "clean_weight": 1}, "method 'sft' has no clean_weight"),
         ({"clean_weight": 1}, "clean_weight needs prediction shifted and context causal"),
-        ({"rows_per_update": 9, "prompts_per_rollout": 8}, "rows_per_update is larger"),
+        ({"rows_per_update": 9, "prompts_per_rollout": 8}, "set rows_per_update to"),
         ({"top_k": 0}, "top_k"),
         ({"rollout_batch": 10**9}, "rollout_batch: Input should be less than"),
         ({"prompts_per_rollout": 10**9}, "prompts_per_rollout: Input should be less than"),

@@ -150,3 +150,13 @@ def test_a_lossless_conversion_takes_nothing_that_it_would_not_use(changes: dict
     """Else a user would believe that it trains in less memory, or in blocks."""
     with pytest.raises(ConfigError, match="a lossless conversion has no such thing; leave it out"):
         resolve(recipe="lossless", **changes)
+
+
+def test_an_adapter_takes_the_recipe_without_l2_sp() -> None:
+    """Else `--lora` on a small model would fail over a value that the user never set; one that is set is checked."""
+    assert resolve(recipe="small", lora_rank=4).optimiser.l2_sp == 0
+    assert (
+        resolve(recipe="small", lora_rank=4).optimiser.learning_rate == resolve(recipe="small").optimiser.learning_rate
+    )
+    with pytest.raises(ConfigError, match="leave out optimiser.l2_sp"):
+        resolve(recipe="small", lora_rank=4, optimiser={"l2_sp": 1.0})

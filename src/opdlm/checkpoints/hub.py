@@ -57,4 +57,6 @@ def _explained(what: str, fix: str) -> Iterator[None]:
         yield
     except (HTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if type(error).__name__ == "ConnectError":  # of its HTTP client, whichever that is
+            fix = "there is no way to the hub; connect to the network, then try again"
         raise HubError(f"{what} ({reason}); {fix}") from error

@@ -1,6 +1,7 @@
 """`opdlm generate MODEL` on a terminal: one prompt after another."""
 
 import contextlib
+import re
 from typing import TYPE_CHECKING, Any
 
 from opdlm.cli.terminal import make_console
@@ -37,6 +38,8 @@ class Chat:
                 return
             if text == "/new":
                 self.history = []
+            elif re.fullmatch("/[a-z]+", text):
+                self._say(f"there is no {text}; /new forgets the conversation, /quit ends")
             elif text:
                 self._turn(text)
 

@@ -116,7 +116,7 @@ def _story(arguments: Namespace, output: Path) -> None:
 
     note("\nall answer the same new questions ...")
     geometry = Geometry(distilled.block_size, distilled.prediction, distilled.context)
-    usual = usual_decodings(distilled.usual_decoding.kind, geometry)
+    usual = usual_decodings(distilled.usual_decoding, geometry)
     with answering(make_console(stderr=True)) as show:
         exact = _compared(drafting, lossless, problems, (_decoding(lossless),), show)
         lossy = _compared(student, distilled, problems, tuple(dict.fromkeys((*usual, _decoding(distilled)))), show)

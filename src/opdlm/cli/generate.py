@@ -62,7 +62,9 @@ def parser() -> Parser:
     file.add_argument("--prompt-limit", metavar="N", type=int, help="only the first N rows")
     file.add_argument("--batch-size", metavar="N", type=int, default=32, help="rows written at once (32)")
     file.add_argument("--resume", action="store_true", help="go on where an earlier call with this output ended")
-    add_settings(made, GenerationSettings, without=CONSTRAINTS)
+    add_settings(
+        made, GenerationSettings, without=CONSTRAINTS, title="settings (default: as the model was saved)", as_saved=True
+    )
     add_constraints(made)
     return made
 

@@ -65,6 +65,7 @@ def add_settings(
     without: Collection[str] = (),
     aliases: Mapping[str, str] | None = None,
     by_recipe: Collection[str] = (),
+    as_saved: bool = False,
 ) -> None:
     """A flag for every field of `kind`; a group of settings becomes dotted flags.
 
@@ -73,18 +74,24 @@ def add_settings(
 
     Args:
         without: fields that get no flag. aliases: field -> a second flag. by_recipe: fields whose default the recipe
-            gives, as "group.member" where there are groups.
+            gives, as "group.member" where there are groups. as_saved: the defaults are the model's, none is shown.
     """
+
+    def default(path: str, field: FieldInfo) -> str:
+        if as_saved:
+            return ""
+        return " (default: the recipe's)" if path in by_recipe else _default(field.default)
+
     plain = parser.add_argument_group(title)
     own_first = {**kind.__annotations__, **kind.model_fields}  # then those of the classes that it extends
     for name, field in ((name, kind.model_fields[name]) for name in own_first if name not in without):
         group = _group_of(field)
         if group is None:
-            _add_flag(plain, name, field, (aliases or {}).get(name), name in by_recipe)
+            _add_flag(plain, name, field, default(name, field), (aliases or {}).get(name))
             continue
         section = parser.add_argument_group((group.__doc__ or name).rstrip("."))
         for part, inner in group.model_fields.items():
-            _add_flag(section, f"{name}.{part}", inner, by_recipe=f"{name}.{part}" in by_recipe)
+            _add_flag(section, f"{name}.{part}", inner, default(f"{name}.{part}", inner))
 
 
 def given(arguments: Namespace, kind: type[Settings]) -> dict[str, Any]:
@@ -127,9 +134,8 @@ def _group_of(field: FieldInfo) -> type[Settings] | None:
     return kind if isinstance(kind, type) and issubclass(kind, Settings) else None
 
 
-def _add_flag(section: Any, path: str, field: FieldInfo, alias: str | None = None, by_recipe: bool = False) -> None:
+def _add_flag(section: Any, path: str, field: FieldInfo, default: str, alias: str | None = None) -> None:
     names = [flag(path), alias] if alias else [flag(path)]
-    default = " (default: the recipe's)" if by_recipe else _default(field.default)
     text = (field.description or path.rpartition(".")[2].replace("_", " ")) + default
     common: dict[str, Any] = {"dest": path, "default": SUPPRESS, "help": text.replace("%", "%%")}
     if field.annotation is bool:

@@ -17,6 +17,8 @@ def check_output(output: Path, resume: bool, flag: str = "--output") -> None:
 
     `flag`: by which the user named it.
     """
+    if output.exists() and resume:
+        raise OutputExistsError(f"{output} is complete: nothing is left to do; remove it to write it anew")
     if output.exists():
         raise OutputExistsError(f"{output} exists; choose another {flag}, or remove it")
     if not output.parent.is_dir():

@@ -52,6 +52,7 @@ def run(arguments: Namespace) -> int:
     paths = arguments.models or [student_path(), ar_model_path()]
     names = names_of(paths)
     with take_port(settings.host, settings.port) as taken:
+        print(f"loading {', '.join(names)}", flush=True)
         served = {
             name: load_served(path, arguments.device, arguments.compile)
             for name, path in zip(names, paths, strict=True)

@@ -48,7 +48,7 @@ def run_suites(arguments: Namespace, decodings: Sequence[str], settings: dict[st
         print(within, file=sys.stderr)
     against = arguments.against or original_of(arguments.model)
     student, ar_model = load_pair(arguments.model, against, arguments.device)
-    chosen = tuple(decodings) or usual_decodings(student.defaults.decoding.kind, student.model.geometry)
+    chosen = tuple(decodings) or usual_decodings(student.defaults.decoding, student.model.geometry)
     about = {"model": arguments.model, "against": str(against), "decodings": list(chosen), "settings": settings}
     about |= {"suites": _about(tests, data), "versions": versions()}
     with answering(make_console(stderr=True)) as show, _kept(answers, about) as (kept, keep):

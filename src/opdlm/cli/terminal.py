@@ -65,6 +65,11 @@ def duration(seconds: float) -> str:
     return f"{whole / 86400:.0f} days"
 
 
+def counted(count: int, what: str) -> str:
+    """`1 rollout`, `20 rollouts`."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def size(count: float) -> str:
     """Bytes with a unit: `5.2 MB`, `31 GB`."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -20,16 +20,19 @@ if TYPE_CHECKING:
 _DESCRIPTION = """
 Try commit rules and thresholds on texts that the model was not trained on, and make the fastest decoding that loses at
 most --max-drop the model's default. With --problems (as for eval) the loss is in accuracy, in percentage points; with
---prompts it is in agreement, the share of tokens that are the original's own choice. Both are compared with one token a
-step. The first line of the table is what is chosen: the most tokens per second at --batch-size, on this machine. It is
-written into generation_config.json with its evidence; the old file stays beside it. A lossless model loses nothing by
-`verified`, so there the number of drafts is chosen by speed.
+--prompts it is in agreement, the share of tokens that are the original's own choice. Both are means over all texts (the
+mean of eval is over families), and are compared with one token a step. The first line of the table is what is chosen:
+the most tokens per second at --batch-size, on this machine. It is written into generation_config.json with its
+evidence; the old file stays beside it. A lossless model loses nothing by `verified`, so there the number of drafts is
+chosen by speed.
 """
 _EXAMPLES = (
     "opdlm tune run --problems held_out.jsonl --max-drop 1%",
     "opdlm tune run --prompts held_out.jsonl --decoding prefix --decoding checked --dry-run",
 )
 _LIMIT = 100
+_FEWEST = 30
+"""Texts below which nothing is written: any decoding looks as good as any other."""
 
 
 def parser() -> Parser:
@@ -93,7 +96,10 @@ def run(arguments: Namespace) -> int:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
     if arguments.json:
         write_json(Path(arguments.json), tuning.to_json())
-    if folder is not None:
+    if folder is not None and tuning.texts < _FEWEST:
+        said = f"nothing was written: {tuning.texts} texts decide nothing; give at least {_FEWEST}"
+        console.print(said, markup=False, soft_wrap=True)
+    elif folder is not None:
         backup = write_decoding(folder, tuning.chosen, tuning.evidence())
         said = f"{tuning.chosen} is the default now (before: {tuning.before}); to undo: mv {backup} {folder / FILE}"
         console.print(said, markup=False, soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from opdlm.cli.terminal import duration, size
+from opdlm.cli.terminal import counted, duration, size
 
 if TYPE_CHECKING:
     from opdlm.distill.loop import Trainer
@@ -70,7 +70,9 @@ class ConversionView:
         count, sharding = trainer.ranks.count, trainer.settings.sharding
         processes = "" if count == 1 else f", {count} processes" + (" that share the weights" * (sharding == "full"))
         where = f"{trainer.pair.student.device}{processes}"
-        self.note(f"{trainer.settings.method}: {trainer.rollouts} rollouts, {rows} prompts, {where}")
+        self.note(
+            f"{trainer.settings.method}: {counted(trainer.rollouts, 'rollout')}, {counted(rows, 'prompt')}, {where}"
+        )
         self.note(self._about_checkpoints(trainer))
         self._live.update(self._task, total=trainer.rollouts)
 

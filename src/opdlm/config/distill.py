@@ -136,7 +136,7 @@ class DistillSettings(Settings):
     # the update
     rows_per_update: int = Field(default=8, ge=1, le=2**20, description="rollout rows in one optimiser update")
     rows_per_micro_batch: int | None = Field(
-        default=None, ge=1, le=2**20, description="rows in one backward pass; default: all"
+        default=None, ge=1, le=2**20, description="rows in one backward pass; none: all"
     )
     optimiser: OptimiserSettings = OptimiserSettings()
     attention: Literal["dense", "flex"] = Field(
@@ -213,14 +213,17 @@ class DistillSettings(Settings):
         if self.adapter_only and self.lora_rank is None:
             raise ValueError("adapter_only needs an adapter; set lora_rank too, such as 16")
         if self.lora_rank is not None and self.optimiser.l2_sp:
-            raise ValueError("an adapter has no original weights; use optimiser.weight_decay, not l2_sp")
+            raise ValueError("an adapter has no original weights; leave out optimiser.l2_sp, or set it to 0")
         if self.teacher_precision != "float32" and (self.lora_rank is not None or self.optimiser.l2_sp):
             raise ValueError(
                 "teacher_precision needs a teacher apart: an adapter's is the student's weights, and optimiser.l2_sp "
                 "pulls towards the teacher's in float32; leave teacher_precision out"
             )
         if self.rows_per_update > self.prompts_per_rollout:
-            raise ValueError("rows_per_update is larger than prompts_per_rollout; lower it")
+            raise ValueError(
+                f"rows_per_update is {self.rows_per_update}, and a rollout has {self.prompts_per_rollout} prompts; set "
+                f"rows_per_update to {self.prompts_per_rollout} or less, or prompts_per_rollout higher"
+            )
         return self
 
     @model_validator(mode="after")

@@ -44,8 +44,8 @@ class GenerationSettings(Settings):
 
     decoding: DecodingField = Field(
         default=DynamicDecoding(),
-        description="static[:N], sequential[:N], dynamic[:THRESHOLD], prefix[:THRESHOLD], factor[:F], entropy[:NATS] "
-        "or klass[:THRESHOLD]",
+        description="checked[:N] of shifted, causal students, static[:N], sequential[:N], dynamic[:T], prefix[:T], "
+        "factor[:F], entropy[:NATS] or klass[:T]; of a lossless model verified[:N or :auto] or typical[:E]",
     )
     max_new_tokens: int = Field(default=256, ge=1, le=2**20, description="most tokens written after the prompt")
     temperature: float = Field(default=0.0, ge=0, description="0 takes the most probable token")

@@ -110,6 +110,8 @@ def resume(
             begun = folder.rollouts_begun(checkpoint)
             if settings.rollouts is not None and settings.rollouts < begun:
                 raise ConfigError(f"setting rollouts: {begun} are done or under way already; give at least as many")
+            if ranks.saves and settings.rollouts == begun:
+                on_note(f"all {begun} rollouts are done already; a larger --rollouts goes on")
             prepared = prepare(settings, on_note=on_note if ranks.saves else _unsaid)
 
         def keep() -> None:
@@ -138,7 +140,7 @@ def resolve(**settings: Any) -> ConvertSettings:
     """
     if settings.get("recipe") is None and settings.get("model"):
         with remote_code(settings.get("trust_remote_code") is True):
-            settings["recipe"] = _recipe_by_size(settings["model"], settings.get("lora_rank") is not None)
+            settings["recipe"] = recipe_for(count_parameters(load_ar_config(settings["model"])))
     defaults = load_recipe(settings["recipe"]) if settings.get("recipe") else {}
     merged = inherited(defaults, settings)
     if merged.get("method") == "lossless" and (none := [name for name in _NOT_LOSSLESS if settings.get(name)]):
@@ -151,12 +153,6 @@ def resolve(**settings: Any) -> ConvertSettings:
             "start": min(whole["start"], int(whole["end"])),
         }  # the end alone is enough
     return settings_from(ConvertSettings, merged)
-
-
-def _recipe_by_size(model: str, adapter_only: bool) -> str:
-    """Adapters never get `small`: its L2-SP needs original weights, which an adapter lacks."""
-    recipe = recipe_for(count_parameters(load_ar_config(model)))
-    return "standard" if adapter_only and recipe == "small" else recipe
 
 
 def run(

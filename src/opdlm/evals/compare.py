@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdlm.checkpoints.load import load_ar_model
-from opdlm.config import LOSSLESS, GenerationSettings, settings_from
+from opdlm.config import LOSSLESS, Decoding, GenerationSettings, as_text, settings_from
 from opdlm.core.types import Geometry
 from opdlm.errors import CheckpointError, UsageError
 from opdlm.evals.acceptance import acceptance_of
@@ -70,7 +70,7 @@ def evaluate(
     confinement_for(asked, allow_unconfined_code=allow_unconfined_code)  # an error before any model is loaded
     against = original_of(model) if against is None else against
     student, ar_model = load_pair(model, against, device)
-    chosen = decodings or usual_decodings(student.defaults.decoding.kind, student.model.geometry)
+    chosen = decodings or usual_decodings(student.defaults.decoding, student.model.geometry)
     made = compare(
         student,
         ar_model,
@@ -161,14 +161,18 @@ def compare(
     return Comparison(teacher=teacher, students=tuple(students), batch_size=batch_size)
 
 
-def usual_decodings(kind: str, geometry: Geometry) -> tuple[str, ...]:
-    """What a student is compared by if nothing is asked for: one token a step, then ever more, in its usual order."""
+def usual_decodings(default: Decoding, geometry: Geometry) -> tuple[str, ...]:
+    """What a student is compared by if nothing is asked for: one token a step, its `default`, then ever more, in its
+    usual order."""
+    kind, name = default.kind, as_text(default)
     if kind in LOSSLESS:
         return ("sequential", kind)
-    if kind not in ("prefix", "checked"):
-        return ("static", "dynamic:0.9", "dynamic:0.8", "dynamic:0.7")
     reads = (geometry.prediction, geometry.context) == ("shifted", "causal")  # and so checks its own drafts
-    return ("sequential", *(["checked"] if reads else []), "prefix:0.98", "prefix:0.95", "prefix:0.9")
+    if kind in ("prefix", "checked"):
+        first, *others = "sequential", *(["checked"] if reads else []), "prefix:0.98", "prefix:0.95", "prefix:0.9"
+    else:
+        first, *others = "static", "dynamic:0.9", "dynamic:0.8", "dynamic:0.7"
+    return (first, *others) if name in (first, *others) else (first, name, *others)
 
 
 def greedy(decoding: str, max_new_tokens: int) -> GenerationSettings:

@@ -75,7 +75,7 @@ def evaluate_likelihood(
         student,
         ar_model,
         prompts,
-        decodings or usual_decodings(student.defaults.decoding.kind, student.model.geometry),
+        decodings or usual_decodings(student.defaults.decoding, student.model.geometry),
         settings,
         batch_size=batch_size,
         on_text=on_text,

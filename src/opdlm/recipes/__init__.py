@@ -60,7 +60,7 @@ def inherited(settings: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, 
 
     A group (a table without a kind) that is given in part keeps the recipe's other values, such as
     `response_length={"end": 512}`. Where `own` chooses another method or geometry, what the recipe has for its own
-    alone goes; what `own` says stays.
+    alone goes, and with an adapter L2-SP, which needs original weights; what `own` says stays.
     """
     merged = {**settings, **{name: _over(settings.get(name), value) for name, value in own.items()}}
     anchored = (merged.get("prediction"), merged.get("context")) == ("shifted", "causal")
@@ -70,6 +70,9 @@ def inherited(settings: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, 
             gone.append("clean_weight")
         if not anchored and _kind(merged.get("decoding")) == "checked":
             gone.append("decoding")
+    optimiser = merged.get("optimiser")
+    if own.get("lora_rank") is not None and isinstance(optimiser, Mapping) and "l2_sp" not in own.get("optimiser", {}):
+        merged["optimiser"] = {name: value for name, value in optimiser.items() if name != "l2_sp"}
     return {name: value for name, value in merged.items() if name in own or name not in gone}
 
 

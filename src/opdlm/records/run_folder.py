@@ -86,6 +86,8 @@ class RunFolder(Checkpoints):
                 TemporaryFile(dir=nearest).close()
         except OSError as error:
             raise _unwritable(path, error) from error
+        if taken and not path.is_dir():
+            raise OutputExistsError(f"{path} is a file, and a run needs a folder; choose another --output")
         if taken:
             raise OutputExistsError(f"{path} is not empty; choose another --output, or continue it with --resume")
 

@@ -338,7 +338,10 @@ def load(
     """
     folder = Path(path) / "model" if is_checkpoint(Path(path) / "model") else path
     if folder is path and (Path(path) / "config.toml").is_file():
-        raise CheckpointError(f"the run in {path} is not finished; continue it: opdlm convert --resume --output {path}")
+        raise CheckpointError(
+            f"the run in {path} has no model: it is not finished, or its folder model was removed; to go on and write "
+            f"it: opdlm convert --resume --output {path}"
+        )
     if checksums.there(Path(folder)) and (damage := checksums.damage(Path(folder))) is not None:
         raise CheckpointError(f"{damage}; use another checkpoint, or restore the file from a copy")
     with remote_code(trust_remote_code):

@@ -1,5 +1,6 @@
 """What goes wrong, as the OpenAI API says it: a status, and `{"error": {message, type, param, code}}`."""
 
+import re
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -45,7 +46,9 @@ def refused(error: OpdlmError, param: str | None = None) -> ApiError:
     """A mistake in a request that our own code has found; `param`: where its text stands."""
     message = " ".join(str(error).split())
     if isinstance(error, ConfigError):
-        return ApiError(400, message.replace("max_new_tokens", "max_tokens"), code="invalid_value")
+        message = message.replace("max_new_tokens", "max_tokens")
+        named = re.match(r"setting (\w+)", message)
+        return ApiError(400, message, named and named[1], "invalid_value")
     if isinstance(error, ContextLengthError):
         return ApiError(400, message.replace("--max-new-tokens", "max_tokens"), param, "context_length_exceeded")
     return ApiError(400 if isinstance(error, UsageError) else 500, message, param)
