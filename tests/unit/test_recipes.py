@@ -158,5 +158,5 @@ def test_an_adapter_takes_the_recipe_without_l2_sp() -> None:
     assert (
         resolve(recipe="small", lora_rank=4).optimiser.learning_rate == resolve(recipe="small").optimiser.learning_rate
     )
-    with pytest.raises(ConfigError, match="leave out optimiser.l2_sp"):
+    with pytest.raises(ConfigError, match=r"leave out optimiser\.l2_sp"):
         resolve(recipe="small", lora_rank=4, optimiser={"l2_sp": 1.0})
