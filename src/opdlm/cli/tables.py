@@ -95,7 +95,7 @@ def side_by_side(named: Sequence[tuple[str, Comparison, Comparison]], title: str
     _, batched, single = named[0]
     rows.insert(len(batched.students), ("original", batched.teacher, single.teacher))
     sizes = [comparison.batch_size for comparison in (single, batched)]
-    per_forward = f"tokens/forward, batch {sizes[0]}"  # `verified:auto` makes few drafts where many rows share a forward
+    per_forward = f"tokens/forward, batch {sizes[0]}"  # where many rows share a forward `verified:auto` drafts little
     headings = ("right", "right, unseen facts", "same text", per_forward, *(f"tokens/s, batch {n}" for n in sizes))
     return ResultTable(title, headings, tuple(_side(*row) for row in rows))
 
