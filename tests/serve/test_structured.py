@@ -168,7 +168,7 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format", "schema"),
     ({"response_format": {"type": "json_schema"}}, "response_format", "its type is json_schema"),
     ({"response_format": {"type": "xml"}}, "response_format", "'json_object'"),
-    ({"json_schema": "{"}, None, "no JSON"),
+    ({"json_schema": "{"}, "json_schema", "no JSON"),
     ({"regex": "(a"}, "regex", "unclosed group"),
     ({"grammar": "start: x"}, "grammar", "unknown name"),
     ({"regex": "a", "grammar": 'start: "a"'}, None, "one of the two"),
