@@ -3,8 +3,9 @@
 What is best depends on the batch: a forward for one row costs little more with fifty tokens than with one, a forward
 for many rows costs in proportion. The text does not depend on it, so the choice is free to follow the clock.
 
-A forward over Q tokens is taken to need a + b Q seconds, fitted to recent forwards; a draft at place j, given those
-before it held, to be accepted with its recent frequency.
+A forward over Q tokens is taken to need what recent forwards over as many needed; where there were none, a + b Q
+seconds, fitted to all recent ones. The line alone misleads on a CPU, where one token may cost far less than two. A draft
+at place j, given those before it held, is taken to be accepted with its recent frequency.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 _MEMORY = 0.98  # share of what was known that stays after each forward
 _PROBING = 0.03  # share of the time for forwards with more drafts than is best: to learn from
 _OUTLIER = 4.0  # times the expected seconds: a compilation, or another program
+_RECENT = 0.1  # weight down to which forwards over as many tokens are remembered
 _FIRST = 0.8  # acceptance of drafts that nobody has seen
 
 
@@ -40,6 +42,7 @@ class Pace:
     offered: list[float] = field(default_factory=list)
     held: list[float] = field(default_factory=list)
     _sums: list[float] = field(default_factory=lambda: [0.0] * 5)  # of weights, tokens, seconds, tokens^2, products
+    _alike: dict[int, tuple[float, float]] = field(default_factory=dict)  # query tokens -> weight, weight x seconds
     _forwards: int = 0
     _unprobed: float = 0.0  # seconds since the last forward that was there to learn from
 
@@ -62,18 +65,21 @@ class Pace:
         self._forwards += 1
         expected = self._seconds(tokens)
         if self._spread() and _OUTLIER * seconds < expected:
-            self._sums = [0.0] * 5  # what came before were compilations
+            self._sums, self._alike = [0.0] * 5, {}  # what came before were compilations
         elif self._forwards > 8 and expected > 0:
             seconds = min(seconds, _OUTLIER * expected)
         self._unprobed += seconds
         new = (1.0, tokens, seconds, tokens * tokens, tokens * seconds)
         self._sums = [_MEMORY * old + value for old, value in zip(self._sums, new, strict=True)]
+        self._alike = {q: (_MEMORY * w, _MEMORY * s) for q, (w, s) in self._alike.items() if w > _RECENT}
+        weight, summed = self._alike.get(tokens, (0.0, 0.0))
+        self._alike[tokens] = weight + 1, summed + seconds
 
     def choose(self, rows: int, most: int) -> WindowShape:
         """The windows with the most tokens a second for `rows` rows, of at most `most` drafts."""
         probe, none = WindowShape(min(most, self.window), False), WindowShape(0, False)
         if not self._spread():  # a line takes forwards of different size
-            return none if self._sums[1] > rows * self._sums[0] else probe
+            return probe if 0 < self._sums[1] <= rows * self._sums[0] else none
         best = max(self._shapes(probe.size), key=lambda shape: self.rate(rows, shape))
         if best.size == probe.size or self._unprobed * _PROBING < self._seconds(rows * probe.tokens()):
             return best
@@ -101,6 +107,9 @@ class Pace:
 
     def _seconds(self, tokens: int) -> float:
         """Of a forward over so many query tokens."""
+        if tokens in self._alike:
+            weight, seconds = self._alike[tokens]
+            return seconds / weight
         a, b = self._line()
         return a + b * tokens
 
