@@ -4,8 +4,8 @@ What is best depends on the batch: a forward for one row costs little more with 
 for many rows costs in proportion. The text does not depend on it, so the choice is free to follow the clock.
 
 A forward over Q tokens is taken to need what recent forwards over as many needed; where there were none, a + b Q
-seconds, fitted to all recent ones. The line alone misleads on a CPU, where one token may cost far less than two. A draft
-at place j, given those before it held, is taken to be accepted with its recent frequency.
+seconds, fitted to all recent ones. The line alone misleads on a CPU, where one token may cost far less than two. A
+draft at place j, given those before it held, is taken to be accepted with its recent frequency.
 """
 
 from collections.abc import Iterator, Sequence
