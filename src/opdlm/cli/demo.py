@@ -119,7 +119,7 @@ def _story(arguments: Namespace, output: Path) -> None:
     usual = usual_decodings(distilled.usual_decoding, geometry)
     with answering(make_console(stderr=True)) as show:
         exact = _compared(drafting, lossless, problems, (_decoding(lossless),), show)
-        lossy = _compared(student, distilled, problems, tuple(dict.fromkeys((*usual, _decoding(distilled)))), show)
+        lossy = _compared(student, distilled, problems, usual, show)
     seconds = time.perf_counter() - began
     for settings, compared in ((lossless, exact), (distilled, lossy)):
         folder = RunFolder(Path(settings.output))

@@ -164,7 +164,7 @@ def compare(
 def usual_decodings(default: Decoding, geometry: Geometry) -> tuple[str, ...]:
     """What a student is compared by if nothing is asked for: one token a step, its `default`, then ever more, in its
     usual order."""
-    kind, name = default.kind, as_text(default)
+    kind = default.kind
     if kind in LOSSLESS:
         return ("sequential", kind)
     reads = (geometry.prediction, geometry.context) == ("shifted", "causal")  # and so checks its own drafts
@@ -172,7 +172,8 @@ def usual_decodings(default: Decoding, geometry: Geometry) -> tuple[str, ...]:
         first, *others = "sequential", *(["checked"] if reads else []), "prefix:0.98", "prefix:0.95", "prefix:0.9"
     else:
         first, *others = "static", "dynamic:0.9", "dynamic:0.8", "dynamic:0.7"
-    return (first, *others) if name in (first, *others) else (first, name, *others)
+    compared = any(greedy(one, 1).decoding == default for one in (first, *others))
+    return (first, *others) if compared else (first, as_text(default), *others)
 
 
 def greedy(decoding: str, max_new_tokens: int) -> GenerationSettings:
