@@ -7,7 +7,9 @@ import pytest
 from opdlm.checkpoints import tuned
 from opdlm.checkpoints.tuned import EVIDENCE, own_folder, write_decoding
 from opdlm.cli.tune import _share
+from opdlm.core.types import Geometry
 from opdlm.errors import StorageError, UsageError
+from opdlm.evals.compare import greedy, usual_decodings
 from opdlm.evals.tuning import raced, search
 from opdlm.records.tuning import Trial, Tuning, difference_interval
 

@@ -148,10 +148,8 @@ def resolve(**settings: Any) -> ConvertSettings:
     ramp = settings.get("response_length")
     if isinstance(ramp, Mapping) and "start" not in ramp and str(ramp.get("end", "")).isdigit():
         whole = {**LengthRamp().model_dump(), **merged["response_length"]}
-        merged["response_length"] = {
-            **whole,
-            "start": min(whole["start"], int(whole["end"])),
-        }  # the end alone is enough
+        start = min(whole["start"], int(whole["end"]))  # the end alone is enough
+        merged["response_length"] = {**whole, "start": start}
     return settings_from(ConvertSettings, merged)
 
 
