@@ -49,6 +49,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "teacher in bfloat16": {"teacher_precision": "bfloat16"},
     "teacher in 4 bits": {"teacher_precision": "4bit"},
     "moments in 8 bits": {"optimiser": {"moments": "8bit"}},
+    "moments in the CPU's memory": {"optimiser": {"moments": "offload"}},
     "gradient checkpointing, teacher in bfloat16, moments in 8 bits": LESS,
     "LoRA, rank 32": {"lora_rank": 32},
 }
@@ -64,6 +65,9 @@ def main() -> None:
     for name, settings in list(RUNS.items())[:: 4 if options.quick else 1]:
         if ("8bit" in str(settings) or "4bit" in str(settings)) and find_spec("bitsandbytes") is None:
             print(f"{name}: left out, needs bitsandbytes")
+            continue
+        if "offload" in str(settings) and not options.device.startswith("cuda"):
+            print(f"{name}: left out, needs a GPU")
             continue
         flags = [f"--{key}={getattr(options, key)}" for key in ("device", "hidden", "layers")]
         command = [sys.executable, __file__, "--run", name, *flags]

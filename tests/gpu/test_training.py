@@ -51,7 +51,18 @@ def cut(step: StepMetrics) -> None:
         raise PowerCut
 
 
-@pytest.mark.parametrize("settings", [{}, {"lora_rank": 2}, {"gradient_checkpointing": True, "precision": "bfloat16"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"lora_rank": 2},
+        {"gradient_checkpointing": True, "precision": "bfloat16"},
+        pytest.param(
+            {"optimiser": {**SETTINGS["optimiser"], "moments": "offload"}},
+            marks=pytest.mark.skipif(DEVICE.type != "cuda", reason="moments are offloaded from a GPU alone"),
+        ),
+    ],
+)
 def test_a_resumed_run_goes_on_as_if_never_cut(settings: dict[str, Any], tmp_path: Path) -> None:
     """Else state would come back to a wrong device or type. On a CPU bit for bit, on a GPU up to the order of sums."""
     chosen = SETTINGS | {"device": DEVICE.type} | settings

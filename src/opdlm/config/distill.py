@@ -54,8 +54,10 @@ class OptimiserSettings(Settings):
         default=0.0, ge=0, description="decoupled decay towards the AR model's weights, in place of zero (L2-SP)"
     )
     clip_norm: float = Field(default=1.0, gt=0, description="largest gradient norm")
-    moments: Literal["float32", "8bit"] = Field(
-        default="float32", description="AdamW's two moments; 8bit: a quarter of the memory, needs bitsandbytes"
+    moments: Literal["float32", "8bit", "offload"] = Field(
+        default="float32",
+        description="AdamW's two moments; 8bit: a quarter of the memory, needs bitsandbytes; offload: in the CPU's "
+        "memory, for a GPU",
     )
 
     @model_validator(mode="after")
@@ -306,8 +308,10 @@ class ConvertSettings(DistillSettings):
 
     @model_validator(mode="after")
     def _shared_weights_have_all_bits(self) -> "ConvertSettings":
-        if self.sharding == "full" and (self.optimiser.moments == "8bit" or self.teacher_precision == "4bit"):
-            raise ValueError("sharding full shares neither 8-bit moments nor a 4-bit teacher; leave one of them out")
+        if self.sharding == "full" and (self.optimiser.moments != "float32" or self.teacher_precision == "4bit"):
+            raise ValueError(
+                "sharding full shares neither 8-bit or offloaded moments nor a 4-bit teacher; leave one of them out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -35,6 +35,7 @@ _PROMPT, _SHORT = 8, (24, 48)  # prompt and response tokens of the two measured 
 _NF4 = 0.5 + 4 / 64  # bytes of a weight in NF4: half of one, and a float32 scale for each 64
 _8BIT = 1 + 4 / 256  # bytes of a moment in 8 bits: one, and a float32 scale for each 256
 _8BIT_TENSORS = 5  # float32, as large as the largest parameter, that live at once while 8 bits are updated on a CPU
+_OFFLOADED_TENSORS = 4  # of one parameter at a time: its moments, and what its step makes
 _CHUNK_TENSORS = 5  # of the LM head's chunk that live at once: outputs, student, teacher, their difference, gradient
 _CHECK_TENSORS = 3  # [rows, drafts, vocabulary] that live at once while drafts are checked
 _ADAPTER_HEAP = 1.25
@@ -91,12 +92,13 @@ def estimate(
     growth = growth or growth_of(model, tokens, settings, device)
     activations, head_bytes = _activation_bytes(growth, settings, shape), _head_bytes(model, shape)
     cache = shape.rollout_rows * (shape.prompt_tokens + shape.response_tokens) * _cache_bytes(model)
-    moments, stepping = moment_bytes(ar_model, settings, device)
-    teacher = teacher_bytes(ar_model, settings)
+    moments, stepping = _moment_bytes(ar_model, settings, device)
+    teacher = _teacher_bytes(ar_model, settings)
     # Autocast keeps a copy of each linear layer's weights from one update to the next, and makes one of the head's.
     copies = 2 * (_body(ar_model) + model.head_parameters()[0].numel()) if settings.low_precision(device) else 0
-    # Training and rollouts take turns. On a CPU the process keeps much of what it frees before the optimiser steps.
-    passing = copies + max(activations + head_bytes, cache) + stepping
+    # Training, rollouts and the optimiser take turns. On a CPU the process keeps much of what it frees before a step.
+    passing = max(activations + head_bytes, cache)
+    passing = copies + (passing + stepping if device == "cpu" else max(passing, stepping))
     lora_passing = max(_ADAPTER_HEAP * activations + head_bytes, cache)
     # A checkpoint's merged copy: on a CPU it adds to what the process kept, with what is written of it.
     lora_passing = lora_passing + 2 * weights if device == "cpu" else max(lora_passing, weights)
@@ -158,9 +160,11 @@ def estimate_lossless(
     }
 
 
-def moment_bytes(model: PreTrainedModel, settings: DistillSettings, device: str) -> tuple[int, int]:
+def _moment_bytes(model: PreTrainedModel, settings: DistillSettings, device: str) -> tuple[int, int]:
     """Of AdamW's two moments, and of what lives while the optimiser steps."""
     sizes = [p.numel() for p in model.parameters()]
+    if settings.optimiser.moments == "offload":
+        return 0, _FLOAT * _OFFLOADED_TENSORS * max(sizes)
     if settings.optimiser.moments == "float32":
         return 2 * _FLOAT * sum(sizes), 2 * _FLOAT * max(sizes) if device == "cpu" else 0
     small = sum(size for size in sizes if size < MOMENTS_FROM)
@@ -168,7 +172,7 @@ def moment_bytes(model: PreTrainedModel, settings: DistillSettings, device: str)
     return moments, _8BIT_TENSORS * _FLOAT * max(sizes) if device == "cpu" else 0
 
 
-def teacher_bytes(model: PreTrainedModel, settings: DistillSettings) -> int:
+def _teacher_bytes(model: PreTrainedModel, settings: DistillSettings) -> int:
     """The frozen original's weights (`low_bits.reduced`)."""
     total = sum(p.numel() for p in model.parameters())
     if settings.teacher_precision == "float32":

@@ -50,6 +50,7 @@ class Assumed:
         mfu: share of the peak that training passes reach. bandwidth: share of the memory's that decoding reaches.
         forward_s: seconds that no forward of decoding goes below (launches of many small kernels).
         network: bytes per second between nodes, each GPU. disk: bytes per second of a checkpoint.
+        bus: bytes per second between a GPU and the CPU's memory.
     """
 
     mfu: float = 0.35
@@ -57,6 +58,7 @@ class Assumed:
     forward_s: float = 0.03
     network: float = 50e9
     disk: float = 1e9
+    bus: float = 25e9
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Rates:
     forward_s: float
     link: float
     disk: float
+    bus: float
     sources: dict[str, str]
 
 
@@ -89,6 +92,7 @@ def rates_of(kind: GpuKind, assumed: Assumed, gpus: int, files: Sequence[Path] =
         forward_s=assumed.forward_s,
         link=link,
         disk=assumed.disk,
+        bus=assumed.bus,
         sources={
             "student": share,
             "teacher": share,
@@ -96,6 +100,7 @@ def rates_of(kind: GpuKind, assumed: Assumed, gpus: int, files: Sequence[Path] =
             "forward_s": f"assumed: no forward of decoding below {assumed.forward_s * 1000:g} ms",
             "link": f"{kind.source}, one node" if gpus <= PER_NODE else f"assumed: {link:.3g} byte/s between nodes",
             "disk": f"assumed: {assumed.disk:.3g} byte/s",
+            "bus": f"assumed: {assumed.bus:.3g} byte/s between GPU and CPU",
         },
     )
     for file in files:
@@ -150,12 +155,13 @@ def hours(
     rollouts = -(-job.prompts // settings.prompts_per_rollout)
     updates = planned_updates(rollouts, job.prompts, settings.prompts_per_rollout, settings.rows_per_update)
     working = min(gpus, settings.rows_per_update)  # data parallel: a row of an update is on one GPU
+    carried = 16.0 * trained if settings.optimiser.moments == "offload" else 0.0  # both moments, there and back
     seconds = {
         "rollouts": rollouts * _rollout_s(decoder, settings, job, rates, gpus),
         "teacher": total["teacher"] / (rates.teacher * working),
         "student": total["student"] / (rates.student * working),
         # Weights, gradients and moments are read, all but the gradients written; clipping reads and writes these once.
-        "optimiser": updates * 40.0 * trained / rates.bandwidth,
+        "optimiser": updates * (40.0 * trained / rates.bandwidth + carried / rates.bus),
         # A ring sends float32 gradients twice.
         "exchange": updates * 8.0 * trained / rates.link if gpus > 1 else 0.0,
         "checkpoints": rollouts / settings.save_every_rollouts * parts["checkpoint"] / rates.disk,

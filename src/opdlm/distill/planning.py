@@ -10,7 +10,7 @@ from opdlm.checkpoints.load import load_ar_config
 from opdlm.config import ConvertSettings, settings_from
 from opdlm.core.types import Geometry
 from opdlm.distill import plan
-from opdlm.distill.footprint import Growth, growth_of, moment_bytes, teacher_bytes
+from opdlm.distill.footprint import Growth, growth_of
 from opdlm.distill.gpu_kinds import KINDS
 from opdlm.errors import UsageError
 from opdlm.models.block_diffusion import BlockDiffusionModel
@@ -117,11 +117,11 @@ def _ways(subject: _Subject, job: plan.Job) -> Iterator[tuple[str, float]]:
         yield f"and {_FEW} rows decoded at once", found["replicated"]
     if settings.lora_rank is not None:
         return
-    needed = found["replicated"]
-    if not settings.optimiser.l2_sp:
-        reduced = tight.model_copy(update={"teacher_precision": "bfloat16"})
-        needed += teacher_bytes(model.model, reduced) - found["parts"]["teacher"]
-        yield "and the teacher in bfloat16", needed
-    small = settings.model_copy(update={"optimiser": settings.optimiser.model_copy(update={"moments": "8bit"})})
-    yield "and moments in 8 bits", needed + moment_bytes(model.model, small, "cuda")[0] - found["parts"]["moment"]
-    yield "LoRA of rank 32 in place of the last two", found["parts"]["lora"]
+    if not settings.optimiser.l2_sp:  # its originals are the teacher's weights, in float32
+        tight = tight.model_copy(update={"teacher_precision": "bfloat16"})
+        yield "and the teacher in bfloat16", plan.memory(model, tight, job, 1, subject.tight)["replicated"]
+    for moments, name in (("8bit", "and moments in 8 bits"), ("offload", "or moments in the CPU's memory")):
+        optimiser = settings.optimiser.model_copy(update={"moments": moments})
+        small = tight.model_copy(update={"optimiser": optimiser})
+        yield name, plan.memory(model, small, job, 1, subject.tight)["replicated"]
+    yield "LoRA of rank 32, with gradient checkpointing", found["parts"]["lora"]

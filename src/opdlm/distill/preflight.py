@@ -14,7 +14,7 @@ from opdlm.config import ConvertSettings, DistillSettings, settings_from
 from opdlm.core.types import Geometry
 from opdlm.data.prompts import Prompt
 from opdlm.distill import footprint
-from opdlm.distill.prepare import check_fit, encoded, read_texts
+from opdlm.distill.prepare import check_device, check_fit, encoded, read_texts
 from opdlm.distill.speed import measure
 from opdlm.models.adapter import check_rank, largest_rank
 from opdlm.models.block_diffusion import BlockDiffusionModel
@@ -95,6 +95,7 @@ def opened(
 ) -> Generator[Findings, None, Opening]:
     """Loads model and prompts; says what they are."""
     device = pick_device(question.device)
+    check_device(settings, device)
     parameters = count_parameters(load_ar_config(question.model))
     yield {"model": question.model, "convertible": True, "parameters": parameters, "recipe": recipe}
     if note := weights_note(question.model):
@@ -139,24 +140,27 @@ def _ways(
     model: BlockDiffusionModel, tokens: SpecialTokens, settings: DistillSettings, rank: int, shape: footprint.Shape
 ) -> Iterator[tuple[dict[str, str], int]]:
     """(flags, bytes) of ways to save memory, from what costs least to what changes most."""
-    single, device = replace(shape, rows=1), model.device.type
+    single = replace(shape, rows=1)
     recomputing = settings.model_copy(update={"gradient_checkpointing": True})
-    plain = footprint.estimate(model, tokens, settings, rank, single)
-    tight = footprint.estimate(model, tokens, recomputing, rank, single)
+    growth = footprint.growth_of(model, tokens, recomputing)
+
+    def estimate(of: DistillSettings) -> dict[str, Any]:
+        return footprint.estimate(model, tokens, of, rank, single, growth)
+
+    plain, tight = footprint.estimate(model, tokens, settings, rank, single), estimate(recomputing)
     micro = {"--rows-per-micro-batch": "1"}
     less = micro | {"--gradient-checkpointing": ""}
     yield micro, plain["training_bytes"]
     yield less, tight["training_bytes"]
-    needed, flags = tight["training_bytes"], less
+    reduced, flags = recomputing, less
     if not settings.optimiser.l2_sp:  # its originals are the teacher's weights, in float32
-        reduced = settings.model_copy(update={"teacher_precision": "bfloat16"})
-        needed += footprint.teacher_bytes(model.model, reduced) - tight["teacher_bytes"]
-        flags = flags | {"--teacher-precision": "bfloat16"}
-        yield flags, needed
-    optimiser = settings.optimiser.model_copy(update={"moments": "8bit"})
-    eight = footprint.moment_bytes(model.model, settings.model_copy(update={"optimiser": optimiser}), device)
-    needed += sum(eight) - tight["moment_bytes"] - tight["stepping_bytes"]
-    yield flags | {"--optimiser.moments": "8bit"}, needed
+        reduced = recomputing.model_copy(update={"teacher_precision": "bfloat16"})
+        flags = less | {"--teacher-precision": "bfloat16"}
+        yield flags, estimate(reduced)["training_bytes"]
+    for moments in ("8bit", "offload") if model.device.type == "cuda" else ("8bit",):
+        optimiser = settings.optimiser.model_copy(update={"moments": moments})
+        small = reduced.model_copy(update={"optimiser": optimiser})
+        yield flags | {"--optimiser.moments": moments}, estimate(small)["training_bytes"]
     yield micro | {"--lora-rank": str(rank)}, plain["lora_bytes"]
     yield less | {"--lora-rank": str(rank)}, tight["lora_bytes"]
 

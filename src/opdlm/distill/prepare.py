@@ -72,8 +72,7 @@ def prepare(
     texts = read_texts(settings, prompts, on_note)
     settings = _with_threads(settings)
     device = pick_device(settings.device)
-    if settings.attention == "flex" and device.type != "cuda":
-        raise ConfigError(f"setting attention: flex does not train on {device.type}; leave it out there")
+    check_device(settings, device)
     ar_model, tokenizer = load_ar_model(settings.model, device=device)
     if not all_finite(ar_model.parameters()):
         raise CheckpointError(f"{settings.model} has weights that are not finite; use another copy or version of it")
@@ -103,6 +102,17 @@ def adapted(
     mask_token_id = find_or_add_mask_token(ar_model, tokenizer)
     geometry = Geometry(settings.block_size, settings.prediction, settings.context)
     return BlockDiffusionModel(ar_model, geometry, mask_token_id), special_tokens(ar_model, tokenizer)
+
+
+def check_device(settings: DistillSettings, device: torch.device) -> None:
+    """Whether what is for a GPU has one. Raises ConfigError."""
+    if settings.attention == "flex" and device.type != "cuda":
+        raise ConfigError(f"setting attention: flex does not train on {device.type}; leave it out there")
+    if settings.optimiser.moments == "offload" and device.type != "cuda":
+        raise ConfigError(
+            "setting optimiser.moments: offload moves what a GPU holds to the CPU's memory, and training runs on "
+            f"{device.type}; leave it out, or take 8bit"
+        )
 
 
 def check_fit(model: BlockDiffusionModel, ids: Sequence[list[int]], settings: DistillSettings) -> None:

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from opdlm.config import OptimiserSettings
 from opdlm.core.schedules import learning_rate
+from opdlm.distill.offload import OffloadedAdamW
 from opdlm.errors import NonFiniteLossError, NonFiniteWeightsError
 from opdlm.models.finite import all_finite
 from opdlm.models.low_bits import bitsandbytes
@@ -82,12 +84,15 @@ class Updater:
 
 
 def _adamw(parameters: Sequence[torch.nn.Parameter], settings: OptimiserSettings) -> torch.optim.Optimizer:
-    betas = (settings.beta1, settings.beta2)
+    shared: dict[str, Any] = {
+        "lr": settings.learning_rate,
+        "betas": (settings.beta1, settings.beta2),
+        "weight_decay": settings.weight_decay,
+    }
     if settings.moments == "8bit":
-        kind = bitsandbytes().optim.AdamW8bit
-        return kind(parameters, lr=settings.learning_rate, betas=betas, weight_decay=settings.weight_decay)
+        return bitsandbytes().optim.AdamW8bit(parameters, **shared)
+    if settings.moments == "offload":
+        return OffloadedAdamW(parameters, **shared)
     # Fused: on a GPU the usual form holds another set of all weights while it steps.
     fused = True if parameters and parameters[0].is_cuda else None
-    return torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, betas=betas, weight_decay=settings.weight_decay, fused=fused
-    )
+    return torch.optim.AdamW(parameters, **shared, fused=fused)
