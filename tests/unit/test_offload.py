@@ -2,6 +2,7 @@
 
 from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from runs import PROMPTS, SETTINGS
 from support import tiny_model, tiny_tokenizer
 
 
-def updater(moments: str) -> tuple[list[torch.nn.Parameter], Updater]:
+def updater(moments: Any) -> tuple[list[torch.nn.Parameter], Updater]:
     torch.manual_seed(0)
     parameters = [torch.nn.Parameter(torch.randn(8, 5)), torch.nn.Parameter(torch.randn(7))]
     settings = OptimiserSettings(learning_rate=0.01, weight_decay=0.1, warmup_updates=2, moments=moments)
