@@ -165,7 +165,8 @@ def main() -> None:
     print(f"{len(kills)} kills, {len(bad)} with a loss: {bad}")
     if not args.quick:
         more = {"kills": [vars(one) for one in kills]}
-        print(f"written: {measuring.write('crash', list(rows_of_record(kills, args)), more=more)}")
+        name = "crash" if args.ranks == 1 else f"crash_ranks_{args.ranks}"
+        print(f"written: {measuring.write(name, list(rows_of_record(kills, args)), more=more)}")
     sys.exit(bool(bad))
 
 
