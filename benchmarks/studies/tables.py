@@ -40,7 +40,10 @@ def tables(answers: Answers) -> Iterator[str]:
 
 
 def _arms(answers: Answers) -> str:
-    lines = [f"- `{name}` ({len(seeds)} seeds): {ARMS[name].reason}" for name, seeds in answers.arms.items()]
+    lines = [
+        f"- `{name}` ({len(seeds)} seed{'s' * (len(seeds) > 1)}): {ARMS[name].reason}"
+        for name, seeds in answers.arms.items()
+    ]
     missing = [name for name in QUESTIONS[answers.key].arms if name not in answers.arms]
     return "\n".join([*lines, *([f"- not run: {', '.join(missing)}"] if missing else [])])
 

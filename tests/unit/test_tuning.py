@@ -145,7 +145,20 @@ def test_only_a_model_that_is_here_is_written(folder, tmp_path):
         own_folder(tmp_path / "nobody/hub-model")
 
 
-@pytest.mark.parametrize("default", ["static", "static:2", "dynamic:0.98", "checked", "prefix:0.97", "klass:0.9"])
+@pytest.mark.parametrize(
+    "default",
+    [
+        "static",
+        "static:2",
+        "dynamic:0.98",
+        "checked",
+        "prefix:0.97",
+        "klass:0.9",
+        "verified",
+        "verified:auto",
+        "verified:2",
+    ],
+)
 def test_a_models_default_is_among_what_it_is_compared_by(default: str) -> None:
     """Else `eval` would show everything but what `tune` has chosen; or the same thing twice."""
     decoding = greedy(default, 8).decoding

@@ -98,7 +98,7 @@ def parser() -> Parser:
         "--decoding",
         action="append",
         metavar="KIND",
-        help="repeat for several (default: four, from one token a step to many)",
+        help="repeat for several (default: some, from one token a step to many, the model's own among them)",
     )
     made.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows decoded at once (default: 32)")
     made.add_argument(

@@ -38,8 +38,9 @@ _8BIT_TENSORS = 5  # float32, as large as the largest parameter, that live at on
 _OFFLOADED_TENSORS = 4  # of one parameter at a time: its moments, and what its step makes
 _CHUNK_TENSORS = 5  # of the LM head's chunk that live at once: outputs, student, teacher, their difference, gradient
 _CHECK_TENSORS = 3  # [rows, drafts, vocabulary] that live at once while drafts are checked
-_ADAPTER_HEAP = 1.25
+_ADAPTER_HEAP = 1.5
 """Among the many small matrices of an adapter more freed memory stays with the process (measured, docs/log.md)."""
+_LIBRARY = 50 * 2**20  # peft or bitsandbytes, which a run imports after this was asked (measured: 55 and 45 MiB)
 _STATM = Path("/proc/self/statm")
 _UNKNOWN_BASE = 500 * 2**20  # Python, torch and transformers, where the system does not say
 
@@ -88,7 +89,8 @@ def estimate(
     linear = [m for m in ar_model.modules() if isinstance(m, Linear) and m is not head]
     adapter = _FLOAT * sum(rank * (m.in_features + m.out_features) for m in linear)
     there = not isinstance(next(ar_model.parameters()), FakeTensor)
-    base = _base_bytes(weights if there else 0) if device == "cpu" else 0
+    base, library = (_base_bytes(weights if there else 0), _LIBRARY) if device == "cpu" else (0, 0)
+    low_bits = library if settings.optimiser.moments == "8bit" or settings.teacher_precision == "4bit" else 0
     growth = growth or growth_of(model, tokens, settings, device)
     activations, head_bytes = _activation_bytes(growth, settings, shape), _head_bytes(model, shape)
     cache = shape.rollout_rows * (shape.prompt_tokens + shape.response_tokens) * _cache_bytes(model)
@@ -114,9 +116,9 @@ def estimate(
         "copy_bytes": copies,
         "head_bytes": head_bytes,
         "stepping_bytes": stepping,
-        "training_bytes": base + 2 * weights + moments + teacher + passing,
+        "training_bytes": base + low_bits + 2 * weights + moments + teacher + passing,
         "lora_rank": rank,
-        "lora_bytes": int(base + weights + 4 * adapter + copies + lora_passing),
+        "lora_bytes": int(base + library + weights + 4 * adapter + copies + lora_passing),
         "decoding_bytes": base + weights,
         "cache_bytes_per_token": _cache_bytes(model),
         "checkpoint_bytes": weights + moments,

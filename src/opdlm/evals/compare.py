@@ -166,7 +166,7 @@ def usual_decodings(default: Decoding, geometry: Geometry) -> tuple[str, ...]:
     usual order."""
     kind = default.kind
     if kind in LOSSLESS:
-        return ("sequential", kind)
+        return tuple(dict.fromkeys(("sequential", kind, as_text(default))))
     reads = (geometry.prediction, geometry.context) == ("shifted", "causal")  # and so checks its own drafts
     if kind in ("prefix", "checked"):
         first, *others = "sequential", *(["checked"] if reads else []), "prefix:0.98", "prefix:0.95", "prefix:0.9"
