@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from opdlm.sampling.api import DiffusionLM
 
 _DESCRIPTION = """
-Try commit rules and thresholds on texts that the model was not trained on, find the fastest decoding that loses at most
---max-drop, and make it the model's default. With --problems (as for eval) the loss is in accuracy, in percentage points;
-with --prompts it is in agreement, the share of tokens that are the original's own choice. Both are means over all texts
-(the mean of eval is over families), and are compared with one token a step. The first line of the table is what is chosen:
-the most tokens per second at --batch-size, on this machine. It is written into generation_config.json with its
-evidence; the old file stays beside it. A lossless model loses nothing by `verified`, so there the number of drafts is
-chosen by speed.
+Try commit rules and thresholds on texts that the model was not trained on, find the fastest decoding that loses at
+most --max-drop, and make it the model's default. With --problems (as for eval) the loss is in accuracy, in percentage
+points; with --prompts it is in agreement, the share of tokens that are the original's own choice. Both are means over
+all texts (the mean of eval is over families), and are compared with one token a step. The first line of the table is
+what is chosen: the most tokens per second at --batch-size, on this machine. It is written into generation_config.json
+with its evidence; the old file stays beside it. A lossless model loses nothing by `verified`, so there the number of
+drafts is chosen by speed.
 """
 _EXAMPLES = (
     "opdlm tune run --problems held_out.jsonl --max-drop 1%",
