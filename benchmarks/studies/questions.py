@@ -137,6 +137,21 @@ ARMS: dict[str, Arm] = {
             ("same-block-sft-truth", {**_SFT, **_SAME_BLOCK}, "reference"),
         )
     },
+    # the same without L2-SP: a student that has to move far is held back by it
+    **{
+        f"{name}-no-pull{suffix}": Arm(
+            f"`{name}{suffix}` without L2-SP: nothing holds the student back",
+            {**change, **_NO_PULL, "rollouts": rollouts, "warm_start_rollouts": rollouts // 5 if warm else 0},
+            answers,
+            budget_of=f"{name}-no-pull" if suffix else "",
+        )
+        for rollouts, suffix in ((ROLLOUTS, ""), (535, "-535"), (1600, "-1600"))
+        for name, change, answers, warm in (
+            ("same-block", _SAME_BLOCK, "teacher", False),
+            ("same-block-warm", _SAME_BLOCK, "teacher", True),
+            ("same-block-sft-truth", {**_SFT, **_SAME_BLOCK}, "reference", False),
+        )
+    },
     # forgetting
     "opd-no-pull": Arm("does the student's own text alone keep facts?", _NO_PULL),
     "sft-truth-no-pull": Arm("what given text alone forgets", {**_SFT, **_NO_PULL}, answers="reference"),
@@ -251,9 +266,10 @@ QUESTIONS: dict[str, Question] = {
     "large": Question(
         "At which budget does the paper's geometry keep what the AR model knows, and with which method?",
         (
-            *("same-block-warm", "same-block", "same-block-sft-truth"),
-            *("same-block-warm-535", "same-block-sft-truth-535", "same-block-535"),
-            *("same-block-warm-1600", "same-block-sft-truth-1600", "same-block-1600"),
+            *("same-block", "same-block-warm", "same-block-sft-truth", "same-block-warm-535"),
+            *("same-block-no-pull", "same-block-warm-no-pull", "same-block-sft-truth-no-pull"),
+            *("same-block-no-pull-535", "same-block-warm-no-pull-535", "same-block-sft-truth-no-pull-535"),
+            *("same-block-no-pull-1600", "same-block-warm-no-pull-1600", "same-block-sft-truth-no-pull-1600"),
         ),
         "same-block-sft-truth",
         "budgets",
