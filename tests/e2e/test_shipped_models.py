@@ -1,6 +1,7 @@
 """The models that ship with the package are what the documentation says, and work at once."""
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,17 @@ def test_the_gate_writes_the_originals_text_in_fewer_forwards() -> None:
     output = drafts.generate(prompts, max_new_tokens=64, decoding="verified")
     assert drafts.decode(output) == [expected[index].text for index in range(len(problems))]
     assert output.tokens_per_forward > 2.5
+
+
+def test_threads_share_a_lossless_model() -> None:
+    """Else threads would mix up whose tokens go through the gate, and the text would not be the original's."""
+    drafts = load(lossless_path())
+    asked = [problem.prompt for problem in evaluation_set(2)]
+
+    def written(prompt: str | list[dict[str, str]]) -> str:
+        return drafts.write(prompt, decoding="verified", max_new_tokens=16)
+
+    expected = list(map(written, asked))
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(3):
+            assert list(threads.map(written, asked)) == expected

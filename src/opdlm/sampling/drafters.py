@@ -66,7 +66,8 @@ class GateDrafter:
             return WindowShape(self.model.window, True)  # its text depends on its drafts: always the same ones
         most = min(self.model.window, max(map(drafts, wanted)))
         if any(one.get("auto") for one in wanted):
-            return self.model.pace.choose(len(wanted), most)
+            with self.model.turn:
+                return self.model.pace.choose(len(wanted), most)
         return WindowShape(most, any(one.get("every") for one in wanted))
 
     def windows(self, anchor: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,7 +98,8 @@ class GateDrafter:
 
     def saw(self, tokens: int | None, seconds: float, drafted: Sequence[int], accepted: Sequence[int]) -> None:
         """For `auto`."""
-        self.model.pace.saw(tokens, seconds, drafted, accepted)
+        with self.model.turn:
+            self.model.pace.saw(tokens, seconds, drafted, accepted)
 
 
 class NoDrafter:
