@@ -97,10 +97,14 @@ def _frontier(panel: Axes, answers: Answers, name: str, kinds: Sequence[str], **
     panel.errorbar(_means(x), _means(y, 100), _whiskers(y), marker=".", capsize=2, **look)
 
 
+_BUDGETS = [25 * 2**k for k in range(8)]
+
+
 def _budgets(answers: Answers) -> Figure:
     """Final accuracy of whole runs against response tokens trained: a line for each method, a point for each budget."""
     figure = Figure((11, 4), layout="constrained")
     panels = figure.subplots(1, len(AT_THE_END), sharey=True)
+    shown = sorted(answers.tokens(run) / 1000 for name in answers.budgeted() for run in answers.budgets(name))
     for panel, decoding in zip(panels, AT_THE_END, strict=True):
         for place, name in enumerate(answers.budgeted()):
             runs = answers.budgets(name)
@@ -111,7 +115,7 @@ def _budgets(answers: Answers) -> Figure:
             )
         panel.axhline(100 * answers.teacher(accuracy), color="grey", ls=":", label="the AR model")
         panel.set_xscale("log")
-        panel.set_xticks([25, 50, 100, 200, 400, 800], minor=False)
+        panel.set_xticks([tick for tick in _BUDGETS if shown[0] / 1.5 < tick < 1.3 * shown[-1]], minor=False)
         panel.xaxis.set_major_formatter("{x:g}")
         panel.xaxis.set_minor_formatter("")
         panel.set(title=decoding, xlabel="response tokens trained, thousands")

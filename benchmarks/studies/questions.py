@@ -271,7 +271,7 @@ QUESTIONS: dict[str, Question] = {
             *("same-block-no-pull-535", "same-block-warm-no-pull-535", "same-block-sft-truth-no-pull-535"),
             *("same-block-no-pull-1600", "same-block-warm-no-pull-1600", "same-block-sft-truth-no-pull-1600"),
         ),
-        "same-block-sft-truth",
+        "same-block-sft-truth-no-pull",
         "budgets",
     ),
     "gap": Question(

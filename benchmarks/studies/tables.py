@@ -23,7 +23,7 @@ def tables(answers: Answers) -> Iterator[str]:
     yield f"## {QUESTIONS[answers.key].title}"
     yield _arms(answers)
     yield from _rates(answers)
-    yield _speeds_at(answers)
+    yield from _speeds_at(answers)
     asked = (*DECODINGS, *MORE_DECODINGS)
     kinds = [kind for kind in asked if any(answers.examined(name, (kind,)) for name in answers.arms)]
     yield _examined(answers, "accuracy, %", {kind: (kind, accuracy) for kind in kinds}, _percent)
@@ -93,16 +93,21 @@ def _reach(answers: Answers, decoding: str) -> str:
     return "\n".join(lines)
 
 
-def _speeds_at(answers: Answers) -> str:
-    """Tokens per forward at some accuracies, by `dynamic` as all arms were asked it, by all thresholds, by `prefix`."""
+def _speeds_at(answers: Answers) -> Iterator[str]:
+    """Tokens per forward at some accuracies, by `dynamic` as all arms were asked it, by all thresholds, by `prefix`;
+    nothing where no arm is so accurate.
+    """
     common = [kind for kind in SUREST_FIRST if kind in DECODINGS]
     ways = {"dynamic, common thresholds": common, "dynamic": SUREST_FIRST[:5], "prefix": LEFT_TO_RIGHT}
     aims = (0.92, 0.9, 0.88, 0.85, 0.8)
     lines = _heading(["tokens per forward at", *(f"{aim:.0%}, {way}" for way in ways for aim in aims)])
-    for name in answers.arms:
-        found = (answers.speed_at(name, kinds, aim) for kinds in ways.values() for aim in aims)
+    rows = {
+        name: [answers.speed_at(name, kinds, aim) for kinds in ways.values() for aim in aims] for name in answers.arms
+    }
+    for name, found in rows.items():
         lines.append(_line([name, *("-" if one is None else f"{one:.2f}" for one in found)]))
-    return "\n".join(lines)
+    if any(one is not None for found in rows.values() for one in found):
+        yield "\n".join(lines)
 
 
 def _enough(answers: Answers, decoding: str) -> str:
