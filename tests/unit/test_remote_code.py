@@ -43,11 +43,16 @@ FLAG = "--trust-remote-code"
 
 @pytest.fixture(autouse=True)
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Code that does run is copied into the test's own folder, and forgotten afterwards."""
+    """Code that does run is copied into the test's own folder; what ran before or here is forgotten."""
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     before = list(sys.path)
+    forget()
     yield
     sys.path[:] = before
+    forget()
+
+
+def forget() -> None:
     for name in [name for name in sys.modules if name.split(".")[0] in ("transformers_modules", "megatron")]:
         del sys.modules[name]
 
