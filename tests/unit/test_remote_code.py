@@ -45,10 +45,11 @@ FLAG = "--trust-remote-code"
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Code that does run is copied into the test's own folder; what ran before or here is forgotten."""
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    before = list(sys.path)
+    # transformers adds such a folder to the path; the one of an earlier test would be looked at first.
+    elsewhere = [place for place in sys.path if not (Path(place) / "transformers_modules").is_dir()]
+    monkeypatch.setattr(sys, "path", elsewhere)
     forget()
     yield
-    sys.path[:] = before
     forget()
 
 
