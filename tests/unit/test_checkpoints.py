@@ -82,19 +82,19 @@ def test_checkpoints_of_earlier_versions_are_taken(run: Checkpoints) -> None:
     assert not run.check(checkpoint)
 
 
-def test_a_file_that_is_changed_on_purpose_gets_a_new_sum(run: Checkpoints) -> None:
-    """Else a checkpoint whose decoding was tuned would count as damaged; and other files must keep their sums."""
-    checkpoint = save(run, 1)
-    (checkpoint / "inner" / "more").write_text("changed")
-    checksums.renew(checkpoint, "inner/more", "no such file")
-    assert run.check(checkpoint)
-    (checkpoint / "weights").write_text("changed")
-    checksums.renew(checkpoint, "inner/more")
-    with pytest.raises(CheckpointError, match="weights is damaged"):
-        run.check(checkpoint)
-    (checkpoint / checksums.FILE).unlink()
-    checksums.renew(checkpoint, "weights")
-    assert not checksums.there(checkpoint)
+def test_what_users_change_may_differ_from_its_sum(tmp_path: Path) -> None:
+    """Else a checkpoint whose decoding was tuned, or put back as it was, would count as damaged."""
+    for name in ("generation_config.json", "README.md", "config.json"):
+        (tmp_path / name).write_text("{}")
+    checksums.write(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"a": 1}')
+    (tmp_path / "README.md").write_text("mine")
+    assert checksums.damage(tmp_path) is None
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    assert "config.json is damaged" in str(checksums.damage(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "generation_config.json").unlink()
+    assert "generation_config.json is missing" in str(checksums.damage(tmp_path))
 
 
 def test_all_is_on_the_disk_before_the_checkpoint_has_its_name(

@@ -10,7 +10,6 @@ from opdlm.checkpoints.load import ENTRY, is_checkpoint
 from opdlm.checkpoints.source import read_json
 from opdlm.config import GenerationSettings, settings_from
 from opdlm.errors import StorageError, UsageError
-from opdlm.records import checksums
 
 EVIDENCE = "block_diffusion_tuning"
 FILE = "generation_config.json"
@@ -51,7 +50,6 @@ def write_decoding(folder: Path, decoding: str, evidence: Mapping[str, Any]) -> 
         draft.unlink(missing_ok=True)
         raise StorageError(f"{path} cannot be written ({error.strerror}); nothing has changed") from error
     _correct_card(folder / "README.md", settings)
-    checksums.renew(folder, FILE, "README.md")
     return backup
 
 

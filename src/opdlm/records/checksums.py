@@ -8,6 +8,8 @@ from pathlib import Path
 from opdlm.records.durable import synced
 
 FILE = "checksums.sha256"
+CHANGEABLE = ("generation_config.json", "README.md")
+"""What users edit, and `opdlm tune` writes and its undo puts back."""
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 _END = re.compile(r"# (\d+) files")  # the last line, so that a file that was cut off is none
 
@@ -20,19 +22,16 @@ def write(folder: Path) -> None:
         synced(path)
 
 
-def renew(folder: Path, *names: str) -> None:
-    """New sums of files that were changed on purpose; nothing where the folder has no sums."""
-    if there(folder) and (found := _read(folder)) is not None:
-        _write(folder, found | {name: _sum(folder / name) for name in names if name in found})
-
-
 def there(folder: Path) -> bool:
     """Whether the folder has sums; those of earlier versions have none."""
     return (folder / FILE).is_file()
 
 
 def damage(folder: Path) -> str | None:
-    """The first file that is not as it was written, and what is wrong with it; None where all of them are."""
+    """The first file that is not as it was written, and what is wrong with it; None where all of them are.
+
+    `CHANGEABLE` files need only be there.
+    """
     sums = _read(folder)
     if sums is None:
         return f"{folder / FILE} is damaged"
@@ -43,7 +42,7 @@ def _wrong(folder: Path, sums: dict[str, str]) -> Iterator[str]:
     for name, expected in sums.items():
         path = folder / name
         try:
-            if _sum(path) != expected:
+            if _sum(path) != expected and name not in CHANGEABLE:
                 yield f"{path} is damaged (its SHA-256 is not that in {FILE})"
         except FileNotFoundError:
             yield f"{path} is missing"
