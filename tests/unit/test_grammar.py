@@ -106,6 +106,9 @@ def test_masks_are_those_of_a_brute_force() -> None:
         ({"regex": "(?=a)b"}, "regex: .*look-around"),
         ({"grammar": "start: nothing"}, "grammar: .*unknown name"),
         ({"grammar": "no start at all"}, "grammar: "),
+        ({"json_schema": {"const": "\ud83d"}}, "json_schema: it has half of a surrogate pair"),
+        ({"regex": "\ud83d"}, "regex: it has half of a surrogate pair"),
+        ({"grammar": 'start: "\ud83d"'}, "grammar: it has half of a surrogate pair"),
     ],
 )
 def test_what_is_not_valid_is_refused_in_one_line(constraint: dict[str, Any], message: str) -> None:

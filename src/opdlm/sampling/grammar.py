@@ -63,7 +63,14 @@ class Grammars:
         if settings.constraint is None:
             return None
         kind, value = settings.constraint
-        return self._compiled(kind, json.dumps(value, sort_keys=False))
+        text = json.dumps(value, ensure_ascii=False)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"setting {kind}: it has half of a surrogate pair, half a character; correct its encoding"
+            ) from error
+        return self._compiled(kind, text)
 
     def _compile(self, kind: str, text: str) -> Grammar:
         value, matcher = json.loads(text), self._library.LLMatcher
