@@ -59,6 +59,22 @@ def test_choices_of_three_formats(loaded):
             loaded("choice", wrong)
 
 
+@pytest.mark.parametrize(
+    ("suite", "row"),
+    [
+        ("svamp", {"Body": "a", "Question": "b", "Answer": [1]}),
+        ("svamp", {"Body": "a", "Question": "b", "Answer": "many"}),
+        ("countdown", {"nums": [1, float("inf")], "target": 3}),
+        ("mbpp", {"text": "a", "code": "b", "test_list": ["assert f(1)"], "test_setup_code": 3}),
+        ("choice", {"question": "a", "choices": {"text": ["b", "c"], "label": 3}, "answerKey": "A"}),
+    ],
+)
+def test_a_value_of_another_type_names_its_row(loaded, suite, row):
+    """Without it a user would get a traceback, and not know which line of the file to correct."""
+    with pytest.raises(PromptsError, match="line 1 .*check --data"):
+        loaded(suite, row)
+
+
 def test_mbpp_is_its_test_split(loaded):
     """Without it a model would be asked what is meant for examples and for training."""
     row = {"text": "Add.", "code": "def f(x):\n    return x", "test_list": ["assert f(1) == 1"], "test_setup_code": ""}

@@ -64,14 +64,23 @@ def load(suite: Suite, data: str | None = None, limit: int | None = None) -> lis
         if data is not None:
             raise UsageError(f"the suite {suite.name} takes no data; leave --data out")
         return suite.make()[:limit]
-    assert suite.read is not None
-    read = (suite.read(row, where) for where, row in _rows(suite, data))
+    read = (_read(suite, row, where) for where, row in _rows(suite, data))
     problems = list(islice((problem for problem in read if problem is not None), limit))
     if not problems:
         raise PromptsError(f"{data or suite.name} holds no problems of the suite {suite.name}; check the file")
     for problem in problems:
         check_gradable(problem, f"a problem of {data or suite.name}")
     return problems
+
+
+def _read(suite: Suite, row: Any, where: str) -> Problem | None:
+    assert suite.read is not None
+    try:
+        return suite.read(row, where)
+    except PromptsError:
+        raise
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise PromptsError(f"{where} is no record of the suite {suite.name} ({error}); check --data") from error
 
 
 def _rows(suite: Suite, data: str | None) -> list[tuple[str, Any]]:
