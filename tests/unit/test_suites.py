@@ -71,7 +71,7 @@ def test_choices_of_three_formats(loaded):
 )
 def test_a_value_of_another_type_names_its_row(loaded, suite, row):
     """Without it a user would get a traceback, and not know which line of the file to correct."""
-    with pytest.raises(PromptsError, match="line 1 .*check --data"):
+    with pytest.raises(PromptsError, match=r"^row 0 of .*check --data$"):
         loaded(suite, row)
 
 
