@@ -8,6 +8,7 @@ import pytest
 
 from opdlm.checkpoints.load import load_ar_model
 from opdlm.config import GenerationSettings
+from opdlm.errors import UsageError
 from opdlm.evals.answers import answered
 from opdlm.evals.writers import ar_writer
 from opdlm.models.tokens import encode_prompt
@@ -79,3 +80,11 @@ def test_threads_share_a_lossless_model() -> None:
     with ThreadPoolExecutor(4) as threads:
         for _ in range(3):
             assert list(threads.map(written, asked)) == expected
+
+
+def test_what_is_no_token_id_is_refused() -> None:
+    """Else who passes a text, or one dimension too many, would get an error of the machinery."""
+    student = load(student_path())
+    for wrong in (["text"], [["a", "b"]], [[[1, 2]]]):
+        with pytest.raises(UsageError, match="token ids alone"):
+            student.generate(wrong)  # type: ignore[arg-type]

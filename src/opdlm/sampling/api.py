@@ -6,6 +6,7 @@ Names follow the text-diffusion API of transformers (`tokens_per_forward`, a str
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -377,6 +378,8 @@ def _rows(input_ids: torch.Tensor | Sequence[Sequence[int]], mask: torch.Tensor 
         kept = (row.tolist() if isinstance(row, torch.Tensor) else row for row in mask)
         pairs = zip(plain, kept, strict=True)
         rows = [[token for token, keep in zip(row, keeps, strict=True) if keep] for row, keeps in pairs]
+    if not all(isinstance(token, Integral) for row in rows for token in row):
+        raise UsageError("input_ids holds token ids alone, in rows; for a text use `write`, or the tokenizer first")
     if not rows or not all(rows):
         raise UsageError("every prompt needs at least one token; add a text or a beginning-of-sequence token")
     return rows
