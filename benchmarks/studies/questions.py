@@ -126,17 +126,11 @@ ARMS: dict[str, Arm] = {
         )
     },
     # large budgets in the paper's geometry
-    **{
-        f"{name}-{rollouts}": Arm(
-            f"`{name}` with {rollouts} rollouts", {**change, "rollouts": rollouts}, answers, budget_of=name
-        )
-        for rollouts in (535, 1600)
-        for name, change, answers in (
-            ("same-block", _SAME_BLOCK, "teacher"),
-            ("same-block-warm", {**_SAME_BLOCK, "warm_start_rollouts": rollouts // 5}, "teacher"),
-            ("same-block-sft-truth", {**_SFT, **_SAME_BLOCK}, "reference"),
-        )
-    },
+    "same-block-warm-535": Arm(
+        "`same-block-warm` with 535 rollouts",
+        {**_SAME_BLOCK, "rollouts": 535, "warm_start_rollouts": 107},
+        budget_of="same-block-warm",
+    ),
     # the same without L2-SP: a student that has to move far is held back by it
     **{
         f"{name}-no-pull{suffix}": Arm(

@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from opdlm.errors import StorageError
 
@@ -32,27 +32,33 @@ def write_json(path: Path, content: Any) -> None:
 class JsonLines:
     """A file of one JSON object a line; each is in the file once it is written, whatever happens later."""
 
-    def __init__(self, path: Path, file: TextIOWrapper) -> None:
-        self.path, self._file = path, file
+    def __init__(self, path: Path, mode: Literal["w", "a"] = "w") -> None:
+        """Opened with the first line: until then an earlier file stays as it is. mode: "a" goes on with it."""
+        self.path, self._mode = path, mode
+        self._file: TextIOWrapper | None = None
 
     def write(self, content: Mapping[str, Any]) -> None:
         """One more line. Raises StorageError."""
         try:
+            if self._file is None:
+                self._file = self.path.open(self._mode, encoding="utf-8")
             self._file.write(json.dumps(content, ensure_ascii=False) + "\n")
             self._file.flush()
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
+    def close(self) -> None:
+        """Nothing more is written."""
+        if self._file is not None:
+            self._file.close()
+
 
 @contextmanager
 def json_lines(path: Path) -> Iterator[JsonLines]:
-    """A new file at `path`. Raises StorageError where it cannot be written."""
-    try:
-        file = path.open("w", encoding="utf-8")
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    with file:
-        yield JsonLines(path, file)
+    """A new file at `path`, with its first line. Raises StorageError where it cannot be written."""
+    check_writable(path)
+    with closing(JsonLines(path)) as lines:
+        yield lines
 
 
 def _unwritable(path: Path, error: OSError) -> StorageError:

@@ -5,7 +5,7 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,8 +125,7 @@ def _kept(path: Path | None, about: dict[str, Any]) -> Iterator[tuple[list[Grade
     partial = partial_of(path)
     kept = [GradedAnswer.from_json(json.loads(line), str(partial)) for line in kept_lines(path, about)]
     try:
-        with partial.open("a", encoding="utf-8") as file:
-            lines = JsonLines(partial, file)
+        with closing(JsonLines(partial, "a")) as lines:
             yield kept, lambda answer: lines.write(answer.to_json())
     except KeyboardInterrupt:
         make_console(stderr=True).print(f"the answers so far are in {partial}; go on with --resume", soft_wrap=True)
