@@ -34,7 +34,8 @@ class JsonLines:
 
     def __init__(self, path: Path, mode: Literal["w", "a"] = "w") -> None:
         """Opened with the first line: until then an earlier file stays as it is. mode: "a" goes on with it."""
-        self.path, self._mode = path, mode
+        self.path = path
+        self._mode: Literal["w", "a"] = mode
         self._file: TextIOWrapper | None = None
 
     def write(self, content: Mapping[str, Any]) -> None:
