@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cli_support import call, fails
+from opdlm.cli import batch
 from opdlm.sampling import api
 from opdlm.sampling.engine import Engine
 from opdlm.tiny import QUESTIONS
@@ -43,7 +44,8 @@ def test_every_row_keeps_its_fields_and_gets_its_response(rows, tmp_path, capsys
     )
     captured = capsys.readouterr()
     assert "10/10 responses" in captured.err
-    assert captured.out == f"10 responses in {output}\n"
+    renamed = "the field response of the prompts is called input_response there"
+    assert captured.out == f"10 responses in {output}\n{renamed}\n"
     assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out.jsonl"}
     for number, (found, given) in enumerate(zip(read(output), read(rows), strict=True)):
         assert {key: found[key] for key in ("id", "prompt")} == {key: given[key] for key in ("id", "prompt")}
@@ -86,6 +88,44 @@ def test_a_file_that_was_interrupted_goes_on(rows, tmp_path, capsys, monkeypatch
     assert not partial.exists()
     assert "nothing is left to do" in fails(capsys, *job, "--output", output, "--resume")
     assert "exists; choose another" in fails(capsys, *job, "--output", output)
+
+
+def test_no_field_of_the_prompts_is_lost(tmp_path, capsys):
+    """Without it a field would vanish behind one of ours, or behind the new name of another."""
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    given = [{"prompt": "a", "response": "mine", "id": "\ud83d"}, {"prompt": "b", "input_response": "too", "tokens": 7}]
+    source.write_text("".join(json.dumps(row) + "\n" for row in given))
+    assert call("generate", "--prompts", source, "--output", output, "--max-new-tokens", "2") == 0
+    shown = capsys.readouterr().out
+    assert "the field response of the prompts is called input_input_response there" in shown
+    assert "the field tokens of the prompts is called input_tokens there" in shown
+    first, second = read(output)
+    assert (first["input_input_response"], first["id"]) == ("mine", "\ud83d")
+    assert (second["input_response"], second["input_tokens"]) == ("too", 7)
+    assert first["response"] != "mine"
+
+
+def test_a_line_of_another_row_is_found(rows, tmp_path, capsys, monkeypatch):
+    """Without it a line that was taken out would give every row below it the response of another."""
+    job = ("generate", "--prompts", rows, "--output", tmp_path / "o.jsonl", "--max-new-tokens", "2")
+    with monkeypatch.context() as patched:
+        patched.setattr(batch, "finish", lambda output: None)
+        assert call(*job) == 0
+    partial = tmp_path / "o.jsonl.partial"
+    lines = partial.read_text().splitlines()
+    partial.write_text("\n".join([*lines[:2], *lines[3:]]) + "\n")
+    assert "line 3 is no response to row 2 of the prompts; remove it and all" in fails(capsys, *job, "--resume")
+    partial.write_text("\n".join(lines[:2]) + "\n")
+    assert call(*job, "--resume") == 0
+    assert len(read(tmp_path / "o.jsonl")) == len(lines) - 1
+
+
+def test_a_refused_call_leaves_nothing(rows, tmp_path, capsys):
+    """Else the call with the mistake mended would be refused too."""
+    job = ("generate", "--prompts", rows, "--output", tmp_path / "o.jsonl", "--max-new-tokens", "2")
+    assert "lossless" in fails(capsys, *job, "--decoding", "verified")
+    assert list(tmp_path.glob("o.jsonl*")) == []
+    assert call(*job) == 0
 
 
 @pytest.mark.parametrize(

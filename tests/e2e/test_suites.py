@@ -4,11 +4,14 @@ import json
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from cli_support import SMALL, call, fails
-from opdlm.cli import suites as command
-from opdlm.cli import tune
+from opdlm.cli import outputs as command
+from opdlm.cli import suites, tune
+from opdlm.errors import StorageError
 from opdlm.evals import graders
+from opdlm.evals.original import original_of
 
 GSM8K = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(5)]
 STORIES = ["She went home", "He ran away", "They all sat down"]
@@ -97,6 +100,120 @@ def test_an_interrupted_evaluation_goes_on(run, data, tmp_path, capsys, monkeypa
     assert len(asked) == 33 - 14
     assert numbers_of(broken)[1:] == numbers_of(whole)[1:]
     assert not partial.exists()
+
+
+@pytest.fixture(scope="module")
+def gsm8k(tmp_path_factory):
+    """Flags of a small suite with one decoding."""
+    path = tmp_path_factory.mktemp("gsm8k") / "rows.json"
+    path.write_text(json.dumps(GSM8K))
+    return ("--suite", "gsm8k", "--data", path, "--max-new-tokens", "4", "--decoding", "static")
+
+
+def asking(monkeypatch):
+    """Every answer that is written from now on."""
+    write, asked = command.JsonLines.write, []
+    monkeypatch.setattr(command.JsonLines, "write", lambda self, content: (asked.append(content), write(self, content)))
+    return asked
+
+
+def test_numbers_that_are_missing_are_made_from_the_answers(run, gsm8k, tmp_path, capsys, monkeypatch):
+    """Without it hours of answers would have no numbers: where the disk was full, or the file was lost."""
+    numbers, answers = tmp_path / "n.json", tmp_path / "n.answers.jsonl"
+
+    def full(path, content):
+        raise StorageError(f"{path} cannot be written (full)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(suites, "write_json", full)
+        assert call("eval", run, *gsm8k, "--json", numbers) == 2
+    assert "go on with --resume" in capsys.readouterr().err
+    assert not answers.exists()
+    asked = asking(monkeypatch)
+    assert call("eval", run, *gsm8k, "--json", numbers, "--resume") == 0
+    found, _, scores = numbers_of(numbers)
+    assert found["settings"] == {"max_new_tokens": 4}
+    assert "nothing is left to do" in fails(capsys, "eval", run, *gsm8k, "--json", numbers, "--resume")
+    numbers.unlink()
+    assert "exists; choose another" in fails(capsys, "eval", run, *gsm8k, "--json", numbers)
+    assert call("eval", run, *gsm8k, "--json", numbers, "--resume") == 0
+    assert "made from the answers" in capsys.readouterr().err
+    again, _, same_scores = numbers_of(numbers)
+    assert scores == same_scores
+    assert "settings" not in again, "nobody knows them any more"
+    assert asked == []
+
+
+def test_complete_answers_of_another_call_make_no_numbers(run, gsm8k, tmp_path, capsys):
+    """Without it the numbers would be those of other problems, models or decodings."""
+    numbers, answers = tmp_path / "n.json", tmp_path / "n.answers.jsonl"
+    assert call("eval", run, *gsm8k, "--json", numbers) == 0
+    numbers.unlink()
+    again = ("--json", numbers, "--resume")
+    for flags in ([run, *gsm8k, "--limit", "3"], [run / "model", *gsm8k], [run, *gsm8k, "--decoding", "sequential"]):
+        assert "not with the answers of this command" in fails(capsys, "eval", *flags, *again)
+    lines = answers.read_text().splitlines()
+    for wrong in (lines[:-1], [*lines, lines[0]], [lines[0].replace("What is", "Who is"), *lines[1:]]):
+        answers.write_text("".join(f"{line}\n" for line in wrong))
+        assert "not with the answers of this command" in fails(capsys, "eval", run, *gsm8k, *again)
+    answers.write_text("".join(f"{line}\n" for line in [lines[0], "{broken", *lines[2:]]))
+    assert "line 2 is damaged" in fails(capsys, "eval", run, *gsm8k, *again)
+    assert not numbers.exists()
+
+
+def test_answers_of_two_models_do_not_mix(run, gsm8k, tmp_path, capsys, monkeypatch):
+    """The paths are the same, the weights are not: without it half of the answers would be another model's."""
+    model, numbers = tmp_path / "model", tmp_path / "n.json"
+    partial = tmp_path / "n.answers.jsonl.partial"
+    shutil.copytree(run / "model", model)
+    flags = (model, "--against", original_of(run), *gsm8k, "--json", numbers)
+    with monkeypatch.context() as patched:
+        patched.setattr(suites, "write_json", lambda path, content: (_ for _ in ()).throw(StorageError("full")))
+        assert call("eval", *flags) == 2
+    before = partial.read_bytes()
+    weights = load_file(model / "model.safetensors")
+    name = next(name for name in weights if "mlp" in name)
+    save_file(weights | {name: weights[name] + 0.01}, model / "model.safetensors", metadata={"format": "pt"})
+    capsys.readouterr()
+    assert "written by other weights" in fails(capsys, "eval", *flags, "--resume")
+    assert partial.read_bytes() == before
+    lines = before.decode().splitlines()
+    partial.write_text("\n".join([*lines, lines[-1]]) + "\n")
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    assert f"line {len(lines) + 1} repeats an earlier answer" in fails(capsys, "eval", *flags, "--resume")
+
+
+def test_a_refused_evaluation_leaves_nothing(run, gsm8k, tmp_path, capsys):
+    """Else the call with the mistake mended would be refused too."""
+    long = tmp_path / "long.json"
+    long.write_text(json.dumps([{"question": "a " * 2000, "answer": "#### 1"}]))
+    numbers = tmp_path / "n.json"
+    assert "context" in fails(capsys, "eval", run, *gsm8k[:2], "--data", long, "--json", numbers)
+    assert list(tmp_path.iterdir()) == [long]
+    assert call("eval", run, *gsm8k, "--json", numbers) == 0
+
+
+def test_outputs_are_nobodys_input(ar_model, run, gsm8k, prompts, tmp_path, capsys):
+    """Without it the answers would take the place of what was asked, of a model, or of the numbers."""
+    own = tmp_path / "own.jsonl"
+    own.write_bytes(prompts.read_bytes())
+    config = run / "model" / "config.json"
+    before = own.read_bytes(), config.read_bytes()
+    read = "would overwrite what the command reads"
+    assert read in fails(capsys, "eval", run, "--prompts", own, "--answers", own)
+    assert read in fails(capsys, "eval", run, "--problems", own, "--json", own)
+    assert read in fails(capsys, "eval", run, "--suite", "gsm8k", "--data", f"gsm8k={own}", "--json", own)
+    assert read in fails(capsys, "tune", run, "--prompts", own, "--json", own)
+    assert read in fails(capsys, "generate", run, "--prompts", own, "--output", own)
+    model = "would overwrite a file in the folder of a model"
+    assert model in fails(capsys, "tune", run, "--prompts", own, "--json", config)
+    assert model in fails(capsys, "eval", "--against", run / "model", run, *gsm8k, "--answers", config)
+    assert model in fails(capsys, "report", run, "--output", run / "metrics.jsonl")
+    assert "both written to" in fails(capsys, "eval", run, *gsm8k, "--json", own, "--answers", own)
+    assert "is a file, and a run needs a folder" in fails(
+        capsys, "convert", ar_model, "--prompts", own, "--output", own
+    )
+    assert (own.read_bytes(), config.read_bytes()) == before
 
 
 def test_facts_that_the_original_does_not_know_do_not_count(run, tmp_path, capsys, monkeypatch):

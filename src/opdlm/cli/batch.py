@@ -7,10 +7,21 @@ import hashlib
 import json
 import time
 from argparse import Namespace
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self
 
-from opdlm.cli.partial import check_output, finish, kept_lines, partial_of
+from opdlm.cli.outputs import JsonLines
+from opdlm.cli.partial import (
+    WEIGHTS,
+    check_output,
+    damaged,
+    finish,
+    kept_lines,
+    more_lines,
+    partial_of,
+    where_of,
+)
 from opdlm.cli.terminal import duration, make_console
 from opdlm.config import GenerationSettings, settings_from
 from opdlm.errors import OpdlmError
@@ -19,6 +30,7 @@ if TYPE_CHECKING:
     from opdlm.sampling.api import Answer, DiffusionLM
 
 _EVERY_S = 5.0
+_OURS = ("response", "tokens", "forwards", "finish_reason")
 
 
 def write_file(model: "DiffusionLM", name: str, arguments: Namespace, settings: dict[str, Any]) -> None:
@@ -28,17 +40,23 @@ def write_file(model: "DiffusionLM", name: str, arguments: Namespace, settings: 
         OpdlmError: a row has no prompt that the model can read; the message says which.
         RecordError: with --resume, the rows that are there were made from other prompts or with other settings.
     """
+    from opdlm.models.sampled_hash import sampled_hash
+
     output = Path(arguments.output)
     check_output(output, arguments.resume)
-    rows, prompts = _read(model, arguments)
+    records, prompts = _read(model, arguments)
+    renamed = _renamed(records)
+    rows = [{renamed.get(name, name): value for name, value in record.items()} for record in records]
     chosen = settings_from(GenerationSettings, {**model.defaults.model_dump(), **settings})
     text = json.dumps(prompts)
     made_with = {"model": name, "settings": chosen.model_dump(mode="json"), "prompts": len(prompts)}
     made_with["prompts_sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    done = len(kept_lines(output, made_with))
+    made_with[WEIGHTS] = sampled_hash(model.model)
+    kept = kept_lines(output, made_with)
+    _check_kept(kept, rows, partial_of(output))
     try:
-        with partial_of(output).open("a", encoding="utf-8") as file, _Progress(done, len(rows)) as progress:
-            _answer(model, rows, prompts, chosen, arguments.batch_size, file, progress)
+        with closing(more_lines(output, made_with)) as lines, _Progress(len(kept), len(rows)) as progress:
+            _answer(model, rows, prompts, chosen, arguments.batch_size, lines, progress)
     except KeyboardInterrupt:
         make_console(stderr=True).print(
             f"the rows so far are in {partial_of(output)}; go on with --resume", soft_wrap=True
@@ -46,6 +64,17 @@ def write_file(model: "DiffusionLM", name: str, arguments: Namespace, settings: 
         raise
     finish(output)
     make_console().print(f"{len(rows)} responses in {output}", markup=False, soft_wrap=True)
+    for name, other in renamed.items():
+        make_console().print(f"the field {name} of the prompts is called {other} there", markup=False, soft_wrap=True)
+
+
+def _check_kept(kept: list[dict[str, Any]], rows: list[dict[str, Any]], partial: Path) -> None:
+    """RecordError for a line that is not of its row: one before it was taken away."""
+    for index, (line, row) in enumerate(zip(kept, rows, strict=False)):
+        if any(json.dumps(line.get(name)) != json.dumps(value, default=str) for name, value in row.items()):
+            raise damaged(where_of(partial, index), f"is no response to row {index + 1} of the prompts")
+    if len(kept) > len(rows):
+        raise damaged(where_of(partial, len(rows)), "is behind the last row of the prompts")
 
 
 def _read(model: "DiffusionLM", arguments: Namespace) -> tuple[list[dict[str, Any]], list[list[int]]]:
@@ -61,14 +90,19 @@ def _read(model: "DiffusionLM", arguments: Namespace) -> tuple[list[dict[str, An
             ids.append(encode_prompt(model.tokenizer, prompt))
         except OpdlmError as error:
             raise type(error)(f"{where}: {error}") from error
-    return [_fields(row) for _, row in rows], ids
+    return [row if isinstance(row, dict) and "role" not in row else {"prompt": row} for _, row in rows], ids
 
 
-def _fields(row: Any) -> dict[str, Any]:
-    """A row as a record; a field that has the name of one of ours gets another."""
-    record = row if isinstance(row, dict) and "role" not in row else {"prompt": row}
-    ours = ("response", "tokens", "forwards", "finish_reason")
-    return {(f"input_{name}" if name in ours else name): value for name, value in record.items()}
+def _renamed(records: list[dict[str, Any]]) -> dict[str, str]:
+    """Of each field that has the name of one of ours: a name that no field has."""
+    taken = {name for record in records for name in record}
+    return {name: _free(name, taken) for name in _OURS if name in taken}
+
+
+def _free(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name = f"input_{name}"
+    return name
 
 
 def _answer(
@@ -77,7 +111,7 @@ def _answer(
     prompts: list[list[int]],
     settings: GenerationSettings,
     batch_size: int,
-    file: TextIO,
+    lines: JsonLines,
     progress: "_Progress",
 ) -> None:
     """Writes the rows that are not there, in their order, each as soon as all before it are."""
@@ -87,9 +121,7 @@ def _answer(
         ready[done + index] = answer
         progress.add(answer.tokens)
         while (made := ready.pop(written, None)) is not None:
-            row = {**rows[written], **made.as_fields()}
-            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-            file.flush()
+            lines.write({**rows[written], **made.as_fields()})
             written += 1
 
 

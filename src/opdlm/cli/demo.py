@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from opdlm.cli.convert import how_to_continue
 from opdlm.cli.options import Parser
-from opdlm.cli.outputs import check_writable
+from opdlm.cli.outputs import check_apart, check_writable
 from opdlm.cli.progress import OnProgress, answering
 from opdlm.cli.sampler import Sampler
 from opdlm.cli.signals import Ending
@@ -73,6 +73,8 @@ def parser() -> Parser:
 
 def run(arguments: Namespace) -> int:
     """Convert, compare, report; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
+    recipes = (arguments.recipe, arguments.lossless_recipe)
+    check_apart({"--picture": arguments.picture}, recipes, (arguments.model, arguments.output))
     if arguments.picture is not None:
         check_writable(Path(arguments.picture))
     quiet_libraries()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opdlm.cli.options import Parser, add_settings, add_trust, flag, given
-from opdlm.cli.outputs import check_writable, json_lines, write_json
+from opdlm.cli.outputs import check_apart, check_writable, json_lines, write_json
 from opdlm.cli.progress import answering
 from opdlm.cli.suites import run_suites
 from opdlm.cli.tables import acceptance_lines, comparison_table, likelihood_table
@@ -130,6 +130,12 @@ def run(arguments: Namespace) -> int:
     typed = given(arguments, GenerationSettings).keys() - {"decoding"}
     settings = _sampling({name: getattr(arguments, name) for name in typed})
     answers = _answers_path(arguments)
+    data = [name for text in arguments.data or () for name in (text, text.partition("=")[2])]
+    check_apart(
+        {"--json": arguments.json, "--answers": answers},
+        (arguments.problems, arguments.prompts, *data),
+        (arguments.model, arguments.against),
+    )
     for path in (arguments.json, None if arguments.suite else answers):
         if path is not None:
             check_writable(Path(path))

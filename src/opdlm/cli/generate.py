@@ -11,6 +11,7 @@ from opdlm.cli.batch import write_file
 from opdlm.cli.chat import Chat
 from opdlm.cli.constraints import add_constraints, read_constraints
 from opdlm.cli.options import Parser, add_settings, add_trust, given
+from opdlm.cli.outputs import check_apart
 from opdlm.cli.partial import check_output
 from opdlm.cli.terminal import make_console, print_json, quiet_libraries
 from opdlm.config import CONSTRAINTS, GenerationSettings, as_text, settings_from
@@ -158,6 +159,7 @@ def _check_file_flags(arguments: Namespace) -> None:
         raise UsageError("--prompts needs a file for the responses; name it with --output")
     if min(arguments.batch_size, arguments.prompt_limit or 1) < 1 or arguments.prompt_limit == 0:
         raise UsageError("--batch-size and --prompt-limit must be at least 1; give larger ones")
+    check_apart({"--output": arguments.output}, (arguments.prompts,), (arguments.model,))
     check_output(Path(arguments.output), arguments.resume)
 
 

@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from opdlm.cli.options import Parser
-from opdlm.cli.outputs import check_writable
+from opdlm.cli.outputs import check_apart, check_writable
 from opdlm.cli.terminal import quiet_libraries
 from opdlm.errors import UsageError
 
@@ -42,6 +42,7 @@ def run(arguments: Namespace) -> int:
 
     target = runs[0] / REPORT if arguments.output is None else Path(arguments.output)
     if arguments.output is not None:
+        check_apart({"--output": target}, (), arguments.runs)
         check_writable(target)
     figures = None if arguments.figures is None else Path(arguments.figures)
     print(f"the report is {write_report(runs, target, figures)}")

@@ -4,14 +4,14 @@ import hashlib
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opdlm.cli.outputs import JsonLines, write_json
-from opdlm.cli.partial import check_output, finish, kept_lines, partial_of
+from opdlm.cli.outputs import write_json
+from opdlm.cli.partial import WEIGHTS, check_output
 from opdlm.cli.progress import answering
+from opdlm.cli.suite_answers import finished, growing, unkept
 from opdlm.cli.tables import suite_table
 from opdlm.cli.terminal import make_console
 from opdlm.cli.versions import versions
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     Tests = list[tuple[Suite, list[Problem]]]
 
-OnAnswer = Callable[[GradedAnswer], None]
-
 
 def run_suites(arguments: Namespace, decodings: Sequence[str], settings: dict[str, Any], answers: Path | None) -> int:
     """Evaluates, prints the table, writes the numbers. `answers`: where every answer goes."""
@@ -33,12 +31,14 @@ def run_suites(arguments: Namespace, decodings: Sequence[str], settings: dict[st
         raise UsageError("--suite needs MODEL; name it")
     if arguments.resume and answers is None:
         raise UsageError("--resume goes on with the answers of a file; name it with --json or --answers")
-    if answers is not None:
+    complete = answers is not None and arguments.resume and answers.exists() and _lacks_numbers(arguments)
+    if answers is not None and not complete:
         check_output(answers, arguments.resume, "--json or --answers")
     from opdlm.evals.compare import check_decodings, load_pair, usual_decodings
     from opdlm.evals.graders import confinement_for
     from opdlm.evals.original import original_of
     from opdlm.evals.suites.run import evaluate_suites
+    from opdlm.models.sampled_hash import sampled_hash
 
     check_decodings(decodings, **settings)
     data, tests = _tests(arguments)
@@ -51,10 +51,18 @@ def run_suites(arguments: Namespace, decodings: Sequence[str], settings: dict[st
     chosen = tuple(decodings) or usual_decodings(student.defaults.decoding, student.model.geometry)
     about = {"model": arguments.model, "against": str(against), "decodings": list(chosen), "settings": settings}
     about |= {"suites": _about(tests, data), "versions": versions()}
-    with answering(make_console(stderr=True)) as show, _kept(answers, about) as (kept, keep):
+    about[WEIGHTS] = {"model": sampled_hash(student.model), "against": sampled_hash(ar_model)}
+    if complete:  # which settings and weights its answers are of is not known any more
+        about = {name: value for name, value in about.items() if name not in ("settings", WEIGHTS)}
+    names = {"": str(against), **dict.fromkeys(chosen, str(arguments.model))}
+    if answers is None:
+        keeping = unkept()
+    else:
+        keeping = finished(answers, tests, names) if complete else growing(answers, about)
+    with answering(make_console(stderr=True)) as show, keeping as (kept, keep):
 
         def named(one: GradedAnswer) -> None:
-            keep(one.model_copy(update={"model": str(arguments.model if one.decoding else against)}))
+            keep(one.model_copy(update={"model": names[one.decoding]}))
 
         comparison = evaluate_suites(
             student,
@@ -68,11 +76,15 @@ def run_suites(arguments: Namespace, decodings: Sequence[str], settings: dict[st
             allow_unconfined_code=arguments.allow_unconfined_code,
             **settings,
         )
-    comparison = comparison.model_copy(update={"model": str(arguments.model), "against": str(against)})
-    if arguments.json:
-        write_json(Path(arguments.json), {**comparison.to_json(), **about})
+        comparison = comparison.model_copy(update={"model": str(arguments.model), "against": str(against)})
+        if arguments.json:  # before the answers are called complete, so that --resume can make up for it
+            write_json(Path(arguments.json), {**comparison.to_json(), **about})
     _show(comparison, tests, answers)
     return 0
+
+
+def _lacks_numbers(arguments: Namespace) -> bool:
+    return arguments.json is not None and not Path(arguments.json).exists()
 
 
 def _tests(arguments: Namespace) -> "tuple[dict[str, str], Tests]":
@@ -114,23 +126,6 @@ def _about(tests: "Tests", data: dict[str, str]) -> dict[str, Any]:
         }
         for suite, problems in tests
     }
-
-
-@contextmanager
-def _kept(path: Path | None, about: dict[str, Any]) -> Iterator[tuple[list[GradedAnswer], OnAnswer]]:
-    """The answers of an earlier call, and what writes down each new one, at once."""
-    if path is None:
-        yield [], lambda answer: None
-        return
-    partial = partial_of(path)
-    kept = [GradedAnswer.from_json(json.loads(line), str(partial)) for line in kept_lines(path, about)]
-    try:
-        with closing(JsonLines(partial, "a")) as lines:
-            yield kept, lambda answer: lines.write(answer.to_json())
-    except KeyboardInterrupt:
-        make_console(stderr=True).print(f"the answers so far are in {partial}; go on with --resume", soft_wrap=True)
-        raise
-    finish(path)
 
 
 def _show(comparison: Comparison, tests: "Tests", answers: Path | None) -> None:

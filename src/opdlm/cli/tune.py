@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opdlm.cli.options import Parser, add_trust, flag
-from opdlm.cli.outputs import check_writable, write_json
+from opdlm.cli.outputs import check_apart, check_writable, write_json
 from opdlm.cli.tables import tuning_table
 from opdlm.cli.terminal import make_console, quiet_libraries
 from opdlm.cli.versions import versions
@@ -123,6 +123,8 @@ def _check(arguments: Namespace) -> tuple[float, dict[str, Any]]:
         raise UsageError(f"{flag(unused)} does nothing with {own}; leave one of the two out")
     for decoding in arguments.decoding or ():
         settings_from(GenerationSettings, {"decoding": decoding})
+    inputs = (arguments.problems, arguments.prompts)
+    check_apart({"--json": arguments.json}, inputs, (arguments.model, arguments.against))
     if arguments.json is not None:
         check_writable(Path(arguments.json))
     checked = settings_from(GenerationSettings, {"max_new_tokens": arguments.max_new_tokens})

@@ -32,6 +32,7 @@ class RunFolder(Checkpoints):
         self.prompts, self.evaluation = path / "prompts.jsonl", path / "evaluation.json"
         self.sample, self.worth = self.rollouts / "sample.json", path / "worth.json"
         self.fingerprint = path / "prompts.sha256"
+        self.needed = (self.config, self.metrics, self.history, self.prompts, self.fingerprint, self.worth)
 
     @classmethod
     @contextmanager

@@ -71,16 +71,20 @@ def evaluate_suites(
         answers.append(answer)
         on_answer(answer)
 
-    open_ = {suite.name: dict(enumerate(problems)) for suite, problems in tests}
     contestants = _contestants(student, ar_model, decodings, batch_size)
-    for who in contestants:
+    for suite, problems in tests:
+        run.ask(contestants[0], suite, dict(enumerate(problems)), _of(contestants[0], kept), keep)
+    counted = {suite.name: counting(suite, problems, answers) for suite, problems in tests}
+    for who in contestants[1:]:
         for suite, _ in tests:
-            numbered = open_[suite.name]
-            run.ask(who, suite, numbered, _of(who, kept), keep)
-            if who is contestants[0] and suite.known_only:
-                right = {one.number for one in _of(who, answers) if one.family == suite.name and one.correct}
-                open_[suite.name] = {number: problem for number, problem in numbered.items() if number in right}
-    return _compared(contestants, answers, open_, batch_size)
+            run.ask(who, suite, counted[suite.name], _of(who, kept), keep)
+    return _compared(contestants, answers, counted, batch_size)
+
+
+def counting(suite: Suite, problems: Sequence[Problem], answers: Sequence[GradedAnswer]) -> dict[int, Problem]:
+    """The problems that count, by number: all, or those that the original, who is among `answers`, knows."""
+    right = {one.number for one in answers if not one.decoding and one.family == suite.name and one.correct}
+    return {number: one for number, one in enumerate(problems) if not suite.known_only or number in right}
 
 
 @dataclass
