@@ -11,6 +11,7 @@ DIR holds the data sets (see `real/material.py`). Needs `pip install 'opdlm[gguf
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -53,6 +54,9 @@ def convert(arguments: argparse.Namespace) -> Path:
         from opdlm.checkpoints.load import load_ar_model
 
         lengths = conversion.given_length(load_ar_model(model)[1], texts, arm.settings["response_length"]["end"])
+    if arm.prompts == "own":
+        count = conversion.rollouts_of(arm, arguments.tokens, lengths) * arm.settings["prompts_per_rollout"]
+        texts = replace(texts, training=material.own_prompts(model, count, arguments.work))
     settings = conversion.settings_of(arm, model, arguments.tokens, arguments.seed, texts, lengths)
     return conversion.convert(settings, _run(arguments), arguments.device, arguments.threads)
 

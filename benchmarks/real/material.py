@@ -3,7 +3,8 @@
 The folder holds `instruct/rasbt_instruction-data.json` and `instruct/self_instruct_seed_tasks.jsonl` (instructions with
 answers), `instruct/mt_bench_question.jsonl`, `gsm8k/{train,test}.jsonl` and `tinystories/tinystories_1000.json`.
 Trained on: nine in ten instructions, and as many questions of GSM8K's training part. Asked: the other instructions,
-GSM8K's test questions and MT-bench's first turns, none of which is trained on.
+GSM8K's test questions and MT-bench's first turns, none of which is trained on. One arm trains on prompts that the AR
+model writes itself.
 """
 
 import json
@@ -11,8 +12,13 @@ import random
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from opdlm.sampling import own_prompts as own
+from opdlm.sampling.api import load_autoregressive
+from real.facts import countries_and_capitals, named
 
 _CALCULATOR = re.compile(r"<<.*?>>")
 _HELD_OUT = 10  # every tenth instruction
@@ -58,6 +64,17 @@ def prepare(data: Path, folder: Path) -> Material:
         asked={"instructions": asked[:-8], "maths": test[:-8], "open questions": writing},
         passages=_passages(data / "tinystories" / "tinystories_1000.json"),
     )
+
+
+def own_prompts(model: Path, count: int, folder: Path) -> Path:
+    """A file of prompts that the AR model wrote itself (`opdlm prompts`). None names what the facts are about."""
+    path = folder / f"own-{count}.jsonl"
+    if not path.is_file():
+        writer, names = load_autoregressive(model, device="cpu"), countries_and_capitals()
+        written = islice(own.own_prompts(writer, 2 * count, max_new_tokens=96, batch_size=16), 2 * count)
+        kept = islice((row.prompt for row in written if not named(row.prompt, names)), count)
+        _write(path, [{"prompt": prompt} for prompt in kept])
+    return path
 
 
 def _rasbt(folder: Path) -> Iterable[dict[str, str]]:

@@ -1,7 +1,7 @@
 """Turn a pretrained autoregressive language model into a block-diffusion one by on-policy distillation.
 
-`opdlm.convert` trains, `opdlm.load` opens the result, `opdlm.evaluate` compares it with the original. All are looked up
-on first use: `import opdlm` stays cheap.
+`opdlm.convert` trains, `opdlm.load` opens the result, `opdlm.evaluate` compares it with the original;
+`opdlm.write_prompts` is for those who have no prompts. All are looked up on first use: `import opdlm` stays cheap.
 """
 
 from importlib import import_module
@@ -11,16 +11,18 @@ if TYPE_CHECKING:
     from opdlm.distill.api import convert, resume
     from opdlm.evals.compare import evaluate
     from opdlm.sampling.api import load
+    from opdlm.sampling.own_prompts import write_prompts
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "convert", "evaluate", "load", "resume"]
+__all__ = ["__version__", "convert", "evaluate", "load", "resume", "write_prompts"]
 
 _HOME = {
     "convert": "opdlm.distill.api",
     "evaluate": "opdlm.evals.compare",
     "load": "opdlm.sampling.api",
     "resume": "opdlm.distill.api",
+    "write_prompts": "opdlm.sampling.own_prompts",
 }
 
 

@@ -17,7 +17,11 @@ README = Path(__file__).parents[2] / "README.md"
 MODEL = "Qwen/Qwen3-0.6B"  # stands for the reader's model: here the embedded one
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 ELSEWHERE = ("pip install", "make ")  # what continuous integration itself does
-FASTER = {"opdlm demo": "opdlm demo --quick --per-family 20", "opdlm doctor": "opdlm doctor --prompt-tokens 64"}
+FASTER = {
+    "opdlm demo": "opdlm demo --quick --per-family 20",
+    "opdlm doctor": "opdlm doctor --prompt-tokens 64",
+    "opdlm prompts": "opdlm prompts --count 4 --max-new-tokens 48",
+}
 
 
 def blocks(kind: str) -> list[str]:

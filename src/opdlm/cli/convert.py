@@ -93,7 +93,8 @@ def _check_complete(settings: Mapping[str, Any]) -> None:
     """UsageError if one of the three that have no default is missing."""
     for name in ("model", "prompts", "output"):
         if not settings.get(name):
-            raise UsageError(f"no {name} given; use opdlm convert MODEL --prompts FILE --output DIR")
+            own = "; the model writes some itself with opdlm prompts MODEL --output FILE" if name == "prompts" else ""
+            raise UsageError(f"no {name} given; use opdlm convert MODEL --prompts FILE --output DIR{own}")
 
 
 def how_to_continue(output: Path, command: str) -> str:

@@ -20,6 +20,7 @@ from opdlm.parallel import environment
 COMMANDS = {
     "demo": ("opdlm.cli.demo", "the whole story on the model that ships with the package, on a CPU in minutes"),
     "doctor": ("opdlm.cli.doctor", "before any training: is a model convertible, what does it cost, what to type"),
+    "prompts": ("opdlm.cli.prompts", "prompts for a conversion, written by the model itself"),
     "convert": ("opdlm.cli.convert", "turn an autoregressive model into a block-diffusion one"),
     "generate": ("opdlm.cli.generate", "write text with a converted model, and watch it being denoised"),
     "serve": ("opdlm.cli.serve", "a server with the OpenAI API"),
