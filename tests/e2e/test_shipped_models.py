@@ -111,6 +111,5 @@ def test_a_wrong_mask_or_batch_size_is_refused() -> None:
     for batch_size in ("8", None, 2.5, 0):
         with pytest.raises(UsageError, match="whole number, at least 1"):
             student.generate([[5, 6, 7]], batch_size=batch_size)  # type: ignore[arg-type]
-    settings = {"max_new_tokens": 2}
-    padded = student.generate([[9, 5, 6, 7]], torch.tensor([[0.0, 1, 1, 1]]), **settings)
-    assert torch.equal(padded.sequences, student.generate([[5, 6, 7]], **settings).sequences)
+    padded = student.generate([[9, 5, 6, 7]], torch.tensor([[0.0, 1, 1, 1]]), max_new_tokens=2)
+    assert torch.equal(padded.sequences, student.generate([[5, 6, 7]], max_new_tokens=2).sequences)

@@ -231,6 +231,9 @@ def test_outputs_are_nobodys_input(ar_model, run, gsm8k, prompts, tmp_path, caps
     assert model in fails(capsys, "tune", run, "--prompts", own, "--json", config)
     assert model in fails(capsys, "eval", "--against", run / "model", run, *gsm8k, "--answers", config)
     assert model in fails(capsys, "report", run, "--output", run / "metrics.jsonl")
+    (run / "evaluation.json").write_text("{}")
+    assert read in fails(capsys, "report", run, "--output", run / "evaluation.json")
+    (run / "evaluation.json").unlink()
     assert "both written to" in fails(capsys, "eval", run, *gsm8k, "--json", own, "--answers", own)
     assert "is a file, and a run needs a folder" in fails(
         capsys, "convert", ar_model, "--prompts", own, "--output", own
