@@ -251,7 +251,9 @@ def test_facts_that_the_original_does_not_know_do_not_count(run, tmp_path, capsy
         return len(calls) in (2, 3, 6)  # the second and third answer of the original, the second of the student
 
     monkeypatch.setitem(
-        graders.GRADERS, "facts", graders.Grader(lambda problem, response, within: graded(problem, response))
+        graders.GRADERS,
+        "facts",
+        graders.Grader(lambda problem, response, within: graded(problem, response), lambda _: None),
     )
     flags = ("--suite", "facts", "--limit", "4", "--max-new-tokens", "4", "--json", out)
     assert call("eval", run, *flags, "--decoding", "static") == 0
