@@ -61,6 +61,26 @@ def test_unsupported_architecture(config, reason, convert_fails, tmp_path, capsy
     assert reason in fails(capsys, "doctor", tmp_path / "other")
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_a_folder_without_a_tokenizer(kind, tmp_path, capsys):
+    """Without it an empty tokenizer, which transformers makes up, would be converted, or end in a traceback."""
+    tiny_model(kind).save_pretrained(tmp_path / "model")
+    fix = "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the weights"
+    assert fix in fails(capsys, "doctor", tmp_path / "model", "--no-speed", "--json")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    assert call("doctor", tmp_path / "model", "--no-speed", "--json") == 0
+
+
+def test_an_end_that_is_no_token(tmp_path, capsys):
+    """Without it an eos_token_id beyond the vocabulary would be a traceback."""
+    model = tiny_model("llama")
+    model.generation_config.eos_token_id = 5000
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    assert call("doctor", tmp_path / "model", "--no-speed") == 0
+    assert "5000, no token" in capsys.readouterr().out
+
+
 def test_doctor_says_no_as_json(tmp_path, capsys):
     """Without it a script could not tell why a model was refused."""
     T5Config().save_pretrained(tmp_path / "t5")

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from cli_support import SMALL, call, fails
+from opdlm.records.evaluation import GradedAnswer
 
 PROBLEMS = [
     {"prompt": "one", "answer": 1, "family": "maths", "tag": None},
@@ -124,3 +125,16 @@ def test_a_model_away_from_its_run_names_its_original_by_its_card(run, problems,
     assert "no-such/original" in fails(capsys, "eval", tmp_path / "moved", "--problems", problems)
     card.write_text("---\nbase_model: [\n---\n")
     assert "cannot be read" in fails(capsys, "eval", tmp_path / "moved", "--problems", problems)
+
+
+def test_half_a_surrogate_pair_in_a_problem(run, tmp_path):
+    """JSON may hold one: without it the answers would end in a traceback, and could not be gone on with."""
+    path, numbers = tmp_path / "problems.jsonl", tmp_path / "numbers.json"
+    problem = {"prompt": "one", "answer": "a\ud83d", "family": "recall", "tag": "\ud800"}
+    path.write_text(json.dumps(problem) + "\n")
+    flags = ("--problems", path, "--max-new-tokens", "2", "--decoding", "static", "--json", numbers)
+    assert call("eval", run, *flags) == 0
+    lines = (tmp_path / "numbers.answers.jsonl").read_text("utf-8").splitlines()
+    answers = [GradedAnswer.from_json(json.loads(line), "here") for line in lines]
+    assert {(one.expected, one.tag) for one in answers} == {("a\ud83d", "\ud800")}
+    assert json.loads(numbers.read_text("utf-8"))["teacher"]["rows"][1]["tag"] == "\ud800"

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from opdlm.checkpoints.load import load_ar_model
 from opdlm.config import GenerationSettings
@@ -88,3 +89,27 @@ def test_what_is_no_token_id_is_refused() -> None:
     for wrong in (["text"], [["a", "b"]], [[[1, 2]]]):
         with pytest.raises(UsageError, match="token ids alone"):
             student.generate(wrong)  # type: ignore[arg-type]
+    for wrong in ([1, 2], [[1], None], None, torch.tensor(3)):
+        with pytest.raises(UsageError, match="need two dimensions"):
+            student.generate(wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="token ids alone"):
+        student.generate([[1, None]])  # type: ignore[list-item]
+
+
+def test_a_wrong_mask_or_batch_size_is_refused() -> None:
+    """Else a mask of another batch would end in an error of the machinery, or cut tokens off."""
+    student = load(student_path())
+    for mask in ([[1, 1]], [[1, 1, 1], [1, 1, 1]], [[1, 1, 1, 1]], torch.ones(1, 2)):
+        with pytest.raises(UsageError, match="attention_mask has not the shape of input_ids"):
+            student.generate([[5, 6, 7]], mask)  # type: ignore[arg-type]
+    for mask in ([[1, None, 1]], [[1, 2, 1]], [["1", "1", "1"]]):
+        with pytest.raises(UsageError, match="something else than 0 and 1"):
+            student.generate([[5, 6, 7]], mask)  # type: ignore[arg-type]
+    for mask in ([1, 1, 1], [None]):
+        with pytest.raises(UsageError, match="attention_mask needs two dimensions"):
+            student.generate([[5, 6, 7]], mask)  # type: ignore[arg-type]
+    for batch_size in ("8", None, 2.5, 0):
+        with pytest.raises(UsageError, match="whole number, at least 1"):
+            student.generate([[5, 6, 7]], batch_size=batch_size)  # type: ignore[arg-type]
+    padded = student.generate([[9, 5, 6, 7]], torch.tensor([[0.0, 1, 1, 1]]), max_new_tokens=2)
+    assert torch.equal(padded.sequences, student.generate([[5, 6, 7]], max_new_tokens=2).sequences)

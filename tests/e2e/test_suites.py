@@ -12,6 +12,7 @@ from opdlm.cli import suites, tune
 from opdlm.errors import StorageError
 from opdlm.evals import graders
 from opdlm.evals.original import original_of
+from opdlm.sampling.engine import Engine
 
 GSM8K = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(5)]
 STORIES = ["She went home", "He ran away", "They all sat down"]
@@ -193,6 +194,27 @@ def test_a_refused_evaluation_leaves_nothing(run, gsm8k, tmp_path, capsys):
     assert call("eval", run, *gsm8k, "--json", numbers) == 0
 
 
+def test_a_decoding_that_the_model_lacks_is_refused_at_once(
+    ar_model, run, gsm8k, prompts, tmp_path, capsys, monkeypatch
+):
+    """Without it the error would come behind the original's answers, which take hours, or those of one decoding."""
+
+    def ask(*_args, **_settings):
+        raise AssertionError("the model was asked")
+
+    monkeypatch.setattr(Engine, "step", ask)
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text(json.dumps({"prompt": "1 + 1", "answer": "2", "family": "maths"}) + "\n")
+    wrong = ("--decoding", "static", "--decoding", "verified")
+    fix = "only a lossless model decodes by 'verified'; convert with --lossless, or choose another"
+    assert fix in fails(capsys, "tune", run, "--problems", problems, *wrong)
+    assert fix in fails(capsys, "tune", run, "--prompts", prompts, *wrong)
+    assert fix in fails(capsys, "eval", run, "--problems", problems, *wrong)
+    assert fix in fails(capsys, "eval", run, "--prompts", prompts, *wrong)
+    assert fix in fails(capsys, "eval", run, *gsm8k, *wrong, "--json", tmp_path / "n.json")
+    assert list(tmp_path.iterdir()) == [problems]
+
+
 def test_outputs_are_nobodys_input(ar_model, run, gsm8k, prompts, tmp_path, capsys):
     """Without it the answers would take the place of what was asked, of a model, or of the numbers."""
     own = tmp_path / "own.jsonl"
@@ -209,6 +231,9 @@ def test_outputs_are_nobodys_input(ar_model, run, gsm8k, prompts, tmp_path, caps
     assert model in fails(capsys, "tune", run, "--prompts", own, "--json", config)
     assert model in fails(capsys, "eval", "--against", run / "model", run, *gsm8k, "--answers", config)
     assert model in fails(capsys, "report", run, "--output", run / "metrics.jsonl")
+    (run / "evaluation.json").write_text("{}")
+    assert read in fails(capsys, "report", run, "--output", run / "evaluation.json")
+    (run / "evaluation.json").unlink()
     assert "both written to" in fails(capsys, "eval", run, *gsm8k, "--json", own, "--answers", own)
     assert "is a file, and a run needs a folder" in fails(
         capsys, "convert", ar_model, "--prompts", own, "--output", own
@@ -226,7 +251,9 @@ def test_facts_that_the_original_does_not_know_do_not_count(run, tmp_path, capsy
         return len(calls) in (2, 3, 6)  # the second and third answer of the original, the second of the student
 
     monkeypatch.setitem(
-        graders.GRADERS, "facts", graders.Grader(lambda problem, response, within: graded(problem, response))
+        graders.GRADERS,
+        "facts",
+        graders.Grader(lambda problem, response, within: graded(problem, response), lambda _: None),
     )
     flags = ("--suite", "facts", "--limit", "4", "--max-new-tokens", "4", "--json", out)
     assert call("eval", run, *flags, "--decoding", "static") == 0

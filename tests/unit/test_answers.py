@@ -1,6 +1,8 @@
 """Counts, times and shares are what they say, and the writers neither lose nor swap a response."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +14,7 @@ from opdlm.core.types import Rollout
 from opdlm.errors import RecordError, UsageError
 from opdlm.evals import answers
 from opdlm.evals.answers import answered
+from opdlm.evals.graders import GRADERS, Grader
 from opdlm.evals.problem import Problem
 from opdlm.evals.writers import Answer, ar_writer, diffusion_writer
 from opdlm.records.evaluation import Evaluation, Score, retained, wilson_interval
@@ -87,7 +90,9 @@ def test_the_warm_up_is_not_timed(monkeypatch):
     """Without it the model that is measured first would pay for the start of the libraries."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(answers, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    monkeypatch.setattr(answers, "grade", lambda *_: setattr(clock, "now", clock.now + 1000) or True)
+    slowly = Grader(lambda *_: setattr(clock, "now", clock.now + 1000) or True, lambda problem: None)
+    for family in ("edit", "recall"):
+        monkeypatch.setitem(GRADERS, family, slowly)
     scripted = Scripted()
 
     def slow(prompts):
@@ -96,6 +101,26 @@ def test_the_warm_up_is_not_timed(monkeypatch):
 
     assert answered("student", slow, QUESTIONS).seconds == 6
     assert scripted.calls == [["e1"], [one.prompt for one in QUESTIONS]]
+
+
+def test_expressions_and_programs_in_one_file(monkeypatch):
+    """Programs are run by threads, and math-verify's signals reach the main one alone: it was a traceback."""
+    pytest.importorskip("math_verify")
+    double = Problem("code", "c", "", "f", calls=(("f(2)", "4"),))
+    problems = [question("math", "m", "\\frac12"), double, question("math", "n", "3")]
+    known = {"m": Answer("\\boxed{0.5}", 1, 1), "c": Answer("f = lambda n: 2 * n", 1, 1), "n": Answer("4", 1, 1)}
+    found, threads, grader = [], [], GRADERS["math"]
+
+    def watched(*asked):
+        threads.append(threading.current_thread())
+        return grader.grade(*asked)
+
+    monkeypatch.setitem(GRADERS, "math", Grader(watched, grader.fault))
+    answered("student", Scripted(known), problems, on_answer=found.append, allow_unconfined_code=True)
+    assert {one.prompt: one.correct for one in found} == {"m": True, "c": True, "n": False}
+    assert set(threads) == {threading.main_thread()}
+    with ThreadPoolExecutor(1) as pool:  # a user's own thread
+        assert pool.submit(grader.grade, problems[0], "\\boxed{0.5}", None).result()
 
 
 def test_answers_come_in_any_order_and_none_is_lost():

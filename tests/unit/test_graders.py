@@ -5,7 +5,7 @@ from decimal import Decimal
 import pytest
 
 from opdlm.errors import UsageError
-from opdlm.evals.graders import extract_code, extract_number, grade
+from opdlm.evals.graders import GRADERS, check_gradable, extract_code, extract_number, grade
 from opdlm.evals.problem import Problem
 
 
@@ -163,3 +163,82 @@ def test_problems_that_cannot_be_graded_are_refused():
         grade(question("code", "f"), BODY)
     with pytest.raises(UsageError, match="no number"):
         grade(question("maths", "twelve"), "#### 12")
+
+
+@pytest.mark.parametrize(
+    ("family", "answer", "fault"),
+    [
+        ("maths", "", "no number"),
+        ("recall", " ", "an empty answer"),
+        ("recall", "3.14", "no first sentence can hold"),
+        ("edit", "", "an empty answer"),
+        ("edit", "one\ntwo", "more than one line"),
+        ("tagged", "", "an empty answer"),
+        ("gsm8k", "", "no number"),
+        ("gsm8k", "sNaN", "no number"),
+        ("svamp", "Infinity", "no number"),
+        ("math", "", "math-verify cannot read"),
+        ("countdown", "12", "write TARGET from N,N,N"),
+        ("countdown", "5 from ", "write TARGET from N,N,N"),
+        ("countdown", "4.9 from 1,2", "write TARGET from N,N,N"),
+        ("countdown", "-5 from -2,3", "none of the N below 0"),
+        ("sudoku", "12", "write 16 or 81 digits"),
+        ("sudoku", "\u00b2" * 16, "write 16 or 81 digits"),
+        ("sudoku", "5" + "0" * 15, "none above 4"),
+        ("sudoku", "11" + "0" * 14, "none twice in a row"),
+        ("lambada", "two words", "not one word"),
+        ("facts", "", "empty"),
+    ],
+)
+def test_a_reference_that_no_answer_can_reach_is_refused(family, answer, fault):
+    """Without it such a problem would count as answered wrongly, whatever the model says, or rightly."""
+    if family == "math":
+        pytest.importorskip("math_verify")
+    with pytest.raises(UsageError, match=rf"^line 7 \({family}\) .*{fault}.*; correct it$"):
+        check_gradable(question(family, answer), "line 7")
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"tests": "assert ("}, "tests that cannot be read as Python"),
+        ({"tests": "assert f(1)", "prelude": "import ("}, "prelude that cannot be read"),
+        ({"calls": (("f(1", "1"),)}, "the call 'f\\(1', which is no Python expression"),
+        ({"tests": "\0"}, "tests that cannot be read"),
+    ],
+)
+def test_tests_that_no_program_can_pass_are_refused(fields, fault):
+    """Without it every program would fail them, and the model seem hopeless."""
+    with pytest.raises(UsageError, match=fault):
+        check_gradable(Problem("code", "?", "", "f", **fields))
+    check_gradable(Problem("code", "?", "", "f", tests="assert f('\\d')", prelude="import re"))
+
+
+ODD = [
+    *(
+        "sNaN",
+        "NaN",
+        "#### sNaN",
+        "#### Infinity",
+        "\\boxed{NaN}",
+        "\\boxed{sNaN}",
+        "-",
+        "####",
+        "<answer>",
+        "\\boxed{",
+    ),
+    *("\0", "\ud800", "#### \u0663", "1" * 5000, "#### " + "9" * 5000, "1or 2", "1is 2 = 3", "1(2)", "1_0 + 2", "0x5"),
+    *("lambda: 1", "1 if 2 else 3", "(yield)", "f'{1}'", "-" * 199 + "1", "1" + "/0" * 50, "\\frac{1}{0}", "[" * 150),
+]
+
+
+@pytest.mark.parametrize("family", [name for name, grader in GRADERS.items() if not grader.runs_programs])
+def test_odd_texts_are_wrong_and_no_error(family):
+    """Without it one odd answer would end an evaluation of hours in a traceback."""
+    if family == "math":
+        pytest.importorskip("math_verify")
+    answer = {"countdown": "7 from 3,4", "sudoku": "0" * 16}.get(family, "42")
+    asked = Problem(family, "?", "", answer, plain="?", options=("42", "43"))
+    for text in ODD:
+        assert not grade(asked, text), text
+        assert not grade(asked, f"<answer>{text}</answer>"), text

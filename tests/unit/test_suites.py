@@ -98,12 +98,47 @@ def test_mbpp_is_its_test_split(loaded):
         ("humaneval", {"prompt": "def f(): pass", "entry_point": "f"}, "needs the column test"),
         ("mbpp", {"text": "x", "code": "def g(): pass", "test_list": ["assert f(1)"]}, "call no function"),
         ("svamp", ["x"], "it has a list"),
+        ("gsm8k", {"question": "x", "answer": "why\n#### "}, "row 0 of .*has the answer '', which is no number"),
+        ("gsm8k", {"question": "x", "answer": "#### sNaN"}, "row 0 of .*has the answer 'sNaN'"),
+        ("svamp", {"Body": "a", "Question": "b", "Answer": "nan"}, "row 0 of .*has 'nan' in the column Answer"),
+        ("svamp", {"Body": "a", "Question": "b", "Answer": True}, "has True in the column Answer"),
+        ("countdown", {"nums": [1, 2], "target": 4.9}, r"row 0 of .*no whole numbers and target \(\[1, 2\], 4.9\)"),
+        ("countdown", {"nums": [1.5, 2], "target": 4}, "no whole numbers"),
+        ("countdown", {"nums": {"1": 2}, "target": 4}, "no whole numbers"),
+        ("countdown", {"nums": [1], "target": "1e999999999"}, "no whole numbers"),
+        ("countdown", {"nums": [float("nan")], "target": 5}, "no whole numbers"),
+        ("countdown", {"nums": [], "target": 5}, "row 0 of .*write TARGET from N,N,N"),
+        ("sudoku", {"Puzzle": "11" + "0" * 14, "Solution": "1"}, "row 0 of .*none twice in a row"),
     ],
 )
 def test_wrong_data_name_the_fix(loaded, name, row, message):
     """Without it a file of another test would be asked as nonsense."""
     with pytest.raises(UsageError, match=message):
         loaded(name, row)
+
+
+def test_whole_numbers_in_every_form(loaded):
+    """Without it a target of 23.0, as tables write it, would be refused, or one of 23.9 taken for 23."""
+    for nums, target in (([3.0, 4], 7.0), (["3", "4"], "7"), ([3, 4], "7.0")):
+        assert loaded("countdown", {"nums": nums, "target": target})[0].answer == "7 from 3,4"
+
+
+def test_answers_of_math(loaded):
+    """Without it an answer of 0 would count as missing, or a wrong type as text."""
+    pytest.importorskip("math_verify")
+    solved = {"problem": "1 - 1?", "solution": "so \\boxed{5}"}
+    assert loaded("math", {**solved, "answer": 0})[0].answer == "0"
+    assert loaded("math", {**solved, "answer": ""})[0].answer == "5"
+    assert loaded("math", {**solved, "answer": None})[0].answer == "5"
+    for wrong in (
+        {"answer": ["5"]},
+        {"answer": True},
+        {"solution": ["\\boxed{5}"]},
+        {"solution": "\\boxed{}"},
+        {"solution": "5"},
+    ):
+        with pytest.raises(PromptsError, match=r"^row 0 of "):
+            loaded("math", {**solved, **wrong})
 
 
 def test_names_and_data_of_suites():

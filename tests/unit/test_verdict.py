@@ -23,10 +23,13 @@ REFUSED = [
     ("Llama4TextConfig", {}, "chunked_attention"),
     ("ViTConfig", {}, "no causal language model"),
     ("BertConfig", {"architectures": ["BertForMaskedLM"]}, "BertForMaskedLM"),
+    ("BertConfig", {}, "encoder such as BERT"),
+    ("RobertaConfig", {"architectures": ["RobertaForCausalLM"]}, "encoder such as BERT"),
+    ("XLMConfig", {}, "encoder such as BERT"),
 ]
 
 
-@pytest.mark.parametrize(("config", "settings", "reason"), REFUSED, ids=[row[0] for row in REFUSED])
+@pytest.mark.parametrize(("config", "settings", "reason"), REFUSED, ids=[f"{row[0]}-{row[2]}" for row in REFUSED])
 def test_refused(config: str, settings: dict[str, object], reason: str) -> None:
     """Else the user would learn it from a shape error, or not at all: from a model that cannot be trained."""
     with pytest.raises(UnsupportedModelError, match=reason) as caught:

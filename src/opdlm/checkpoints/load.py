@@ -34,6 +34,8 @@ from opdlm.models.tokens import find_or_add_mask_token
 from opdlm.models.verdict import check_convertible
 from opdlm.records.record import Part
 
+_FIX_TOKENIZER = "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the weights"
+
 
 class Entry(Part):
     """Our settings in config.json.
@@ -233,14 +235,17 @@ def _first(error: ValidationError) -> str:
 def _load_tokenizer(place: str | Path) -> PreTrainedTokenizerBase:
     with blamed_on(f"the tokenizer of {place}", "correct its files (tokenizer.json, tokenizer_config.json)"):
         try:
-            return AutoTokenizer.from_pretrained(place, trust_remote_code=trusted())
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trusted())
         except (OSError, ValueError) as error:
             if asks_for_code(error):
                 raise CheckpointError(f"the tokenizer of {place} cannot be loaded: {REFUSED}") from error
             raise CheckpointError(
-                f"no tokenizer can be loaded for {place} ({reason_of(error)}); put its files (tokenizer.json, "
-                "tokenizer_config.json) beside the weights"
+                f"no tokenizer can be loaded for {place} ({reason_of(error)}); {_FIX_TOKENIZER}"
             ) from error
+    # Without its files transformers makes up an empty one of the model's kind.
+    if len(tokenizer) <= len({*tokenizer.added_tokens_encoder, *tokenizer.all_special_tokens}):
+        raise CheckpointError(f"{place} has no vocabulary; {_FIX_TOKENIZER}")
+    return tokenizer
 
 
 def _check_generation_config(place: str | Path) -> None:

@@ -42,7 +42,7 @@ def run(arguments: Namespace) -> int:
 
     target = runs[0] / REPORT if arguments.output is None else Path(arguments.output)
     if arguments.output is not None:
-        check_apart({"--output": target}, (), arguments.runs)
+        check_apart({"--output": target}, [str(run / "evaluation.json") for run in runs], arguments.runs)
         check_writable(target)
     figures = None if arguments.figures is None else Path(arguments.figures)
     print(f"the report is {write_report(runs, target, figures)}")

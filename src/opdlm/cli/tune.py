@@ -73,6 +73,7 @@ def run(arguments: Namespace) -> int:
     folder = None if arguments.dry_run else own_folder(arguments.model)
     student = load(arguments.model, device=arguments.device)
     console, progress = make_console(), make_console(stderr=True)
+    ladders = ladders_for(student, arguments.decoding or ())
     measure, about = _measure(arguments, student, settings)
     reference = reference_of(student)
 
@@ -80,7 +81,7 @@ def run(arguments: Namespace) -> int:
         text = f"{trial.decoding}: {about['measure']} {trial.mean_quality:.1%}, {trial.tokens_per_second:,.0f} tokens/s"
         progress.print(text, markup=False, soft_wrap=True)
 
-    trials = search(measure, reference, ladders_for(student, arguments.decoding or ()), max_drop, show)
+    trials = search(measure, reference, ladders, max_drop, show)
     tuning = Tuning(
         **about,
         reference=reference,

@@ -113,11 +113,15 @@ def opened(
 
 def described(opening: Opening, context: int | None, tokens: SpecialTokens) -> Findings:
     """The model and its tokenizer."""
+    ends = opening.tokenizer.convert_ids_to_tokens(list(tokens.stop_token_ids))
+    named = [
+        f"{number}, no token" if end is None else end for end, number in zip(ends, tokens.stop_token_ids, strict=True)
+    ]
     return {
         "architecture": type(opening.ar_model).__name__,
         "vocabulary": len(opening.tokenizer),
         "context": context,
-        "end_tokens": opening.tokenizer.convert_ids_to_tokens(list(tokens.stop_token_ids)),
+        "end_tokens": named,
         "chat_template": bool(opening.tokenizer.chat_template),
     }
 

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TypeVar
 
 from opdlm.errors import UsageError
-from opdlm.evals.graders import check_gradable, confinement_for, grade
+from opdlm.evals.graders import GRADERS, check_gradable, confinement_for
 from opdlm.evals.problem import Asked, Problem, as_shown
 from opdlm.evals.sandbox_confinement import Confinement
 from opdlm.evals.writers import Answer, Writer
@@ -101,11 +101,20 @@ def _timed(writer: Writer, asked: list[Asked]) -> Iterator[tuple[int, Answer, fl
 
 
 def _verdicts(pairs: Sequence[tuple[Problem, str]], within: Confinement | None) -> list[bool]:
-    """Programs run in processes of their own, as many at once as there are cores; not while answers are timed."""
-    if within is None:
-        return [grade(problem, text) for problem, text in pairs]
+    """Programs run in processes of their own, as many at once as there are cores; not while answers are timed.
+
+    All else is graded in this thread: math-verify stops by a signal, which other threads do not have.
+    """
+    graders = [GRADERS[problem.family] for problem, _ in pairs]
     with ThreadPoolExecutor(_PROGRAMS_AT_ONCE) as pool:
-        return list(pool.map(lambda pair: grade(pair[0], pair[1], within), pairs))
+        running = [
+            pool.submit(grader.grade, problem, text, within) if grader.runs_programs else None
+            for grader, (problem, text) in zip(graders, pairs, strict=True)
+        ]
+        return [
+            grader.grade(problem, text, within) if run is None else run.result()
+            for run, grader, (problem, text) in zip(running, graders, pairs, strict=True)
+        ]
 
 
 def _graded(

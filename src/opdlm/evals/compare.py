@@ -22,6 +22,7 @@ from opdlm.models.devices import pick_device
 from opdlm.models.tokens import encode_prompt
 from opdlm.records.evaluation import Comparison, GradedAnswer
 from opdlm.sampling.api import DiffusionLM, check_context, load
+from opdlm.sampling.ways import way_of
 
 OnProgress = Callable[[str, int, int], None]
 """Called with (who answers, responses written, problems)."""
@@ -92,6 +93,12 @@ def check_decodings(decodings: Sequence[str], **settings: Any) -> None:
         settings_from(GenerationSettings, {**settings, "decoding": decoding})
 
 
+def check_ways(student: DiffusionLM, decodings: Sequence[str]) -> None:
+    """Raises UsageError for a decoding that this model does not have: before anybody has answered."""
+    for decoding in decodings:
+        way_of(student.model, greedy(decoding, 1).decoding.kind)
+
+
 def _check_sampling(sampling: Mapping[str, Any]) -> None:
     unknown = next((name for name in sampling if name not in SAMPLING), None)
     if unknown is not None:
@@ -132,6 +139,7 @@ def compare(
 ) -> Comparison:
     """As `evaluate`, with models that are loaded already."""
     _check_sampling(sampling)
+    check_ways(student, decodings)
     common = {**sampling, "max_new_tokens": max_new_tokens}
     settings = {text: settings_from(GenerationSettings, {**common, "decoding": text}) for text in decodings}
     prompts = [encode_prompt(student.tokenizer, problem.prompt) for problem in problems]

@@ -1,11 +1,13 @@
 """Says whether a response is right, by the rules of its task family: a table of graders."""
 
+import ast
 import re
 import textwrap
-from ast import literal_eval
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Literal
 
 from opdlm.errors import UsageError
 from opdlm.evals import suite_graders as suites
@@ -62,12 +64,28 @@ def _maths_fault(problem: Problem) -> str | None:
 def _recall(problem: Problem, response: str, within: Confinement | None) -> bool:
     first_sentence = _SENTENCE_END.split(response.strip(), maxsplit=1)[0]
     # Not \b: an answer that begins or ends with a sign has no word boundary there.
-    word = rf"(?<!\w){re.escape(problem.answer)}(?!\w)"
+    word = rf"(?<!\w){re.escape(problem.answer.strip())}(?!\w)"
     return re.search(word, first_sentence, re.IGNORECASE) is not None
 
 
 def _edit(problem: Problem, response: str, within: Confinement | None) -> bool:
-    return response.strip().partition("\n")[0].strip() == problem.answer
+    return response.strip().partition("\n")[0].strip() == problem.answer.strip()
+
+
+def _answer_fault(problem: Problem) -> str | None:
+    return None if problem.answer.strip() else "has an empty answer"
+
+
+def _recall_fault(problem: Problem) -> str | None:
+    if _SENTENCE_END.search(problem.answer.strip()):
+        return f"has the answer {problem.answer!r}, which no first sentence can hold: it ends one"
+    return _answer_fault(problem)
+
+
+def _edit_fault(problem: Problem) -> str | None:
+    if "\n" in problem.answer.strip():
+        return f"has the answer {problem.answer!r}, which is more than one line"
+    return _answer_fault(problem)
 
 
 def _tagged(problem: Problem, response: str, within: Confinement | None) -> bool:
@@ -100,7 +118,7 @@ def _mbpp(problem: Problem, response: str, within: Confinement | None) -> bool:
 
 def _interpreted(source: str, call: str, expected: str) -> bool:
     try:
-        return bool(call_function(source, call) == literal_eval(expected))
+        return bool(call_function(source, call) == ast.literal_eval(expected))
     except NotInterpretedError:
         return False
 
@@ -108,15 +126,30 @@ def _interpreted(source: str, call: str, expected: str) -> bool:
 def _code_fault(problem: Problem) -> str | None:
     if bool(problem.calls) == bool(problem.tests):
         return "needs calls (pairs of a call and the repr of its result) or tests (Python with asserts), and not both"
-    return "has tests, and cannot be interpreted" if problem.tests and problem.interpreted else None
+    if problem.tests and problem.interpreted:
+        return "has tests, and cannot be interpreted"
+    parts = {"prelude": problem.prelude, "tests": problem.tests}
+    fault = next((name for name, source in parts.items() if not _is_python(source)), None)
+    if fault is not None:
+        return f"has {fault} that cannot be read as Python"
+    call = next((call for call, _ in problem.calls if not _is_python(call, "eval")), None)
+    return None if call is None else f"has the call {call!r}, which is no Python expression"
 
 
 def _tests_fault(problem: Problem) -> str | None:
-    return None if problem.tests and problem.answer else "needs tests and the name of the function"
+    if not problem.tests or not problem.answer:
+        return "needs tests and the name of the function"
+    return None if _is_python(problem.tests) else "has tests that cannot be read as Python"
 
 
-def _no_fault(problem: Problem) -> str | None:
-    return None
+def _is_python(source: str, mode: Literal["exec", "eval"] = "exec") -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such as for "\d" in a text: the sandbox runs it all the same
+            ast.parse(source, mode=mode)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -130,11 +163,11 @@ class Grader:
     """
 
     grade: Callable[[Problem, str, Confinement | None], bool]
-    fault: Callable[[Problem], str | None] = _no_fault
+    fault: Callable[[Problem], str | None]
     runs_programs: bool = False
 
 
-def _by_text(grade: Callable[[Problem, str], bool], fault: Callable[[Problem], str | None] = _no_fault) -> Grader:
+def _by_text(grade: Callable[[Problem, str], bool], fault: Callable[[Problem], str | None]) -> Grader:
     return Grader(lambda problem, response, within: grade(problem, response), fault)
 
 
@@ -142,24 +175,24 @@ GRADERS: dict[str, Grader] = {
     # the number behind the last `####` equals the answer (`extract_number`)
     "maths": Grader(_maths, _maths_fault),
     # the first sentence holds the answer as a whole word, in any letter case
-    "recall": Grader(_recall),
+    "recall": Grader(_recall, _recall_fault),
     # the first line that is not blank equals the answer, spaces at its ends aside
-    "edit": Grader(_edit),
+    "edit": Grader(_edit, _edit_fault),
     # what stands in the last <answer> </answer> equals the answer, spaces at its ends aside
-    "tagged": Grader(_tagged),
+    "tagged": Grader(_tagged, _answer_fault),
     # every call of the function returns the expected value, or the tests pass, in the sandbox or the interpreter
     "code": Grader(_code, _code_fault, runs_programs=True),
     # the field's tests, each by the function of its name in `suite_graders`
     "gsm8k": _by_text(suites.ends_in_number, suites.number_fault),
     "svamp": _by_text(suites.ends_in_number, suites.number_fault),
-    "math": _by_text(suites.equal_maths),
+    "math": _by_text(suites.equal_maths, suites.maths_fault),
     "humaneval": Grader(_humaneval, _tests_fault, runs_programs=True),
     "mbpp": Grader(_mbpp, _tests_fault, runs_programs=True),
-    "countdown": _by_text(suites.makes_target),
-    "sudoku": _by_text(suites.fills_grid),
+    "countdown": _by_text(suites.makes_target, suites.countdown_fault),
+    "sudoku": _by_text(suites.fills_grid, suites.sudoku_fault),
     "choice": _by_text(suites.chosen, suites.choice_fault),
-    "lambada": _by_text(suites.first_word),
-    "facts": _by_text(suites.names_answer),
+    "lambada": _by_text(suites.first_word, suites.word_fault),
+    "facts": _by_text(suites.names_answer, suites.name_fault),
 }
 
 

@@ -12,7 +12,7 @@ from opdlm.config import GenerationSettings, settings_from
 from opdlm.core.layout import AUTOREGRESSIVE
 from opdlm.data.prompts import Prompt
 from opdlm.evals.bits import agreement, per_byte, per_token, read
-from opdlm.evals.compare import check_decodings, load_pair, usual_decodings
+from opdlm.evals.compare import check_decodings, check_ways, load_pair, usual_decodings
 from opdlm.evals.original import original_of
 from opdlm.models.block_diffusion import NO_MASK, BlockDiffusionModel
 from opdlm.models.tokens import encode_prompt, find_or_add_mask_token
@@ -98,6 +98,7 @@ def likelihoods(
     be reached: at temperature 1 its bits per byte are its own entropy. `settings`: of GenerationSettings, without the
     decoding.
     """
+    check_ways(student, decodings)
     untrained = copy.deepcopy(ar_model)
     mask_token_id = find_or_add_mask_token(untrained, copy.deepcopy(student.tokenizer))
     original = BlockDiffusionModel(untrained, AUTOREGRESSIVE, mask_token_id)

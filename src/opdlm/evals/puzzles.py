@@ -2,6 +2,7 @@
 
 import ast
 import re
+import warnings
 from collections.abc import Sequence
 from fractions import Fraction
 from math import isqrt
@@ -24,7 +25,10 @@ def solves_countdown(expression: str, numbers: Sequence[int], target: int) -> bo
         return False
     used: list[int] = []
     try:
-        value = _worked_out(ast.parse(expression, mode="eval").body, used)
+        with warnings.catch_warnings():  # "1or 2" is no expression of ours, and nobody's to be warned of
+            warnings.simplefilter("ignore")
+            tree = ast.parse(expression, mode="eval")
+        value = _worked_out(tree.body, used)
     except (SyntaxError, ValueError, ZeroDivisionError, MemoryError, RecursionError):
         return False
     return sorted(used) == sorted(numbers) and value == target
@@ -57,10 +61,24 @@ def solves_sudoku(grid: str, puzzle: str) -> bool:
 
     Any such grid is right: a quarter of d1's 500 puzzles have several.
     """
-    size = isqrt(len(puzzle))
-    box, digits = isqrt(size), {str(digit) for digit in range(1, size + 1)}
     if len(grid) != len(puzzle) or any(given not in ("0", cell) for given, cell in zip(puzzle, grid, strict=True)):
         return False
+    digits = {str(digit) for digit in range(1, isqrt(len(puzzle)) + 1)}
+    return all(set(part) == digits for part in _parts(grid))
+
+
+def can_be_sudoku(puzzle: str) -> bool:
+    """Whether it has 16 or 81 digits of its size, none given twice in a row, column or box."""
+    if re.fullmatch(r"[0-4]{16}|[0-9]{81}", puzzle) is None:
+        return False
+    given = (part.replace("0", "") for part in _parts(puzzle))
+    return all(len(set(part)) == len(part) for part in given)
+
+
+def _parts(grid: str) -> list[str]:
+    """Rows, columns and boxes."""
+    size = isqrt(len(grid))
+    box = isqrt(size)
     rows = [grid[first : first + size] for first in range(0, len(grid), size)]
     columns = ["".join(column) for column in zip(*rows, strict=True)]
     boxes = [
@@ -68,4 +86,4 @@ def solves_sudoku(grid: str, puzzle: str) -> bool:
         for top in range(0, size, box)
         for left in range(0, size, box)
     ]
-    return all(set(part) == digits for part in (*rows, *columns, *boxes))
+    return [*rows, *columns, *boxes]

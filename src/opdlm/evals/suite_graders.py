@@ -1,44 +1,79 @@
 """How the field's tests are graded: a function of a problem and a response for each."""
 
 import re
+import threading
 import unicodedata
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
+from typing import Any
 
 from opdlm.errors import MissingExtraError
 from opdlm.evals.final_answers import last_boxed, last_number, last_tagged
 from opdlm.evals.problem import Problem
-from opdlm.evals.puzzles import read_grid, solves_countdown, solves_sudoku
+from opdlm.evals.puzzles import can_be_sudoku, read_grid, solves_countdown, solves_sudoku
 
 _MATHS_TIMEOUT_S = 60  # wall clock: far more than an expression needs, so that a busy machine fails none
 _FENCED = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```", "\n@")
-_FIRST_WORD = re.compile(r"\s*[^\w\s]*\s*(\w+(?:['’\-]\w+)*)")
+_WORD = re.compile(r"\w+(?:['’\-]\w+)*")
+_FIRST_WORD = re.compile(rf"\s*[^\w\s]*\s*({_WORD.pattern})")
+_COUNTDOWN = re.compile(r"(-?[0-9]{1,18}) from ([0-9]{1,18}(?:, ?[0-9]{1,18})*)")
 
 
 def ends_in_number(problem: Problem, response: str) -> bool:
     """GSM8K and SVAMP: the number that the response ends in equals the answer."""
     found = last_number(response)
-    return found is not None and found == Decimal(problem.answer.replace(",", ""))
+    return found is not None and found == _finite(problem.answer)
 
 
 def number_fault(problem: Problem) -> str | None:
     """A reference that is no number."""
-    try:
-        Decimal(problem.answer.replace(",", ""))
-    except InvalidOperation:
+    if _finite(problem.answer) is None:
         return f"has the answer {problem.answer!r}, which is no number"
     return None
+
+
+def _finite(text: str) -> Decimal | None:
+    """None for NaN and infinity too: no response can hold them, and to compare a signalling NaN is an error."""
+    try:
+        number = Decimal(text.replace(",", ""))
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() else None
 
 
 def equal_maths(problem: Problem, response: str) -> bool:
     """MATH: what the last box holds, else the last expression, equals the answer as math-verify has it."""
     check_math_verify()
-    from math_verify import parse, verify
+    from math_verify import verify
 
     boxed = last_boxed(response)
-    found = parse(response if boxed is None else f"\\boxed{{{boxed}}}", parsing_timeout=_MATHS_TIMEOUT_S)
-    expected = parse(f"\\boxed{{{problem.answer}}}", parsing_timeout=_MATHS_TIMEOUT_S)
-    return bool(found) and verify(expected, found, timeout_seconds=_MATHS_TIMEOUT_S)
+    found = _expressions(response if boxed is None else f"\\boxed{{{boxed}}}")
+    return bool(found) and verify(_reference(problem.answer), found, timeout_seconds=_timeout_s())
+
+
+def maths_fault(problem: Problem) -> str | None:
+    """A reference that math-verify cannot read."""
+    check_math_verify()
+    if not _reference(problem.answer):
+        return f"has the answer {problem.answer!r}, which math-verify cannot read"
+    return None
+
+
+@lru_cache(maxsize=10_000)
+def _reference(answer: str) -> list[Any]:
+    return _expressions(f"\\boxed{{{answer}}}")
+
+
+def _expressions(text: str) -> list[Any]:
+    from math_verify import parse
+
+    return parse(text, parsing_timeout=_timeout_s())  # type: ignore[arg-type]
+
+
+def _timeout_s() -> int | None:
+    """None where math-verify, which stops an expression that takes for ever by a signal, cannot have one."""
+    return _MATHS_TIMEOUT_S if threading.current_thread() is threading.main_thread() else None
 
 
 def check_math_verify() -> None:
@@ -53,10 +88,17 @@ def check_math_verify() -> None:
 
 def makes_target(problem: Problem, response: str) -> bool:
     """Countdown: the answer is "TARGET from N,N,N"; the expression stands in <answer>, a box, or on the last line."""
-    target, _, numbers = problem.answer.partition(" from ")
     lines = [line for line in response.splitlines() if line.strip()]
     expression = _answer_tag(response) or last_boxed(response) or (lines[-1] if lines else "")
-    return solves_countdown(expression, [int(number) for number in numbers.split(",")], int(target))
+    asked = _COUNTDOWN.fullmatch(problem.answer)
+    return asked is not None and solves_countdown(expression, [int(one) for one in asked[2].split(",")], int(asked[1]))
+
+
+def countdown_fault(problem: Problem) -> str | None:
+    """Another form, or numbers that no expression can use."""
+    if _COUNTDOWN.fullmatch(problem.answer) is None:
+        return f"has the answer {problem.answer!r}; write TARGET from N,N,N: whole numbers, none of the N below 0"
+    return None
 
 
 def _answer_tag(response: str) -> str | None:
@@ -71,10 +113,27 @@ def fills_grid(problem: Problem, response: str) -> bool:
     return grid is not None and solves_sudoku(grid, problem.answer)
 
 
+def sudoku_fault(problem: Problem) -> str | None:
+    """A puzzle that no grid can solve."""
+    if not can_be_sudoku(problem.answer):
+        return (
+            f"has the puzzle {problem.answer!r}; write 16 or 81 digits, 0 for an empty cell, none above 4 or 9, none "
+            "twice in a row, column or box"
+        )
+    return None
+
+
 def first_word(problem: Problem, response: str) -> bool:
     """LAMBADA: the first word of the continuation is the last word of the text, in the same letter case."""
     found = _FIRST_WORD.match(response)
     return found is not None and found[1] == problem.answer
+
+
+def word_fault(problem: Problem) -> str | None:
+    """A reference that is not one word."""
+    if _WORD.fullmatch(problem.answer) is None:
+        return f"has the answer {problem.answer!r}, which is not one word"
+    return None
 
 
 def names_answer(problem: Problem, response: str) -> bool:
@@ -85,6 +144,11 @@ def names_answer(problem: Problem, response: str) -> bool:
     asked, rest = _folded(str(problem.prompt)), line.replace(answer, " ")
     rivals = {_folded(option) for option in problem.options} - {answer}
     return not any(_has_words(rest, rival) for rival in rivals if not _has_words(asked, rival))
+
+
+def name_fault(problem: Problem) -> str | None:
+    """A reference without letters."""
+    return None if _folded(problem.answer) else f"has the answer {problem.answer!r}, which is empty"
 
 
 def _folded(text: str) -> str:

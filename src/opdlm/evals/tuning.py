@@ -12,7 +12,7 @@ from opdlm.checkpoints.load import load_ar_model
 from opdlm.config import GenerationSettings, settings_from
 from opdlm.evals.answers import answered
 from opdlm.evals.bits import per_token, read
-from opdlm.evals.compare import check_vocabulary
+from opdlm.evals.compare import check_vocabulary, check_ways
 from opdlm.evals.original import original_of
 from opdlm.evals.problem import Problem
 from opdlm.evals.writers import diffusion_writer
@@ -91,8 +91,12 @@ def original_for(student: DiffusionLM, name: str | Path, against: str | Path | N
 
 
 def ladders_for(student: DiffusionLM, kinds: Sequence[str] = ()) -> list[list[str]]:
-    """What is tried, a ladder a kind. `kinds`: those, such as "prefix" (all its numbers) or "prefix:0.97"."""
+    """What is tried, a ladder a kind. `kinds`: those, such as "prefix" (all its numbers) or "prefix:0.97".
+
+    UsageError for a kind that the student does not have.
+    """
     if kinds:
+        check_ways(student, kinds)
         return [list(_ladder(student, kind)) for kind in kinds]
     if isinstance(student.model, DraftingModel):
         return [["verified:auto"], list(_ladder(student, "verified")), list(_ladder(student, "typical"))]

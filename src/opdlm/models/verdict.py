@@ -3,7 +3,7 @@
 import inspect
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
 from opdlm.errors import UnsupportedModelError
 from opdlm.models.parts import cache_argument
@@ -48,6 +48,11 @@ def _obstacle(config: PreTrainedConfig) -> str | None:
     model_class = _causal_class(config)
     if model_class is None:
         return "transformers has no causal language model of this type; choose a decoder-only model"
+    if type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", False):
+        return (
+            "it is an encoder such as BERT, in which every token sees the whole text; choose a decoder, which was "
+            "trained from left to right with a causal language-model head"
+        )
     if model_class._is_stateful:
         return "its state-space or linear-attention layers take no mask; choose one with softmax attention only"
     other = sorted(set(getattr(config, "layer_types", None) or ()) - set(_MASKED_LAYERS))

@@ -6,7 +6,6 @@ Names follow the text-diffusion API of transformers (`tokens_per_forward`, a str
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -31,6 +30,7 @@ from opdlm.sampling.grammar import Grammar, Grammars
 from opdlm.sampling.request import Request, check_length
 from opdlm.sampling.requests import continuations, fillings
 from opdlm.sampling.state import stack
+from opdlm.sampling.token_rows import only_length, token_rows
 from opdlm.sampling.ways import way_of
 
 
@@ -135,7 +135,7 @@ class DiffusionLM:
             observer: is told of every denoising step; of a text that drafts, the streamer sees what there is to see.
             settings: fields of GenerationSettings, in place of the model's defaults.
         """
-        prompts, chosen = _rows(input_ids, attention_mask), self.settings(settings)
+        prompts, chosen = token_rows(input_ids, attention_mask), self.settings(settings)
         requests = self.requests(prompts, chosen, watched=streamer is not None)
         engine = self.engine(batch_size if streamer is None else 1, observer)
         rollout = engine.write(requests) if streamer is None else self._shown(engine, requests, streamer)
@@ -151,8 +151,8 @@ class DiffusionLM:
 
         Of a lossless model: what is verified.
         """
-        prompts, chosen = _rows(input_ids, None), self.settings(settings)
-        begin = _only(prompts)
+        prompts, chosen = token_rows(input_ids, None), self.settings(settings)
+        begin = only_length(prompts)
         request = self.requests(prompts, chosen, watched=True)[0]
         events = self._watched(self.engine(1), request)
         next(events)  # the first draft: nothing is known yet
@@ -176,7 +176,7 @@ class DiffusionLM:
         What stands behind a gap is seen as far as its block reaches: the model was trained so. Neither `max_new_tokens`
         nor stop tokens apply. Settings: see `filling_settings`.
         """
-        rows, mask = _rows(input_ids, None), self.tokens.mask_token_id
+        rows, mask = token_rows(input_ids, None), self.tokens.mask_token_id
         requests = self.fillings(rows, self.filling_settings(settings), watched=streamer is not None)
         engine = self.engine(batch_size if streamer is None else 1, observer)
         rollout = engine.write(requests) if streamer is None else self._shown(engine, requests, streamer, rows[0])
@@ -301,7 +301,7 @@ class DiffusionLM:
         self, engine: Engine, requests: Sequence[Request], streamer: DraftStreamer, text: Sequence[int] = ()
     ) -> Rollout:
         """The only response; the streamer sees its drafts, each with what is given of `text` behind it."""
-        _only([request.ids for request in requests])
+        only_length([request.ids for request in requests])
         begin, rollouts = 0 if text else requests[0].first, []
         for event in self._watched(engine, requests[0]):
             if isinstance(event, Completion):
@@ -366,27 +366,3 @@ def check_context(prompts: Sequence[Sequence[int]], max_new_tokens: int, limit: 
     """Raises ContextLengthError if the longest prompt leaves no room for the response, in whole blocks."""
     longest = max(map(len, prompts))
     check_length(longest, longest + max_new_tokens, limit, block_size)
-
-
-def _rows(input_ids: torch.Tensor | Sequence[Sequence[int]], mask: torch.Tensor | None) -> list[list[int]]:
-    plain = [row.tolist() if isinstance(row, torch.Tensor) else row for row in input_ids]
-    if not all(isinstance(row, Sequence) for row in plain):
-        raise UsageError("input_ids need two dimensions, rows of token ids; wrap a single row in a list")
-    if mask is None:
-        rows = [list(row) for row in plain]
-    else:
-        kept = (row.tolist() if isinstance(row, torch.Tensor) else row for row in mask)
-        pairs = zip(plain, kept, strict=True)
-        rows = [[token for token, keep in zip(row, keeps, strict=True) if keep] for row, keeps in pairs]
-    if not all(isinstance(token, Integral) for row in rows for token in row):
-        raise UsageError("input_ids holds token ids alone, in rows; for a text use `write`, or the tokenizer first")
-    if not rows or not all(rows):
-        raise UsageError("every prompt needs at least one token; add a text or a beginning-of-sequence token")
-    return rows
-
-
-def _only(rows: Sequence[Sequence[int]]) -> int:
-    """Length of the single row that can be watched."""
-    if len(rows) != 1:
-        raise UsageError("only one row can be watched; give one prompt, or leave the streamer out")
-    return len(rows[0])

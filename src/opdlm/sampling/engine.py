@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import takewhile
+from numbers import Integral
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -57,8 +58,8 @@ class Engine:
         observer: Callable[[Step], None] | None = None,
     ) -> None:
         """`tokenizer`: needed for stop strings alone. UsageError for a batch size below 1."""
-        if batch_size < 1:
-            raise UsageError(f"batch_size is {batch_size}; it must be at least 1")
+        if not isinstance(batch_size, Integral) or batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size!r}; it must be a whole number, at least 1")
         self.model, self.tokens, self.batch_size, self.observer = model, tokens, batch_size, observer
         self.stop_ids = torch.tensor(tokens.stop_token_ids, device=model.device)
         self._stop_strings = lru_cache(maxsize=64)(partial(StopStrings, tokenizer))

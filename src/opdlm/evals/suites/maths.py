@@ -1,5 +1,6 @@
 """GSM8K, SVAMP and MATH: worked problems with one final answer."""
 
+import math
 from typing import Any
 
 from opdlm.errors import PromptsError
@@ -28,18 +29,32 @@ def _gsm8k(row: Any, where: str) -> Problem:
 
 def _svamp(row: Any, where: str) -> Problem:
     body, question = text_field(row, where, "Body").strip(), text_field(row, where, "Question")
-    number = float(field(row, where, "Answer"))
+    number = _number(row, where, "Answer")
     answer = str(int(number)) if number.is_integer() else str(number)
     body = body if body.endswith((".", "?", "!", ",")) else body + "."
     return _asked("svamp", f"{body} {question}", answer, tag=str(row.get("Type", "")))
 
 
 def _math(row: Any, where: str) -> Problem:
-    problem, solution = text_field(row, where, "problem"), str(row.get("solution") or "")
-    answer = row.get("answer") or last_boxed(solution)
-    if not answer:
+    problem, given = text_field(row, where, "problem"), row.get("answer")
+    solution = text_field(row, where, "solution") if row.get("solution") else ""
+    answer = last_boxed(solution) if given in (None, "") else given  # 0 is an answer
+    if answer is None:
         raise PromptsError(f"{where} has neither an answer nor a solution with \\boxed{{}}; check --data")
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        raise PromptsError(f"{where} has a {type(answer).__name__} as answer, not text or a number; check --data")
     return _asked("math", problem, str(answer), solution, str(row.get("subject") or row.get("type") or ""))
+
+
+def _number(row: Any, where: str, name: str) -> float:
+    value = field(row, where, name)
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise PromptsError(f"{where} has {value!r} in the column {name}, which is no number; check --data")
+    return number
 
 
 MATHS = (

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from opdlm.config import GenerationSettings, settings_from
 from opdlm.core.layout import AUTOREGRESSIVE
 from opdlm.evals.answers import answered, evaluation
-from opdlm.evals.compare import OnAnswer, OnProgress
+from opdlm.evals.compare import OnAnswer, OnProgress, check_ways
 from opdlm.evals.problem import Asked, Problem, as_asked, as_options
 from opdlm.evals.scoring import Scoring, Text, log_likelihoods
 from opdlm.evals.suites.choosing import choosing, texts_of
@@ -61,8 +61,10 @@ def evaluate_suites(
 
     Raises:
         ContextLengthError: a problem and its answer do not fit into the context.
+        UsageError: a decoding that the student does not have.
         UnconfinedCodeError: grading runs programs, and this system cannot confine them.
     """
+    check_ways(student, decodings)
     run = _Run(student, tests, batch_size, max_new_tokens, sampling, allow_unconfined_code, on_progress)
     run.check_context()
     answers = [*kept]

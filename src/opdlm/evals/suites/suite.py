@@ -7,7 +7,7 @@ from typing import Any
 
 from opdlm.data.files import load_rows
 from opdlm.data.hub_set import HubPart
-from opdlm.errors import PromptsError, UsageError
+from opdlm.errors import OpdlmError, PromptsError, UsageError
 from opdlm.evals.graders import check_gradable
 from opdlm.evals.problem import Problem
 
@@ -68,19 +68,20 @@ def load(suite: Suite, data: str | None = None, limit: int | None = None) -> lis
     problems = list(islice((problem for problem in read if problem is not None), limit))
     if not problems:
         raise PromptsError(f"{data or suite.name} holds no problems of the suite {suite.name}; check the file")
-    for problem in problems:
-        check_gradable(problem, f"a problem of {data or suite.name}")
     return problems
 
 
 def _read(suite: Suite, row: Any, where: str) -> Problem | None:
     assert suite.read is not None
     try:
-        return suite.read(row, where)
-    except PromptsError:
-        raise
+        problem = suite.read(row, where)
+        if problem is not None:
+            check_gradable(problem, where)
+    except OpdlmError as error:
+        raise PromptsError(str(error)) from error
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise PromptsError(f"{where} is no record of the suite {suite.name} ({error}); check --data") from error
+    return problem
 
 
 def _rows(suite: Suite, data: str | None) -> list[tuple[str, Any]]:
