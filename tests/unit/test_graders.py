@@ -102,6 +102,8 @@ def test_recall_takes_the_answer_literally():
     """Without it an answer with signs would act as a pattern."""
     assert grade(question("recall", "C++"), "He writes C++ at night")
     assert not grade(question("recall", "a|b"), "a")
+    assert grade(question("recall", "3.14"), "It is 3.14, nearly. Or 3.")
+    assert not grade(question("recall", "3.14"), "It is 3. Or 3.14")
 
 
 def test_edit_wants_the_exact_first_line():
@@ -170,7 +172,7 @@ def test_problems_that_cannot_be_graded_are_refused():
     [
         ("maths", "", "no number"),
         ("recall", " ", "an empty answer"),
-        ("recall", "3.14", "no first sentence can hold"),
+        ("recall", "St. Louis", "no first sentence can hold"),
         ("edit", "", "an empty answer"),
         ("edit", "one\ntwo", "more than one line"),
         ("tagged", "", "an empty answer"),
