@@ -4,7 +4,8 @@
     python benchmarks/study.py summary method                         tables, a result file, a figure
 
 A run converts the embedded AR model as its arm says and writes one small file; arms that several questions share are
-run once. Arms whose file exists are skipped, so a stopped command is simply given again.
+run once. Arms whose file exists are skipped, and one that was stopped goes on from its newest checkpoint, so a stopped
+command is simply given again.
 """
 
 import argparse

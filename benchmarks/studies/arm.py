@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -35,6 +36,7 @@ from studies.hindsight import hindsight_loss
 from studies.mask_fault import commit_mask_fault
 from studies.questions import ARMS, BASE, QUESTIONS, Arm, Values
 from studies.record import Effort, circumstances, path_of, write
+from studies.resuming import folder_of, keep_points, kept_points, resumed
 
 _EXAMINED_MORE = {name for key in ("order", "method", "clean") for name in QUESTIONS[key].arms}
 POINTS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
@@ -112,12 +114,33 @@ class Curve:
     models: Models
     exam: Exam
     rollouts: int
+    folder: Path
     points: list[dict[str, Any]] = field(default_factory=list)
     costs: dict[str, float] = field(default_factory=dict)
     done: int = 0
+    earlier_s: float = 0
+    """Training of earlier calls, their examinations not counted."""
 
     def step(self, metrics: StepMetrics) -> None:
         """After each rollout: adds its costs, and examines the student where a point is due."""
+        self._count(metrics)
+        if self.done in self.due:
+            self.point(metrics)
+
+    def resume(self, metrics: Sequence[StepMetrics]) -> None:
+        """Rollouts of an earlier call; it may have ended before the last examination."""
+        for one in metrics:
+            self._count(one)
+            self.earlier_s += sum(one.seconds.values())
+        if metrics and self.done in self.due and not any(point["rollouts"] == self.done for point in self.points):
+            self.point(metrics[-1])
+
+    @property
+    def due(self) -> set[int]:
+        """The rollouts behind which the student is examined."""
+        return {max(1, round(share * self.rollouts)) for share in POINTS}
+
+    def _count(self, metrics: StepMetrics) -> None:
         self.done += 1
         spent = {
             "tokens_trained": metrics.tokens_trained,
@@ -127,8 +150,6 @@ class Curve:
             "seconds": sum(metrics.seconds.values()),
         }
         self.costs = {name: self.costs.get(name, 0) + value for name, value in spent.items()}
-        if self.done in {max(1, round(share * self.rollouts)) for share in POINTS}:
-            self.point(metrics)
 
     def point(self, metrics: StepMetrics | None = None) -> None:
         """Examines the student as it is now."""
@@ -137,7 +158,9 @@ class Curve:
         names = ("loss", "tokens_per_forward", "stopped_rows")
         told = {} if metrics is None else {name: getattr(metrics, name) for name in names}
         costs = {name: float(f"{value:.6g}") for name, value in self.costs.items()}
-        self.points.append({"rollouts": self.done, **costs, "last_rollout": told, "results": results})
+        before = [point for point in self.points if point["rollouts"] < self.done]
+        self.points = [*before, {"rollouts": self.done, **costs, "last_rollout": told, "results": results}]
+        keep_points(self.folder, self.points)
 
 
 def run(name: str, seed: int, effort: Effort, folder: Path) -> dict[str, Any]:
@@ -153,28 +176,33 @@ def run(name: str, seed: int, effort: Effort, folder: Path) -> dict[str, Any]:
         "final": teacher_result(models.original, models.tokenizer, exam.final),
         "validation": teacher_result(models.original, models.tokenizer, exam.validation),
     }
-    curve = _converted(arm, about, models, exam)
+    kept = folder_of(folder, name, seed, about)
+    curve = _converted(arm, about, models, exam, kept)
     decodings = (*DECODINGS, *(MORE_DECODINGS if name in _EXAMINED_MORE else ()))
     final = student_results(models.student, models.tokenizer, models.tokens, exam.final, decodings)
     record = {
         "definition": about,
         "reason": arm.reason,
         **found,
-        "seconds": round(perf_counter() - began, 1),
+        "seconds": round(perf_counter() - began + curve.earlier_s, 1),
         "teacher": teacher,
         "curve": curve.points,
         "final": final,
     }
     write(path_of(folder, name, seed), record)
+    shutil.rmtree(kept)
     return record
 
 
-def _converted(arm: Arm, about: Mapping[str, Any], models: Models, exam: Exam) -> Curve:
-    """Trains `models.student` in the arm's stages. Every arm with the same seed and budget gets the same prompts."""
+def _converted(arm: Arm, about: Mapping[str, Any], models: Models, exam: Exam, folder: Path) -> Curve:
+    """Trains `models.student` in the arm's stages. Every arm with the same seed and budget gets the same prompts.
+
+    `folder`: where an arm that is stopped goes on from.
+    """
     rollouts = sum(stage["rollouts"] for stage in about["stages"])
     stream = mixed(about["seed"], "conversion")
-    curve = Curve(models, exam, rollouts)
-    for stage in about["stages"]:
+    curve = Curve(models, exam, rollouts, folder, kept_points(folder))
+    for number, stage in enumerate(about["stages"]):
         problems = list(itertools.islice(stream, stage["rollouts"] * stage["prompts_per_rollout"]))
         values = {**stage, "seed": about["seed"]}
         turns = tuple(settings_from(DistillSettings, _merged(values, turn)) for turn in about["turns"])
@@ -195,6 +223,7 @@ def _converted(arm: Arm, about: Mapping[str, Any], models: Models, exam: Exam) -
             method=method_of_study(turns, arm.hindsight),
             on_step=curve.step,
         )
+        curve.resume(resumed(trainer, folder / f"stage-{number}"))
         trainer.train()
     return curve
 
