@@ -33,6 +33,8 @@ def _schema_from(value: Any) -> Any:
         return json.loads(value)
     except ValueError as error:
         raise ValueError(f"this is no JSON ({error}); correct it") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply; make it flatter") from error
 
 
 CONSTRAINTS = ("json_schema", "regex", "grammar")
