@@ -27,6 +27,9 @@ _UNSUPPORTED: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 """Field -> (whether a value asks for nothing, what to do instead)."""
 
+_STOP_CHARACTERS = 256
+"""Each is looked for in every token of the vocabulary: 25 ms of a large one, while nobody comes in."""
+
 
 def mistake(name: str, message: str, code: str = "invalid_value") -> PydanticCustomError:
     """What is wrong with the field `name`."""
@@ -157,6 +160,13 @@ class Continuing(Sampling):
     json_schema: str | dict[str, Any] | None = None
     regex: str | None = None
     grammar: str | None = None
+
+    @model_validator(mode="after")
+    def _short_stops(self) -> "Continuing":
+        if sum(map(len, self.stop or ())) > _STOP_CHARACTERS:
+            message = f"stop has at most {_STOP_CHARACTERS} characters, all strings together; shorten it"
+            raise mistake("stop", message)
+        return self
 
     @property
     def limit(self) -> int | None:
