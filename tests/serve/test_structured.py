@@ -160,6 +160,16 @@ def test_our_fields_hold_in_both_endpoints(field: dict[str, Any], client: Any) -
             assert re.fullmatch("(ab|ba){2,5}", text)
 
 
+@pytest.mark.parametrize("decoding", ["dynamic:0.3", "checked"])
+def test_a_stop_string_in_forced_text_ends_it(decoding: str, client: Any) -> None:
+    """Else the stream and the whole text would differ, and both pass the stop string."""
+    extra = {"regex": "hello STOP world[ab]{9}", "decoding": decoding}
+    whole = ask(client, stop="STOP", extra_body=extra)
+    streamed, _ = ask_stream(client, stop="STOP", extra_body=extra)
+    assert whole.message.content == streamed.message.content == "hello "
+    assert whole.finish_reason == streamed.finish_reason == "stop"
+
+
 BAD: list[tuple[dict[str, Any], str | None, str]] = [
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "objct"}}}},
      "response_format", "Invalid type: objct"),

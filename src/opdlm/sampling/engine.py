@@ -133,7 +133,8 @@ class Engine:
         """Empty slots for requests that are written this way."""
         one = way == "checked"  # token by token, wherever blocks begin
         self._way = way
-        self._slots = Slots(self.model, self.batch_size, self.tokens.mask_token_id, block_size=1 if one else None)
+        size = 1 if one else None
+        self._slots = Slots(self.model, self.batch_size, self.tokens.mask_token_id, self._stop_strings, size)
         if way == "denoised":
             self._decoding = Denoising(self._slots, self.stop_ids, self._ends, self.observer)
         else:
