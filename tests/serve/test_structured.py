@@ -187,6 +187,8 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     ({"tools": [{"type": "function", "function": {}}]}, "tools", "tools.0.function.name"),
     ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}], "tool_choice": "required"},
      "tools", "not"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}],
+      "tool_choice": "required"}, "tools", "make it an object"),
     ({"tool_choice": "required"}, "tool_choice", "needs tools"),
     ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice", "choose one"),
     ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice", "no tool 'f'"),
@@ -228,6 +230,30 @@ def test_a_call_that_must_come_is_valid(model: str, choice: Any, client: Any) ->
         assert call.function.name in (["rain", "wind"] if choice == "required" else ["wind"])
         assert call.id.startswith("call_")
         Place.model_validate_json(call.function.arguments)
+
+
+class Leg(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    place: Place
+    back: "Leg | None"
+
+
+class Trip(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    default: Leg
+    ref: Literal["#/$defs/Leg"] = Field(alias="$ref")
+
+
+def test_arguments_may_be_models_in_models(client: Any) -> None:
+    """Else tools whose schema has definitions, as every nested pydantic model has, could not be demanded."""
+    function = {"name": "go", "parameters": Trip.model_json_schema()}
+    tools = [tool("rain"), {"type": "function", "function": function}]
+    choice = {"type": "function", "function": {"name": "go"}}
+    for asked in ({"tool_choice": choice}, {"tool_choice": "required", "parallel_tool_calls": False}):
+        for seed in range(3):
+            (call,) = ask(client, tools=tools, temperature=1.0, seed=seed, **asked).message.tool_calls
+            model = Trip if call.function.name == "go" else Place
+            model.model_validate_json(call.function.arguments)
 
 
 def test_several_calls_may_come(client: Any) -> None:
