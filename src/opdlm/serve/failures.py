@@ -70,6 +70,16 @@ def late(seconds: float) -> ApiError:
     return ApiError(504, message, code="timeout", headers={"x-should-retry": "false"})
 
 
+def stopping() -> ApiError:
+    """The server has been told to stop, and the time of its last requests is over."""
+    return ApiError(503, "the server stops; try again when it is back", code="server_stopping")
+
+
+def unexpected() -> ApiError:
+    """An error of our own."""
+    return ApiError(500, "the server failed at this request; its log says why", code="internal_error")
+
+
 def broken(reason: str) -> ApiError:
     """The engine has failed."""
     return ApiError(500, f"the model could not write ({reason}); try again", code="engine_error")
@@ -91,7 +101,11 @@ def answer_errors(app: FastAPI, count: Callable[[int], None]) -> None:
         assert isinstance(error, HTTPException)
         return await own(request, _of_http(request, error))
 
+    async def any_other(request: Request, _error: Exception) -> JSONResponse:
+        return await own(request, unexpected())  # the framework raises it again, and uvicorn logs it
+
     app.add_exception_handler(ApiError, own)
+    app.add_exception_handler(Exception, any_other)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, of_http)
 

@@ -133,6 +133,11 @@ class Sampling(_Body):
                 raise mistake(name, f"{name} is not supported; {instead}", "unsupported_parameter")
         return self
 
+    @property
+    def texts(self) -> int:
+        """How many it asks for."""
+        return self.n or 1
+
     def settings(self) -> dict[str, Any]:
         """Fields of GenerationSettings, without those that the request leaves out; the seed is another matter."""
         return {name: value for name in _SETTINGS if (value := getattr(self, name)) is not None}
@@ -310,6 +315,10 @@ class CompletionBody(Continuing):
     @property
     def alternatives(self) -> int | None:
         return self.logprobs
+
+    @property
+    def texts(self) -> int:
+        return super().texts * len(self.prompts())
 
     def prompts(self) -> list[str | list[int]]:
         """One by one."""
