@@ -146,6 +146,27 @@ def test_the_other_endpoints_refuse_as_well(path: str, body: dict[str, Any], mes
     assert message in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("path", ["/chat/completions", "/completions", "/infill"])
+def test_a_text_far_too_long_is_never_encoded(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a text of some megabytes would keep the tokenizer from all others, and take a gigabyte."""
+    text, sizes, tokenizer = "b " + "a" * 100_000, [], type(diffusion().tokenizer)
+    encode = tokenizer._encode_plus
+
+    def noted(self: Any, text: Any, *args: Any, **named: Any) -> Any:
+        sizes.append(len(text))
+        return encode(self, text, *args, **named)
+
+    monkeypatch.setattr(tokenizer, "_encode_plus", noted)
+    body = {"messages": [{"role": "user", "content": text}], "prompt": text, "text": text + "[[MASK:2]]"}
+    name = {"/chat/completions": "messages", "/completions": "prompt", "/infill": "text"}[path]
+    with serving() as url:
+        answer = posted(url, {"model": "diffusion", name: body[name]}, path)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", name)
+    assert "the first 4096 of 100002 characters do not fit" in error["message"]
+    assert 0 < max(sizes) <= 4096
+
+
 def test_paths_and_content_types(url: str) -> None:
     """Else a wrong address would answer with a page, and a web page could post here without asking (CORS)."""
     assert posted(url, {}, "/nothing").json()["error"]["message"] == "there is nothing at /v1/nothing"
