@@ -112,7 +112,7 @@ def test_stop_strings_reach_the_engine(capsys):
     assert stop in text
     assert stop not in text[: -len(stop) - 8]
     assert "stop string is empty" in fails(capsys, "generate", "hello", "--stop-strings", "")
-    assert "logit_bias names a token" in fails(capsys, "generate", "hello", "--logit-bias", "123456:1")
+    assert "logit_bias: it names a token" in fails(capsys, "generate", "hello", "--logit-bias", "123456:1")
 
 
 def test_compiling_says_what_it_needs(capsys, monkeypatch):

@@ -228,6 +228,22 @@ def test_forced_tokens_cost_no_forward(model: BlockDiffusionModel) -> None:
             assert (rollout.confidence[row, rollout.prompt_length[row] : rollout.length[row]] > 0).all()
 
 
+@pytest.mark.parametrize("stop", ["STOP", "h", "Od", "d", "ld", "never"])
+@pytest.mark.parametrize("model", [student(Geometry(4, "shifted", "causal")), lossless()], ids=["student", "lossless"])
+def test_a_stop_string_in_what_is_forced_at_the_front_ends_the_text(model: BlockDiffusionModel, stop: str) -> None:
+    """Else what begins a response would be written past it, since it is there before any step looks for one."""
+    text = "hello STOP world"
+    kinds = ("sequential", "verified") if isinstance(model, DraftingModel) else ("static", "prefix:0.1", "checked")
+    for decoding in kinds:
+        settings = settings_of(grammar=f'start: "{text}" /[a-c]{{5}}/', decoding=decoding, stop_strings=stop)
+        requests = continuations(PROMPTS, settings, grammar=grammar_of(settings))
+        rollout = Engine(model, TOKENS, 32, byte_level()).write(requests)
+        assert rollout.stopped.all()
+        for row in responses(rollout):
+            written = byte_level().decode(row, skip_special_tokens=True)
+            assert written == text.partition(stop)[0] + stop if stop in text else written.startswith(text)
+
+
 MIXED: list[dict[str, Any]] = [{"json_schema": Person}, {}, {"regex": "(ab|ba|c){2,9}a?"}, {}, {"regex": "a{9}[bc]"}]
 
 

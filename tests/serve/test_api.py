@@ -1,6 +1,7 @@
 """OpenAI's own client against the server, over a real socket: what it gets is what `generate` writes."""
 
 import asyncio
+import json
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from live_server import MESSAGES, autoregressive, client_of, diffusion, serving
 from opdlm.models.tokens import encode_prompt, encode_text
 from opdlm.sampling.api import DiffusionLM, GenerationOutput
+from opdlm.serve.loop import Snapshot
+from opdlm.serve.replies import TokenTexts
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +199,21 @@ def test_log_probabilities_are_those_of_the_record(decoding: str, client: Any) -
     streamed = list(client.chat.completions.create(**asked, logprobs=True, stream=True))
     parts = [chunk.choices[0].logprobs for chunk in streamed if chunk.choices[0].logprobs]
     assert [one.logprob for part in parts for one in part.content] == pytest.approx(logs, abs=1e-4)
+
+
+def test_what_is_impossible_has_a_number_and_a_text_comes_once() -> None:
+    """Else minus infinity, which is no JSON, would be a 500; or a rare token would hide a probable one."""
+    texts = TokenTexts(diffusion().tokenizer, diffusion().tokens)
+    never = float("-inf")
+    top = [[], [(5, -0.1), (0, -3.0), (6, never)], [(6, -0.2), (0, -1.0), (0, -9.0)]]
+    snapshot = Snapshot([5, 5, 6], 1, 3, [0.0, 0.9, 0.0], top, 1)
+    found = texts.completion_logprobs(snapshot, 1)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["top_logprobs"][0][texts(6)] == found["token_logprobs"][1] == -9999.0
+    assert found["top_logprobs"][1][texts(0)] == -1.0
+    assert found["text_offset"] == [0, 1]
+    content = texts.chat_logprobs(snapshot, 1)["content"]
+    assert [one["logprob"] for one in content[0]["top_logprobs"]] == [-0.1, -3.0, -9999.0]
 
 
 def test_text_completions(client: Any) -> None:

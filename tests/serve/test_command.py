@@ -11,6 +11,8 @@ import pytest
 
 from cli_support import fails
 from opdlm.cli import serve
+from opdlm.errors import UsageError
+from opdlm.serve.server import take_port
 from opdlm.tiny import QUESTIONS
 
 
@@ -46,6 +48,14 @@ def test_a_port_in_use_is_found_before_any_model_is_loaded(capsys) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         assert f"port {port} of 127.0.0.1 is in use" in fails(capsys, "serve", "no such model", "--port", port)
+
+
+def test_two_servers_that_start_do_not_take_the_same_port() -> None:
+    """Else the second would load its model, and then end with a traceback."""
+    with take_port("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"port {port} of 127.0.0.1 is in use"):
+            take_port("127.0.0.1", port)
 
 
 def test_what_cannot_be_served(capsys, tmp_path, monkeypatch) -> None:

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from live_server import MESSAGES, client_of, diffusion, gauge, serving, until
 from opdlm.models.tokens import encode_prompt
 from opdlm.sampling.engine import Completion, Engine
+from opdlm.serve import answering, forms
 
 LONG: dict[str, Any] = {
     "model": "diffusion",
@@ -70,12 +73,15 @@ BAD: list[tuple[Any, int, str | None, str]] = [
     ({"seed": 2**70}, 400, "seed", "less than"),
     ({"n": 0}, 400, "n", "greater than"),
     ({"n": 129}, 400, "n", "less than"),
-    ({"stop": [""]}, 400, "messages", "stop string is empty"),
-    ({"logit_bias": {"12345": 1}}, 400, "messages", "does not exist"),
+    ({"stop": [""]}, 400, "stop", "stop string is empty"),
+    ({"stop": "\u20ac"}, 400, "stop", "choose another"),
+    ({"stop": "x" * 257}, 400, "stop", "at most 256 characters"),
+    ({"stop": ["x" * 99] * 3}, 400, "stop", "at most 256 characters"),
+    ({"logit_bias": {"12345": 1}}, 400, "logit_bias", "does not exist"),
     ({"logit_bias": {"x": 1}}, 400, "logit_bias", "logit_bias"),
     ({"top_logprobs": 3}, 400, "top_logprobs", "needs logprobs"),
     ({"decoding": "dynamc:0.9"}, 400, "decoding", "did you mean 'dynamic'"),
-    ({"decoding": "verified"}, 400, "messages", "lossless"),
+    ({"decoding": "verified"}, 400, "decoding", "lossless"),
     ({"functions": [{"name": "f"}]}, 400, "functions", "name them in tools"),
     ({"reasoning_effort": "high"}, 400, "reasoning_effort", "not supported"),
     ({"messages": []}, 400, "messages", "at least 1"),
@@ -140,6 +146,27 @@ def test_the_other_endpoints_refuse_as_well(path: str, body: dict[str, Any], mes
     assert message in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("path", ["/chat/completions", "/completions", "/infill"])
+def test_a_text_far_too_long_is_never_encoded(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a text of some megabytes would keep the tokenizer from all others, and take a gigabyte."""
+    text, sizes, tokenizer = "b " + "a" * 100_000, [], type(diffusion().tokenizer)
+    encode = tokenizer._encode_plus
+
+    def noted(self: Any, text: Any, *args: Any, **named: Any) -> Any:
+        sizes.append(len(text))
+        return encode(self, text, *args, **named)
+
+    monkeypatch.setattr(tokenizer, "_encode_plus", noted)
+    body = {"messages": [{"role": "user", "content": text}], "prompt": text, "text": text + "[[MASK:2]]"}
+    name = {"/chat/completions": "messages", "/completions": "prompt", "/infill": "text"}[path]
+    with serving() as url:
+        answer = posted(url, {"model": "diffusion", name: body[name]}, path)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", name)
+    assert "the first 4096 of 100002 characters do not fit" in error["message"]
+    assert 0 < max(sizes) <= 4096
+
+
 def test_paths_and_content_types(url: str) -> None:
     """Else a wrong address would answer with a page, and a web page could post here without asking (CORS)."""
     assert posted(url, {}, "/nothing").json()["error"]["message"] == "there is nothing at /v1/nothing"
@@ -152,6 +179,9 @@ def test_paths_and_content_types(url: str) -> None:
     assert "access-control-allow-origin" not in answer.headers
     root = url.removesuffix("/v1")
     assert httpx2.get(root + "/health").json() == {"status": "ok"}
+    for path in ("/health", "/metrics"):
+        head = httpx2.head(root + path)
+        assert (head.status_code, head.content) == (200, b"")
     assert httpx2.get(root + "/").headers["content-type"].startswith("text/html")
 
 
@@ -167,6 +197,15 @@ def test_a_key_and_origins() -> None:
         other = httpx2.get(url + "/models", headers=good | {"Origin": "http://evil.example"})
         assert "access-control-allow-origin" not in other.headers
         assert httpx2.get(url.removesuffix("/v1") + "/health").status_code == 200
+
+
+@pytest.mark.parametrize("key", ["cl\u00e9", "\u043a\u043b\u044e\u0447"])
+def test_a_key_may_have_any_bytes(key: str) -> None:
+    """Else every request would fail, or be an error of our own."""
+    with serving(api_key=key) as url:
+        for sent, status in ((key, 200), (key + "x", 401), ("\u00e9", 401)):
+            value = f"Bearer {sent}".encode()
+            assert httpx2.get(url + "/models", headers={b"Authorization": value}).status_code == status
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -210,6 +249,14 @@ def test_a_full_queue_says_429_and_takes_others_later() -> None:
         assert posted(url, LONG | {"n": 4}).json()["error"]["param"] == "n"
 
 
+def test_too_many_texts_are_refused_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a small body, with many prompts and a large n, would take the memory of all their requests."""
+    monkeypatch.setattr(answering, "FORMS", {})
+    with serving(batch_size=1, queue_limit=2) as url:
+        answer = posted(url, {"model": "diffusion", "prompt": ["a", "b"], "n": 2}, "/completions")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_request_that_takes_too_long_is_given_up(streamed: bool) -> None:
     """Else a client would wait for ever, or be told nothing in the middle of a stream."""
@@ -247,13 +294,14 @@ def test_a_client_that_reads_slowly_gets_everything_and_delays_nobody(url: str) 
     assert text == lm.decode(lm.generate([encode_prompt(lm.tokenizer, MESSAGES)], **settings))[0]
 
 
-def test_an_engine_that_fails_tells_its_clients_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
+def test_an_engine_that_fails_tells_its_clients_and_goes_on(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else memory that runs out once would hang every client, or end the server."""
     step, failing = Engine.step, iter([False, False, True])
 
     def sometimes(engine: Engine) -> Any:
         if next(failing, False):
-            raise RuntimeError("out of memory\nand a long story")
+            raise kind("out of memory\nand a long story")
         return step(engine)
 
     with serving() as url:
@@ -263,6 +311,55 @@ def test_an_engine_that_fails_tells_its_clients_and_goes_on(monkeypatch: pytest.
         assert "(out of memory)" in answer.json()["error"]["message"]
         assert posted(url, LONG).status_code == 200
         assert httpx2.get(url.removesuffix("/v1") + "/health").status_code == 200
+
+
+def failing(*_: Any) -> Any:
+    raise ZeroDivisionError("of our own")
+
+
+def test_an_error_of_our_own_is_one_of_the_api(url: str, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """Else a client would get plain text or a broken stream, or an operator no traceback, or two."""
+    for target, attribute, streamed in (
+        (answering.Answering, "_form", False),
+        (forms.Chat, "choice", False),
+        (forms.Chat, "news", True),
+        (Engine, "add", False),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(target, attribute, failing)
+            caplog.clear()
+            answer = posted(url, {"model": "diffusion", "messages": MESSAGES, "stream": streamed})
+            events = [line[6:] for line in answer.text.splitlines() if line.startswith("data: ")]
+            error = json.loads(events[-1] if streamed else answer.text)["error"]
+            assert (answer.status_code, error["type"]) == (200 if streamed else 500, "server_error")
+            until(lambda: bool(caplog.records))
+            assert [record.exc_info is not None for record in caplog.records] == [True], attribute
+        assert posted(url, {"model": "diffusion", "messages": MESSAGES}).status_code == 200
+
+
+def test_a_stop_tells_open_streams_and_logs_no_trace(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """Else a client could take a text that was cut for a whole one, and an operator would look for a fault."""
+    step, seen = Engine.step, threading.Event()
+
+    def slowly(engine: Engine) -> Any:
+        assert seen.wait(60)
+        time.sleep(0.05)
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", slowly)
+    context = serving(stop_timeout_s=0)
+    with client_of(context.__enter__()) as client:
+        asked = {**LONG, "max_tokens": 236}
+        extra = {"decoding": asked.pop("decoding")}
+        stream = client.chat.completions.create(**asked, stream=True, extra_body=extra)
+        assert next(stream).choices[0].delta.role == "assistant"
+        seen.set()
+        stopping = threading.Thread(target=context.__exit__, args=(None, None, None))
+        stopping.start()
+        with pytest.raises(openai.APIError, match="the server stops"):
+            list(stream)
+        stopping.join()
+    assert not caplog.records
 
 
 def test_a_stop_lets_open_requests_finish(url: str) -> None:

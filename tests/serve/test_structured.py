@@ -160,6 +160,16 @@ def test_our_fields_hold_in_both_endpoints(field: dict[str, Any], client: Any) -
             assert re.fullmatch("(ab|ba){2,5}", text)
 
 
+@pytest.mark.parametrize("decoding", ["dynamic:0.3", "checked"])
+def test_a_stop_string_in_forced_text_ends_it(decoding: str, client: Any) -> None:
+    """Else the stream and the whole text would differ, and both pass the stop string."""
+    extra = {"regex": "hello STOP world[ab]{9}", "decoding": decoding}
+    whole = ask(client, stop="STOP", extra_body=extra)
+    streamed, _ = ask_stream(client, stop="STOP", extra_body=extra)
+    assert whole.message.content == streamed.message.content == "hello "
+    assert whole.finish_reason == streamed.finish_reason == "stop"
+
+
 BAD: list[tuple[dict[str, Any], str | None, str]] = [
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "objct"}}}},
      "response_format", "Invalid type: objct"),
@@ -177,6 +187,8 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     ({"tools": [{"type": "function", "function": {}}]}, "tools", "tools.0.function.name"),
     ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}], "tool_choice": "required"},
      "tools", "not"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}],
+      "tool_choice": "required"}, "tools", "make it an object"),
     ({"tool_choice": "required"}, "tool_choice", "needs tools"),
     ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice", "choose one"),
     ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice", "no tool 'f'"),
@@ -218,6 +230,30 @@ def test_a_call_that_must_come_is_valid(model: str, choice: Any, client: Any) ->
         assert call.function.name in (["rain", "wind"] if choice == "required" else ["wind"])
         assert call.id.startswith("call_")
         Place.model_validate_json(call.function.arguments)
+
+
+class Leg(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    place: Place
+    back: "Leg | None"
+
+
+class Trip(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    default: Leg
+    ref: Literal["#/$defs/Leg"] = Field(alias="$ref")
+
+
+def test_arguments_may_be_models_in_models(client: Any) -> None:
+    """Else tools whose schema has definitions, as every nested pydantic model has, could not be demanded."""
+    function = {"name": "go", "parameters": Trip.model_json_schema()}
+    tools = [tool("rain"), {"type": "function", "function": function}]
+    choice = {"type": "function", "function": {"name": "go"}}
+    for asked in ({"tool_choice": choice}, {"tool_choice": "required", "parallel_tool_calls": False}):
+        for seed in range(3):
+            (call,) = ask(client, tools=tools, temperature=1.0, seed=seed, **asked).message.tool_calls
+            model = Trip if call.function.name == "go" else Place
+            model.model_validate_json(call.function.arguments)
 
 
 def test_several_calls_may_come(client: Any) -> None:

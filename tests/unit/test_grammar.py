@@ -1,5 +1,6 @@
 """Compiling what a response must be: tokenizers, and the mistakes that are refused before any forward."""
 
+import gc
 import sys
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,13 @@ def test_masks_are_those_of_a_brute_force() -> None:
         ({"json_schema": {"const": "\ud83d"}}, "json_schema: it has half of a surrogate pair"),
         ({"regex": "\ud83d"}, "regex: it has half of a surrogate pair"),
         ({"grammar": 'start: "\ud83d"'}, "grammar: it has half of a surrogate pair"),
+        ({"json_schema": {"const": b"a"}}, "json_schema: this is no JSON .*bytes"),
+        ({"json_schema": {"type": "number", "maximum": float("nan")}}, "json_schema: expected value"),
+        ({"regex": r"a[^\s\S]"}, "regex: no text can be like this"),
+        ({"grammar": 'start: "a" T\nT: /b/ & /c/'}, "grammar: no text can be like this"),
+        ({"json_schema": {"$ref": "#"}}, "json_schema: no text can be like this"),
+        ({"json_schema": {"type": "integer", "minimum": 5, "maximum": 1}}, "minimum .5. is greater than maximum .1."),
+        ({"json_schema": {"type": "object", "properties": {"a": False}, "required": ["a"]}}, "'a' is unsatisfiable"),
     ],
 )
 def test_what_is_not_valid_is_refused_in_one_line(constraint: dict[str, Any], message: str) -> None:
@@ -118,10 +126,71 @@ def test_what_is_not_valid_is_refused_in_one_line(constraint: dict[str, Any], me
     assert "\n" not in str(raised.value)
 
 
+def chained(count: int) -> dict[str, Any]:
+    """A number, by way of so many references."""
+    links: dict[str, Any] = {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(count)}
+    return {"$ref": "#/$defs/d0", "$defs": links | {f"d{count}": {"const": 1}}}
+
+
+def nested(count: int) -> dict[str, Any]:
+    """An object in an object, so many times."""
+    schema: dict[str, Any] = {"const": 1}
+    for _ in range(count):
+        schema = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    return schema
+
+
+@pytest.mark.parametrize(
+    ("constraint", "message"),
+    [
+        ({"json_schema": chained(3000)}, "too deeply for a stack of 1 MiB; make it simpler"),
+        (
+            {"grammar": "start: r0\n" + "".join(f"r{i}: r{i + 1}\n" for i in range(10_000)) + 'r10000: "a"'},
+            "too deeply",
+        ),
+        ({"json_schema": nested(200)}, "recursion limit exceeded"),
+        ({"json_schema": nested(3000)}, "nested too deeply; make it flatter"),
+        ({"json_schema": {"type": "integer", "multipleOf": 99_999_989}}, "more than 1 s to prepare; make it simpler"),
+        ({"grammar": 'start: T\nT: "z" | (/(a{9973})+/ & /(a{9949})+/)'}, "more than 1 s to prepare"),
+    ],
+    ids=lambda value: str(value)[:20] if isinstance(value, str) else "",
+)
+def test_what_llguidance_cannot_survive_is_refused(constraint: dict[str, Any], message: str) -> None:
+    """Else one request would end the process with all others, or hold them up for hours."""
+    with pytest.raises(UsageError, match=message):
+        grammars().of(GenerationSettings(**constraint))
+    compiled(grammars(), regex="ab?")
+
+
+def test_large_grammars_are_taken() -> None:
+    """Else the limits would keep out what people write: many values, deep objects, numbers of any size."""
+    for schema in (
+        {"enum": [f"value {i}" for i in range(5000)]},
+        chained(100),
+        nested(30),
+        {"type": "integer", "maximum": 10**30},
+        {"type": "integer", "multipleOf": 1000},
+    ):
+        compiled(grammars(), json_schema=schema)
+
+
+def test_the_process_that_tries_ends_with_its_tokenizer() -> None:
+    """Else every model that was loaded once would leave a process behind."""
+    made = Grammars(byte_level(), VOCABULARY, (EOS,))
+    compiled(made, regex="a")
+    process = made._trial._process
+    assert process is not None
+    assert process.poll() is None
+    del made
+    gc.collect()
+    assert process.poll() is not None
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"json_schema": "{"}, "json_schema: this is no JSON"),
+        ({"json_schema": "[" * 9000}, "json_schema: it is nested too deeply"),
         ({"json_schema": "[1]"}, "json_schema"),
         ({"json_schema": {}, "regex": "a"}, "json_schema and regex both say"),
     ],

@@ -121,6 +121,14 @@ def test_temperature_zero_is_the_argmax_and_needs_no_seed() -> None:
     assert (proposed(50, temperature=0.0).token == 3).all()
 
 
+@pytest.mark.parametrize("filters", [{"temperature": 1e-7}, {"temperature": 1e-40}, {"top_p": 1e-46}, {"top_p": 1e-40}])
+def test_numbers_too_small_for_float32_leave_the_best_token(filters: dict[str, float]) -> None:
+    """Else logits would overflow, or nothing be left to draw from, and the text be padding."""
+    scores = LOGITS.clone()
+    scores[3] = 1e6
+    assert (proposed(50, scores, **filters).token == 3).all()
+
+
 def test_the_mask_token_is_never_drawn() -> None:
     """Else a text could hold a mask that nobody fills."""
     assert (proposed(20000, temperature=50.0).token != 7).all()

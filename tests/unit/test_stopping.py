@@ -8,9 +8,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from opdlm.config import GenerationSettings
+from opdlm.config import GenerationSettings, settings_from
 from opdlm.core.types import Rollout
-from opdlm.errors import UsageError
+from opdlm.errors import ConfigError, UsageError
 from opdlm.models.tokens import SpecialTokens
 from opdlm.sampling.engine import Engine
 from opdlm.sampling.requests import fillings
@@ -71,6 +71,14 @@ def test_what_cannot_be_found_is_refused(strings: list[str], message: str) -> No
     tokenizer = None if message == "need the tokenizer" else byte_level_tokenizer()
     with pytest.raises(UsageError, match=message):
         decoded(strings, tokenizer)
+
+
+def test_what_would_take_minutes_and_gigabytes_is_refused() -> None:
+    """Else one long stop string would take the machine's memory: 5.6 GB for 10,000 characters."""
+    for strings in ("x" * 257, ["ab"] * 2049):
+        with pytest.raises(ConfigError, match=r"setting stop_strings: .* at most 256 and 4096"):
+            settings_from(GenerationSettings, {"stop_strings": strings})
+    assert settings_from(GenerationSettings, {"stop_strings": ["a" * 256] * 16})
 
 
 def decoded(

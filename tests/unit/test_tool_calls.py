@@ -8,6 +8,7 @@ from opdlm.models.tool_calls import Message, ToolCall, parse_tool_calls
 
 RAIN = ToolCall("weather", {"city": "Oslo", "days": 2})
 TIME = ToolCall("time", {})
+SAY = ToolCall("say", {"text": "<tool_call></tool_call>", "to": [["a"], {}]})
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,11 @@ TIME = ToolCall("time", {})
             '{"name": "time", "parameters": {}}; {"name": "weather", "parameters": {"city": "Oslo", "days": 2}}',
             Message("", (TIME, RAIN)),
         ),
+        (
+            'So <tool_call>{"name": "say", "arguments": {"text": "<tool_call></tool_call>", "to": [["a"], {}]}}'
+            '</tool_call>\n<tool_call>[</tool_call> <tool_call>{"name": "time"}</tool_call>',
+            Message("So <tool_call>[</tool_call>", (SAY, TIME)),
+        ),
     ],
 )
 def test_each_form_is_read(text: str, expected: Message) -> None:
@@ -56,6 +62,8 @@ def test_each_form_is_read(text: str, expected: Message) -> None:
         '{"answer": 42}',
         "[]",
         "",
+        "<tool_call>" + "[" * 9000,
+        '<tool_call>{"name": "time"} and more</tool_call>',
     ],
 )
 def test_what_is_no_call_stays_text(text: str) -> None:

@@ -3,11 +3,12 @@
 import json
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from opdlm.config.base import Settings
 from opdlm.config.decoding import DecodingField, DynamicDecoding
 
+_LONGEST_STOP, _ALL_STOPS = 256, 4096  # characters
 _Bias = Annotated[float, Field(ge=-1e30, le=1e30)]  # what float32 can add to a logit
 
 
@@ -23,6 +24,17 @@ def _strings_from_text(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+def _short(strings: tuple[str, ...]) -> tuple[str, ...]:
+    """Memory grows with the square of a length, and time with all of them together."""
+    longest, together = max(map(len, strings), default=0), sum(map(len, strings))
+    if longest > _LONGEST_STOP or together > _ALL_STOPS:
+        raise ValueError(
+            f"the longest string has {longest} characters and all together {together}, and at most {_LONGEST_STOP} and "
+            f"{_ALL_STOPS} can be looked for; give fewer or shorter ones"
+        )
+    return strings
+
+
 def _schema_from(value: Any) -> Any:
     """Of a pydantic model its JSON schema; of text, the JSON."""
     if isinstance(value, type) and issubclass(value, BaseModel):
@@ -33,6 +45,8 @@ def _schema_from(value: Any) -> Any:
         return json.loads(value)
     except ValueError as error:
         raise ValueError(f"this is no JSON ({error}); correct it") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply; make it flatter") from error
 
 
 CONSTRAINTS = ("json_schema", "regex", "grammar")
@@ -68,7 +82,7 @@ class GenerationSettings(Settings):
     logit_bias: Annotated[dict[int, _Bias], BeforeValidator(_bias_from_text)] = Field(
         default={}, description="added to the logits of tokens, several divided by commas"
     )
-    stop_strings: Annotated[tuple[str, ...], BeforeValidator(_strings_from_text)] = Field(
+    stop_strings: Annotated[tuple[str, ...], BeforeValidator(_strings_from_text), AfterValidator(_short)] = Field(
         default=(), description="the text ends with the token that completes this string"
     )
     hold_end: bool = Field(default=False, description="commit a stop token only where all before it is known")

@@ -10,6 +10,9 @@ import torch
 
 from opdlm.core.noise import uniform
 
+_COLDEST = 1e-5
+"""Below this temperature a logit that is divided by it may be no float32, and nearly all mass is on one token."""
+
 
 @dataclass(frozen=True)
 class Proposals:
@@ -38,7 +41,7 @@ class Controls:
     """How each row's tokens are drawn; every field but `top_k_limit` is [B], or None where no row uses it.
 
     Attributes:
-        temperature: float32; 0 takes the highest score.
+        temperature: float32; 0 takes the highest score, and so does anything below 1e-5.
         top_k: int64; 0 is off. top_k_limit: the largest of them, known to the host.
         top_p: float32; 1 is off.
         min_p: float32; 0 is off.
@@ -105,7 +108,7 @@ def chosen(
         scores = scores + controls.bias[:, None]
     token = scores.argmax(-1)
     if controls.temperature is not None:
-        greedy = (controls.temperature == 0)[:, None]
+        greedy = (controls.temperature < _COLDEST)[:, None]
         heat = controls.temperature.masked_fill(greedy[:, 0], 1.0)[:, None, None]
         token = torch.where(greedy, token, pick(filtered(scores / heat, controls)))
     return token
@@ -148,7 +151,8 @@ def filtered(logits: torch.Tensor, controls: Controls) -> torch.Tensor:
         logits = logits.masked_fill(outside, float("-inf"))
     probability = logits.softmax(-1)
     if controls.top_p is not None:
-        share = controls.top_p.masked_fill(controls.top_p >= 1, torch.inf)[:, None, None]
+        some = controls.top_p.clamp(min=torch.finfo(torch.float32).tiny)  # at 0 nothing would be left
+        share = some.masked_fill(controls.top_p >= 1, torch.inf)[:, None, None]
         descending, order = probability.sort(-1, descending=True)
         outside = descending.cumsum(-1) - descending >= share  # the token that crosses top_p still belongs
         probability = probability.masked_fill(outside.gather(-1, order.argsort(-1)), 0.0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from opdlm.errors import ContextLengthError
-from opdlm.models.tokens import check_text, decode_inside, encode_front, encode_inside, encode_text
+from opdlm.models.tokens import check_beginning, check_text, decode_inside, encode_front, encode_inside, encode_text
 
 _GAP = r"\[\[MASK:([0-9]+)\]\]"
 _NO_GAP = re.compile(r"\[\[MASK:0+\]\]")
@@ -39,6 +39,7 @@ class GapText:
         most = context or _MOST_TOKENS
         for index, part in enumerate(parts):
             if isinstance(part, str):
+                check_beginning(tokenizer, part, most)
                 new = encode_inside(tokenizer, mask_token_id, part) if index else encode_text(tokenizer, part)
                 pieces.append(_Piece(part, len(new)))
             else:

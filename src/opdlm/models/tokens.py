@@ -10,7 +10,7 @@ import torch
 from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from opdlm.errors import MaskTokenError, PromptsError
+from opdlm.errors import ContextLengthError, MaskTokenError, PromptsError
 from opdlm.models.parts import input_embedding, lm_head
 from opdlm.models.tool_calls import with_arguments
 
@@ -255,6 +255,22 @@ def check_text(text: Any) -> str:
             f"character {error.start} of the text is half of a surrogate pair, half a character; correct its encoding"
         ) from error
     return text
+
+
+def check_beginning(tokenizer: PreTrainedTokenizerBase, text: Any, context: int | None) -> None:
+    """Raises ContextLengthError for a text whose beginning alone has twice the tokens of the context.
+
+    To encode all of a text of 4 MB takes seconds and a gigabyte. Where the beginning is cut, tokens may be others than
+    in the whole text, hence twice. What is no text is another's matter.
+    """
+    if context is None or not isinstance(text, str) or len(text) <= (length := 16 * context):
+        return
+    begin = check_text(text[:length].strip())
+    if len(tokenizer(begin, add_special_tokens=False)["input_ids"]) > 2 * context:
+        raise ContextLengthError(
+            f"the first {length} of {len(text)} characters do not fit into the model's context of {context} tokens; "
+            "shorten the text"
+        )
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -14,13 +14,16 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from opdlm.errors import PromptsError
+from opdlm.errors import PromptsError, UsageError
 
 TAGS = ("<tool_call>", "</tool_call>")
 """Around a tagged call."""
 PYTHON_TAG = "<|python_tag|>"
 """Before a bare one, in some models."""
-_TAGGED = re.compile(r"<tool_call>(.*?)</tool_call>\s*", re.DOTALL)
+_OPENS, _CLOSES = re.compile(r"<tool_call>\s*"), re.compile(r"\s*</tool_call>\s*")
+_VALUES = ("const", "enum", "default", "examples")
+_NAMED = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
+"""Keywords of JSON schema: behind the first are values, behind the others schemas by name."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,7 @@ def parse_tool_calls(text: str, tools: Collection[str] = ()) -> Message:
         tools: names of the tools that the request offers. A bare call counts only if it names one of them: a text
             that is JSON is an answer otherwise.
     """
-    calls: list[ToolCall] = []
-
-    def take(match: re.Match[str]) -> str:
-        found = _calls_in(match[1])
-        calls.extend(found)
-        return "" if found else match[0]
-
-    content = _TAGGED.sub(take, text)
+    content, calls = _tagged_calls(text)
     if calls:
         return Message(content.rstrip(), tuple(calls))
     bare = _bare_calls(text.strip().removeprefix(PYTHON_TAG))
@@ -79,28 +75,60 @@ def tool_call_grammar(
         tokenizer: says whether a tag is one token of its own.
         several: whether more than one call may be made.
         answer: a JSON schema: the response may be JSON of it instead.
+
+    Raises:
+        UsageError: `parameters` of a tool that are no object.
     """
     functions = [tool["function"] for tool in tools]
     kinds = [
         {
             "type": "object",
-            "properties": {"name": {"const": one["name"]}, "arguments": one.get("parameters") or {"type": "object"}},
+            "properties": {"name": {"const": one["name"]}, "arguments": {"$ref": f"#/$defs/{place}"}},
             "required": ["name", "arguments"],
             "additionalProperties": False,
         }
-        for one in functions
+        for place, one in enumerate(functions)
     ]
+    arguments = {str(place): _moved(_object(one), f"#/$defs/{place}") for place, one in enumerate(functions)}
     layout = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
     begin, end = TAGS if TAGS[0] in tokenizer.get_vocab() else (f'"{tag}"' for tag in TAGS)
     rules = [
         "start: calls" if answer is None else "start: calls | answer",
         'calls: call ("\\n" call)*' if several else "calls: call",
         f'call: {begin} "\\n" object "\\n" {end}',
-        f"object: %json {json.dumps(layout | {'anyOf': kinds})}",
+        f"object: %json {json.dumps({**layout, 'anyOf': kinds, '$defs': arguments})}",
     ]
     if answer is not None:
         rules.append(f"answer: %json {json.dumps({**layout, **answer})}")
     return "\n".join(rules) + "\n"
+
+
+def _object(function: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a tool's arguments."""
+    schema = {"type": "object", **(function.get("parameters") or {})}
+    if schema["type"] != "object":
+        raise UsageError(
+            f"setting tools: the parameters of {function['name']!r} have the type {schema['type']!r}, and arguments "
+            "have names; make it an object"
+        )
+    return schema
+
+
+def _moved(schema: Any, root: str) -> Any:
+    """The same schema where it stands at `root` of another one: its references to itself begin there."""
+    if isinstance(schema, list):
+        return [_moved(one, root) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    new = {}
+    for keyword, value in schema.items():
+        if keyword in _NAMED and isinstance(value, dict):
+            new[keyword] = {name: _moved(one, root) for name, one in value.items()}
+        elif keyword == "$ref" and isinstance(value, str) and value.split("/")[0] == "#":
+            new[keyword] = root + value.removeprefix("#")
+        else:
+            new[keyword] = value if keyword in _VALUES else _moved(value, root)
+    return new
 
 
 def with_arguments(calls: Any) -> list[dict[str, Any]]:
@@ -120,12 +148,27 @@ def with_arguments(calls: Any) -> list[dict[str, Any]]:
     return read
 
 
-def _calls_in(text: str) -> list[ToolCall]:
-    """Of one JSON value: a call, or a list of calls; none if any part of it is no call."""
+def _tagged_calls(text: str) -> tuple[str, list[ToolCall]]:
+    """The text without its tagged calls, and these. JSON says where one ends: a string in it may hold a closing tag."""
+    content, calls, place = "", list[ToolCall](), 0
+    for begin in _OPENS.finditer(text):
+        value, end = _value(text, begin.end()) if begin.start() >= place else (None, 0)
+        found, close = _calls_in(value), _CLOSES.match(text, end)
+        if found and close:
+            content, calls, place = content + text[place : begin.start()], calls + found, close.end()
+    return content + text[place:], calls
+
+
+def _value(text: str, place: int = 0) -> tuple[Any, int]:
+    """The JSON value that begins at `place`, and where it ends; None where there is none."""
     try:
-        value = json.loads(text)
-    except ValueError:
-        return []
+        return json.JSONDecoder().raw_decode(text, place)
+    except (ValueError, RecursionError):
+        return None, place
+
+
+def _calls_in(value: Any) -> list[ToolCall]:
+    """Of a call, or a list of calls; none if any part of it is no call."""
     calls = [_call(one) for one in (value if isinstance(value, list) else [value])]
     return [] if None in calls else [call for call in calls if call is not None]
 
@@ -137,14 +180,12 @@ def _bare_calls(text: str) -> list[ToolCall]:
 
 def _objects(text: str) -> Iterator[ToolCall | None]:
     """Each as a call; None for what is none."""
-    decoder, place = json.JSONDecoder(), 0
+    place = 0
     while place < len(text):
-        try:
-            value, place = decoder.raw_decode(text, place)
-        except ValueError:
-            yield None
+        value, place = _value(text, place)
+        yield (call := _call(value))
+        if call is None:
             return
-        yield _call(value)
         between = re.compile(r"\s*;?\s*").match(text, place)
         assert between is not None
         place = between.end()
@@ -158,6 +199,6 @@ def _call(value: Any) -> ToolCall | None:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     return ToolCall(value["name"], arguments) if isinstance(arguments, dict) else None

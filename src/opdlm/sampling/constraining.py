@@ -23,6 +23,7 @@ import torch
 from opdlm.core.limits import limited, limited_proposals, unpacked
 from opdlm.core.propose import Proposals
 from opdlm.core.types import NEVER
+from opdlm.sampling.request import Grammar, Request
 from opdlm.sampling.slots import Slots
 
 if TYPE_CHECKING:
@@ -104,16 +105,32 @@ class Constraining:
             if request is None or request.grammar is None:
                 continue
             self._words = request.grammar.words
-            # The last token stays open: only a forward hands a row out.
-            row = Row(request.grammar.matcher(), request.first, request.end - 1, request.grammar.stop_ids)
-            new[slot] = row.follow({})
-            if row.ended:
-                del new[slot][row.known - 1]
-                row.known, row.ended = row.known - 1, False
-            row.end = request.end
-            self._rows[number] = row
+            self._rows[number], new[slot] = self._begun(request, request.grammar)
         self._write(new)
         self._move({slot: self._row(slot).known for slot in new})
+
+    def _begun(self, request: Request, grammar: Grammar) -> tuple[Row, dict[int, int]]:
+        """A row, and what is forced at its front.
+
+        The token with which it ends stays open: only a forward hands a row out.
+        """
+        row = Row(grammar.matcher(), request.first, request.end - 1, grammar.stop_ids)
+        new = row.follow({})
+        if request.stop_strings and (stop := self._stop(request, list(new.values()))) is not None:
+            row = Row(grammar.matcher(), request.first, stop, grammar.stop_ids)
+            new = row.follow({})
+        if row.ended:
+            del new[row.known - 1]
+            row.known, row.ended = row.known - 1, False
+        row.end = request.end
+        return row, new
+
+    def _stop(self, request: Request, front: Sequence[int]) -> int | None:
+        """Position of the token of the front that completes a stop string."""
+        ids = torch.tensor([[*request.ids[: request.first], *front]], device=self.slots.state.ids.device)
+        position = torch.arange(request.first, ids.shape[1], device=ids.device)[None]
+        found = self.slots.stop_strings(tuple(request.stop_strings)).completed(ids, position, position[:, 0])
+        return request.first + found[0].tolist().index(True) if found.any() else None
 
     def _move(self, known: Mapping[int, int]) -> None:
         """Rows begin with the block in which the first position is open; what is before it goes into the cache."""

@@ -134,7 +134,8 @@ class Engine:
         """Empty slots for requests that are written this way."""
         one = way == "checked"  # token by token, wherever blocks begin
         self._way = way
-        self._slots = Slots(self.model, self.batch_size, self.tokens.mask_token_id, block_size=1 if one else None)
+        size = 1 if one else None
+        self._slots = Slots(self.model, self.batch_size, self.tokens.mask_token_id, self._stop_strings, size)
         if way == "denoised":
             self._decoding = Denoising(self._slots, self.stop_ids, self._ends, self.observer)
         else:
@@ -184,14 +185,16 @@ class Engine:
         if not request.ids or not 0 <= request.first < request.end:
             raise UsageError("a request has no token to begin with, or nothing to write; give a prompt and a length")
         if way_of(self.model, str(request.decoding["kind"])) == "checked" and not request.may_stop:
-            raise UsageError("'checked' writes from left to right and fills no gaps; choose another decoding")
+            raise UsageError("setting decoding: 'checked' writes from left to right and fills no gaps; choose another")
         if request.grammar is not None and not request.may_stop:
             raise UsageError("a grammar says what a whole response is, not what fills gaps; leave one out")
         vocabulary = self._slots.vocabulary
         if not all(0 <= token < vocabulary for token in request.ids):
             raise UsageError(f"a token of the prompt does not exist; ids go from 0 to {vocabulary - 1}")
         if not all(0 <= int(token) < vocabulary for token in request.logit_bias):
-            raise UsageError(f"logit_bias names a token that does not exist; ids go from 0 to {vocabulary - 1}")
+            raise UsageError(
+                f"setting logit_bias: it names a token that does not exist; ids go from 0 to {vocabulary - 1}"
+            )
         if request.stop_strings:
             self._stop_strings(tuple(request.stop_strings))
         check_length(request.first, request.end, self.model.max_length, self.model.geometry.block_size)

@@ -6,21 +6,20 @@ decides the bytes, and of them the tokens are as the tokenizer itself would cut 
 
 import json
 from collections.abc import Sequence
+from copy import copy
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from opdlm.config import GenerationSettings
 from opdlm.errors import MissingExtraError, UsageError
+from opdlm.sampling.compiling import Trial, compiled, one_line
 from opdlm.sampling.constraining import Constraining
 from opdlm.sampling.slots import Slots
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
-
-_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""JSON on one line, as Python's json.dumps writes it: no room for endless white space, and the most is forced."""
 
 
 class Grammar:
@@ -52,10 +51,12 @@ class Grammars:
             MissingExtraError: llguidance is not installed.
             UsageError: the model has no stop token, or a tokenizer whose bytes are not known.
         """
-        self._library, self._stop_ids = _library(), tuple(stop_ids)
+        library, self._stop_ids = _library(), tuple(stop_ids)
         if not stop_ids:
             raise UsageError("this model has no stop token, so a text that must end could not; leave the grammar out")
-        self._tables = _tables(tokenizer, max(vocabulary, len(tokenizer)), self._stop_ids)
+        described = _described(tokenizer, max(vocabulary, len(tokenizer)), self._stop_ids)
+        self._trial = Trial(described)
+        self._tables = _tables(library, described)
         self._compiled = lru_cache(maxsize=64)(self._compile)
 
     def of(self, settings: GenerationSettings) -> Grammar | None:
@@ -63,29 +64,22 @@ class Grammars:
         if settings.constraint is None:
             return None
         kind, value = settings.constraint
-        text = json.dumps(value, ensure_ascii=False)
         try:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             text.encode()
         except UnicodeEncodeError as error:
             raise UsageError(
                 f"setting {kind}: it has half of a surrogate pair, half a character; correct its encoding"
             ) from error
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"setting {kind}: this is no JSON ({error}); correct it") from error
+        except RecursionError as error:
+            raise UsageError(f"setting {kind}: it is nested too deeply; make it flatter") from error
         return self._compiled(kind, text)
 
     def _compile(self, kind: str, text: str) -> Grammar:
-        value, matcher = json.loads(text), self._library.LLMatcher
-        if kind == "json_schema":
-            source = matcher.grammar_from_json_schema(value, defaults=_LAYOUT)
-        elif kind == "regex":
-            source = matcher.grammar_from_regex(value)
-        else:
-            source = matcher.grammar_from_lark(value)
-        failed, messages = matcher.validate_grammar_with_warnings(source, self._tables)
-        if failed:
-            raise UsageError(f"setting {kind}: {_one_line(messages[0])}; correct it")
-        made = matcher(self._tables, source, log_level=0)
-        if made.is_error():
-            raise UsageError(f"setting {kind}: {_one_line(made.get_error())}; make it simpler")
+        self._trial.check(kind, text)
+        made = compiled(self._tables, kind, text)
         return Grammar(made, (self._tables.vocab_size + 31) // 32, self._stop_ids)
 
 
@@ -100,20 +94,21 @@ def _library() -> Any:
     return llguidance
 
 
-def _tables(tokenizer: PreTrainedTokenizerBase, vocabulary: int, stop_ids: Sequence[int]) -> "LLTokenizer":
-    from llguidance.hf import from_tokenizer
+def _described(tokenizer: PreTrainedTokenizerBase, vocabulary: int, stop_ids: Sequence[int]) -> dict[str, Any]:
+    """Arguments of `LLTokenizer`, as `llguidance.hf.from_tokenizer` finds them."""
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UsageError("the bytes of this tokenizer's tokens are not known; grammars need a fast one")
+    backend = copy(tokenizer.backend_tokenizer)
+    backend.no_padding()
+    backend.no_truncation()
+    return {"tokenizer": backend.to_str(), "n_vocab": vocabulary, "eos_token": list(stop_ids)}
 
+
+def _tables(library: Any, described: dict[str, Any]) -> "LLTokenizer":
     try:
-        return from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=list(stop_ids))  # type: ignore[arg-type]
+        return library.LLTokenizer(**described)
     except ValueError as error:
         raise UsageError(
-            f"the bytes of this tokenizer's tokens are not known ({_one_line(str(error))}); grammars need a fast "
+            f"the bytes of this tokenizer's tokens are not known ({one_line(str(error))}); grammars need a fast "
             "byte-level or byte-fallback one"
         ) from error
-
-
-def _one_line(message: str) -> str:
-    """llguidance draws where the mistake is, over several lines; the first says what it is."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error:")]
-    return " ".join([lines[0].rstrip(":"), *(f"({one.removeprefix('error:').strip()})" for one in errors)])

@@ -4,7 +4,7 @@ Shape letters: B slots, T columns, S block size, W query window, K cached column
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.cache import KVCache
 from opdlm.sampling.request import Request
 from opdlm.sampling.state import IDLE, Drift, Numbered, SlotState
+from opdlm.sampling.stopping import StopStrings
 
 Finished = tuple[int, Rollout]
 """A request's number, and its one row."""
@@ -73,10 +74,16 @@ class Slots:
     """
 
     def __init__(
-        self, model: BlockDiffusionModel, capacity: int, mask_token_id: int, block_size: int | None = None
+        self,
+        model: BlockDiffusionModel,
+        capacity: int,
+        mask_token_id: int,
+        stop_strings: Callable[[tuple[str, ...]], StopStrings],
+        block_size: int | None = None,
     ) -> None:
-        """`block_size`: S, tokens in which rows advance; None: the model's."""
+        """`stop_strings`: what finds them. `block_size`: S, tokens in which rows advance; None: the model's."""
         self.model, self.capacity, self.mask_token_id = model, capacity, mask_token_id
+        self.stop_strings = stop_strings
         self.size = block_size or model.geometry.block_size
         self.vocabulary = model.head_parameters()[0].shape[0]
         self.query_tokens = 0

@@ -19,13 +19,15 @@ class StopStrings:
         if tokenizer is None:
             raise UsageError("stop strings need the tokenizer; give it along with them")
         if not all(strings):
-            raise UsageError("a stop string is empty; leave it out")
+            raise UsageError("setting stop_strings: a stop string is empty; leave it out")
         for string in strings:
             check_text(string)
         try:
             self._criteria = StopStringCriteria(tokenizer, list(strings))
         except ValueError as error:
-            raise UsageError(f"no token of this model ends with a stop string ({error}); choose another") from error
+            raise UsageError(
+                f"setting stop_strings: no token of this model ends with one ({error}); choose another"
+            ) from error
 
     def completed(self, ids: torch.Tensor, position: torch.Tensor, begin: torch.Tensor) -> torch.Tensor:
         """[B, S] bool: whether the text that ends with the token at `position` [B, S] ends with a stop string.

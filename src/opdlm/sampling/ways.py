@@ -17,21 +17,27 @@ def way_of(model: BlockDiffusionModel, kind: str) -> Way:
         if kind in (*VERIFIED, "sequential"):
             return "verified"
         raise UsageError(
-            f"a lossless model does not decode by {kind!r}; choose verified, typical, or sequential (no drafts)"
+            f"setting decoding: a lossless model does not decode by {kind!r}; choose verified, typical, or sequential "
+            "(no drafts)"
         )
     if model.mask_token_id == NO_MASK:
         if kind == "sequential":
             return "verified"
-        raise UsageError(f"an autoregressive model does not decode by {kind!r}; it has sequential alone")
+        raise UsageError(
+            f"setting decoding: an autoregressive model does not decode by {kind!r}; it has sequential alone"
+        )
     if kind in RULES:
         return "denoised"
     if kind not in CHECKED:
-        raise UsageError(f"only a lossless model decodes by {kind!r}; convert with --lossless, or choose another")
+        raise UsageError(
+            f"setting decoding: only a lossless model decodes by {kind!r}; convert with --lossless, or choose another"
+        )
     geometry = model.geometry
     if (geometry.prediction, geometry.context) != ("shifted", "causal"):
         raise UsageError(
-            f"{kind!r} needs a model that reads from left to right, and this one has prediction {geometry.prediction} "
-            f"and context {geometry.context}; convert with --prediction shifted --context causal, or choose another"
+            f"setting decoding: {kind!r} needs a model that reads from left to right, and this one has prediction "
+            f"{geometry.prediction} and context {geometry.context}; convert with --prediction shifted --context "
+            "causal, or choose another"
         )
     return "checked"
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
@@ -13,13 +15,14 @@ from starlette.types import Receive, Scope, Send
 
 from opdlm.errors import OpdlmError
 from opdlm.sampling.request import Request as TextRequest
-from opdlm.serve.failures import ApiError, refused
+from opdlm.serve.failures import ApiError, refused, stopping, unexpected
 from opdlm.serve.forms import FORMS, Form, Model
 from opdlm.serve.loop import EngineLoop, Job, Snapshot
 from opdlm.serve.metrics import Metrics
 from opdlm.serve.protocol import ChatBody, CompletionBody, Sampling
 from opdlm.serve.replies import Head, usage
 
+_LOG = logging.getLogger(__name__)
 _GONE = 499
 """Nobody reads it: what the log has where a client hangs up."""
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -28,8 +31,8 @@ _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 class Answering:
     """Answers requests with the models that are served."""
 
-    def __init__(self, models: dict[str, Model], loop: EngineLoop, metrics: Metrics, capacity: int) -> None:
-        self.models, self.loop, self.metrics, self._capacity = models, loop, metrics, capacity
+    def __init__(self, models: dict[str, Model], loop: EngineLoop, metrics: Metrics) -> None:
+        self.models, self.loop, self.metrics = models, loop, metrics
         # Tokenizers are slow for long texts, and not made for several threads: one of their own.
         self._tokenizing = ThreadPoolExecutor(1, "tokenizer")
 
@@ -38,10 +41,10 @@ class Answering:
         if body.model not in self.models:
             known = ", ".join(self.models)
             raise ApiError(404, f"there is no model {body.model!r}; choose {known}", "model", "model_not_found")
+        if body.texts > (most := self.loop.capacity):
+            raise ApiError(400, f"the server takes {most} texts at once; ask for fewer", "n", "invalid_value")
         model = self.models[body.model]
         form = await asyncio.get_running_loop().run_in_executor(self._tokenizing, self._form, model, body)
-        if len(form.requests) > self._capacity:
-            raise ApiError(400, f"the server takes {self._capacity} texts at once; ask for fewer", "n", "invalid_value")
         answer = _Answer(self, model, form, body, self.loop.submit(body.model, form.requests))
         if body.stream:
             return _Events(answer)
@@ -49,6 +52,8 @@ class Answering:
 
     def _form(self, model: Model, body: Sampling) -> Form:
         """The request as the engine takes it, checked."""
+        if not self.loop.alive:
+            raise stopping()
         try:
             form = FORMS[type(body)](model, body)
             for request in form.requests:
@@ -102,6 +107,9 @@ class _Answer:
             yield "data: [DONE]\n\n"
         except ApiError as error:
             yield _event(error.content())
+        except Exception:  # noqa: BLE001 - the client has its status already, and is to hear of it all the same
+            _LOG.exception("a stream of %s failed", self._model.name)
+            yield _event(unexpected().content())
 
     async def _all(self) -> None:
         async for _ in self._heard_of():
@@ -145,7 +153,8 @@ class _Events(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            with suppress(asyncio.CancelledError):  # a stop, and a client that reads nothing
+                await super().__call__(scope, receive, send)
         finally:
             self._answer.close()
 

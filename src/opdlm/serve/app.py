@@ -27,11 +27,16 @@ from opdlm.serve.protocol import ChatBody, CompletionBody, InfillBody
 from opdlm.serve.replies import TokenTexts
 
 
-def make_app(models: dict[str, DiffusionLM], settings: ServeSettings, ended: Callable[[], None]) -> FastAPI:
-    """The application: its engine thread starts and stops with it. `ended`: called when that thread has ended."""
-    capacity = settings.batch_size + settings.queue_limit
+def make_loop(models: dict[str, DiffusionLM], settings: ServeSettings) -> EngineLoop:
+    """The engines of all models; nothing runs yet."""
     makers = {name: lambda lm=lm: lm.engine(settings.batch_size) for name, lm in models.items()}
-    loop = EngineLoop(makers, capacity, settings.timeout_s)
+    return EngineLoop(makers, settings.batch_size + settings.queue_limit, settings.timeout_s)
+
+
+def make_app(
+    models: dict[str, DiffusionLM], settings: ServeSettings, loop: EngineLoop, ended: Callable[[], None]
+) -> FastAPI:
+    """The application: the loop's thread starts and stops with it. `ended`: called when that thread has ended."""
     metrics = Metrics(loop)
     served = {name: Model(name, lm, TokenTexts(lm.tokenizer, lm.tokens)) for name, lm in models.items()}
 
@@ -53,7 +58,7 @@ def make_app(models: dict[str, DiffusionLM], settings: ServeSettings, ended: Cal
     if settings.cors_origins:
         origins = list(settings.cors_origins)
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
-    app.include_router(_api(Answering(served, loop, metrics, capacity)), dependencies=_keys(settings.api_key))
+    app.include_router(_api(Answering(served, loop, metrics)), dependencies=_keys(settings.api_key))
     app.include_router(_operations(loop, metrics))
     app.include_router(playground())
     return app
@@ -112,10 +117,12 @@ def _operations(loop: EngineLoop, metrics: Metrics) -> APIRouter:
     router = APIRouter()
 
     @router.get("/health")
+    @router.head("/health", include_in_schema=False)
     async def health() -> Response:
         return JSONResponse({"status": "ok"} if loop.alive else {"status": "stopped"}, 200 if loop.alive else 503)
 
     @router.get("/metrics")
+    @router.head("/metrics", include_in_schema=False)
     async def numbers() -> Response:
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
@@ -131,7 +138,8 @@ def _keys(expected: str | None) -> list[Any]:
 
     async def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
         sent = "" if given is None else given.credentials
-        if not secrets.compare_digest(sent.encode(), expected.encode()):
+        # Headers are read as Latin-1, whatever their bytes say.
+        if not secrets.compare_digest(sent.encode("latin-1"), expected.encode()):
             message = "the API key is missing or wrong; send it as `Authorization: Bearer KEY`"
             raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 

@@ -11,10 +11,13 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from opdlm.config import CONSTRAINTS
 from opdlm.errors import ConfigError, ContextLengthError, OpdlmError, UsageError
 from opdlm.serve.protocol import BODIES
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error"}
+_NAMES = {"max_new_tokens": "max_tokens", "stop_strings": "stop"}
+"""Settings that the API calls otherwise."""
 
 
 class ApiError(Exception):
@@ -43,11 +46,12 @@ class ApiError(Exception):
 
 
 def refused(error: OpdlmError, param: str | None = None) -> ApiError:
-    """A mistake in a request that our own code has found; `param`: where its text stands."""
+    """A mistake in a request that our own code has found; `param`: the field, where the message names no setting."""
     message = " ".join(str(error).split())
-    if isinstance(error, ConfigError):
-        message = message.replace("max_new_tokens", "max_tokens")
-        named = re.match(r"setting (\w+)", message)
+    for ours, theirs in _NAMES.items():
+        message = message.replace(ours, theirs)
+    named = re.match(r"setting (\w+)", message)
+    if isinstance(error, ConfigError) or (named and named[1] not in CONSTRAINTS):
         return ApiError(400, message, named and named[1], "invalid_value")
     if isinstance(error, ContextLengthError):
         return ApiError(400, message.replace("--max-new-tokens", "max_tokens"), param, "context_length_exceeded")
@@ -64,6 +68,16 @@ def late(seconds: float) -> ApiError:
     """A request that took too long; trying again would take as long."""
     message = f"the text was not finished within {seconds:g} s; ask for fewer tokens"
     return ApiError(504, message, code="timeout", headers={"x-should-retry": "false"})
+
+
+def stopping() -> ApiError:
+    """The server has been told to stop, and the time of its last requests is over."""
+    return ApiError(503, "the server stops; try again when it is back", code="server_stopping")
+
+
+def unexpected() -> ApiError:
+    """An error of our own."""
+    return ApiError(500, "the server failed at this request; its log says why", code="internal_error")
 
 
 def broken(reason: str) -> ApiError:
@@ -87,7 +101,11 @@ def answer_errors(app: FastAPI, count: Callable[[int], None]) -> None:
         assert isinstance(error, HTTPException)
         return await own(request, _of_http(request, error))
 
+    async def any_other(request: Request, _error: Exception) -> JSONResponse:
+        return await own(request, unexpected())  # the framework raises it again, and uvicorn logs it
+
     app.add_exception_handler(ApiError, own)
+    app.add_exception_handler(Exception, any_other)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, of_http)
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from opdlm.config import GenerationSettings
 from opdlm.errors import UsageError
 from opdlm.models.gaps import GapText
-from opdlm.models.tokens import encode_prompt, encode_text
+from opdlm.models.tokens import check_beginning, encode_prompt, encode_text
 from opdlm.models.tool_calls import tool_call_grammar
 from opdlm.sampling.api import DiffusionLM
 from opdlm.sampling.request import Request
@@ -126,6 +126,9 @@ class Chat(Continuation):
     kind = "chat.completion"
 
     def __init__(self, model: Model, body: ChatBody) -> None:
+        for message in body.messages:
+            if message.get("role") != "assistant":  # of whose words templates may leave some out
+                check_beginning(model.lm.tokenizer, message.get("content"), model.lm.model.max_length)
         super().__init__(model, body, [encode_prompt(model.lm.tokenizer, body.messages, tools=body.offered)])
 
     def opening(self, index: int) -> dict[str, Any] | None:
@@ -199,6 +202,8 @@ class TextCompletion(Continuation):
     def __init__(self, model: Model, body: CompletionBody) -> None:
         tokenizer = model.lm.tokenizer
         given = body.prompts()
+        for one in given:
+            check_beginning(tokenizer, one, model.lm.model.max_length)
         prompts = [encode_text(tokenizer, one) if isinstance(one, str) else one for one in given]
         if not prompts or not all(prompts):
             raise ApiError(400, "a prompt has no token; write some text", "prompt", "invalid_value")

@@ -14,10 +14,9 @@ from functools import partial
 
 import torch
 
-from opdlm.errors import OpdlmError
 from opdlm.sampling.engine import Completion, Draft, Engine, Event
 from opdlm.sampling.request import Request
-from opdlm.serve.failures import ApiError, broken, busy, late
+from opdlm.serve.failures import ApiError, broken, busy, late, stopping
 
 _LOG = logging.getLogger(__name__)
 _Alternatives = list[list[tuple[int, float]]]
@@ -87,12 +86,12 @@ class EngineLoop:
     """One thread for all models: each step moves every text of one of them.
 
     Attributes:
-        engines: by the model's name.
+        engines: by the model's name. capacity: texts of a model that wait or are written at once.
     """
 
     def __init__(self, makers: Mapping[str, Callable[[], Engine]], capacity: int, timeout_s: float) -> None:
-        """`makers`: of each model's engine. `capacity`: texts of a model that wait or are written at once."""
-        self._makers, self._capacity, self._timeout_s = makers, capacity, timeout_s
+        """`makers`: of each model's engine."""
+        self._makers, self.capacity, self._timeout_s = makers, capacity, timeout_s
         self.engines = {name: maker() for name, maker in makers.items()}
         self._open = dict.fromkeys(makers, 0)  # texts of clients, by the event loop's account
         self._written: dict[tuple[str, int], tuple[Job, int]] = {}  # (model, number) -> client; the thread's own
@@ -108,7 +107,7 @@ class EngineLoop:
         self._thread.start()
 
     async def stop(self) -> None:
-        """Ends the thread; texts that are not finished fail."""
+        """Ends the thread; texts that are not finished fail. Twice is once."""
         self._commands.put(self._end)
         await asyncio.to_thread(self._thread.join)
 
@@ -120,8 +119,8 @@ class EngineLoop:
     def submit(self, model: str, requests: Sequence[Request]) -> Job:
         """Requests that `Engine.check` has found right. ApiError where too many texts wait already, or it has ended."""
         if not self.alive:
-            raise broken("the server stops")
-        if self._open[model] + len(requests) > self._capacity:
+            raise stopping()
+        if self._open[model] + len(requests) > self.capacity:
             raise busy(self._open[model])
         job = Job(model, requests, self._timeout_s)
         self._open[model] += job.left
@@ -155,7 +154,7 @@ class EngineLoop:
             for _ in range(self._commands.qsize()):
                 self._commands.get()()
             for name in self.engines:
-                self._fail(name, "the server stops")
+                self._fail(name, stopping())
             self._loop.call_soon_threadsafe(self._ended)
 
     def _obey(self) -> None:
@@ -170,7 +169,8 @@ class EngineLoop:
         try:
             for index, request in enumerate(job.requests):
                 self._written[job.model, engine.add(request)] = job, index
-        except OpdlmError as error:  # found by `check` as well, in time
+        except Exception as error:  # noqa: BLE001 - `check` let it through: one client's matter, not that of all
+            _LOG.exception("a request for %s could not be taken in", job.model)
             self._tell(partial(job.fail, broken(str(error))))
 
     def _cancel(self, job: Job) -> None:
@@ -183,12 +183,14 @@ class EngineLoop:
 
     def _step(self, name: str, engine: Engine) -> None:
         try:
-            events = engine.step()
-        except RuntimeError as error:  # of torch: memory that is short, above all
+            self._tell_of(name, engine.step())
+        except Exception as error:  # noqa: BLE001 - memory that is short, above all; the other models go on
             _LOG.exception("the engine of %s failed; its texts are lost", name)
-            self._fail(name, str(error).partition("\n")[0])
+            self._fail(name, broken(str(error).partition("\n")[0]))
             self.engines[name] = self._makers[name]()
-            return
+
+    def _tell_of(self, name: str, events: Sequence[Event]) -> None:
+        """Clients hear of their texts."""
         news = [(self._written[name, event.request], event) for event in events]
         for event in events:
             if isinstance(event, Completion):
@@ -197,12 +199,12 @@ class EngineLoop:
             told = [(job, index, _snapshot(event, job.requests[index])) for (job, index), event in news]
             self._tell(partial(self._tell_all, told))
 
-    def _fail(self, name: str, reason: str) -> None:
+    def _fail(self, name: str, failure: ApiError) -> None:
         """All texts of a model are lost."""
         jobs = {id(job): job for (model, _), (job, _) in self._written.items() if model == name}
         self._written = {key: client for key, client in self._written.items() if key[0] != name}
         for job in jobs.values():
-            self._tell(partial(job.fail, broken(reason)))
+            self._tell(partial(job.fail, failure))
 
     def _tell(self, call: Callable[[], None]) -> None:
         self._loop.call_soon_threadsafe(call)

@@ -27,6 +27,9 @@ _UNSUPPORTED: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 """Field -> (whether a value asks for nothing, what to do instead)."""
 
+_STOP_CHARACTERS = 256
+"""Each is looked for in every token of the vocabulary: 25 ms of a large one, while nobody comes in."""
+
 
 def mistake(name: str, message: str, code: str = "invalid_value") -> PydanticCustomError:
     """What is wrong with the field `name`."""
@@ -130,6 +133,11 @@ class Sampling(_Body):
                 raise mistake(name, f"{name} is not supported; {instead}", "unsupported_parameter")
         return self
 
+    @property
+    def texts(self) -> int:
+        """How many it asks for."""
+        return self.n or 1
+
     def settings(self) -> dict[str, Any]:
         """Fields of GenerationSettings, without those that the request leaves out; the seed is another matter."""
         return {name: value for name in _SETTINGS if (value := getattr(self, name)) is not None}
@@ -157,6 +165,13 @@ class Continuing(Sampling):
     json_schema: str | dict[str, Any] | None = None
     regex: str | None = None
     grammar: str | None = None
+
+    @model_validator(mode="after")
+    def _short_stops(self) -> "Continuing":
+        if sum(map(len, self.stop or ())) > _STOP_CHARACTERS:
+            message = f"stop has at most {_STOP_CHARACTERS} characters, all strings together; shorten it"
+            raise mistake("stop", message)
+        return self
 
     @property
     def limit(self) -> int | None:
@@ -300,6 +315,10 @@ class CompletionBody(Continuing):
     @property
     def alternatives(self) -> int | None:
         return self.logprobs
+
+    @property
+    def texts(self) -> int:
+        return super().texts * len(self.prompts())
 
     def prompts(self) -> list[str | list[int]]:
         """One by one."""

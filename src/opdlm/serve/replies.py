@@ -84,9 +84,13 @@ class TokenTexts:
         return {
             "tokens": tokens[skipped:],
             "token_logprobs": [_log(chance) for chance in snapshot.confidence[begin:end]],
-            "top_logprobs": [{self(token): log for token, log in row} for row in top[begin:end]] if top else None,
+            "top_logprobs": [self._by_text(row) for row in top[begin:end]] if top else None,
             "text_offset": offsets[skipped:-1],
         }
+
+    def _by_text(self, row: Sequence[tuple[int, float]]) -> dict[str, float]:
+        """Of several tokens with the same text the most probable, which comes first."""
+        return {self(token): max(log, _LEAST) for token, log in reversed(row)}
 
     def _end(self, snapshot: Snapshot) -> int:
         """Behind the last token that is sure and no stop token."""

@@ -1,5 +1,6 @@
 """Runs the server: takes the port before anything heavy, loads the models, and stops in order."""
 
+import asyncio
 import errno
 import socket
 from collections.abc import Callable, Sequence
@@ -12,16 +13,24 @@ from opdlm.checkpoints.source import load_config
 from opdlm.config import ServeSettings
 from opdlm.errors import UsageError
 from opdlm.sampling.api import DiffusionLM, load, load_autoregressive
-from opdlm.serve.app import make_app
+from opdlm.serve.app import make_app, make_loop
+from opdlm.serve.loop import EngineLoop
+
+_LAST_WORDS_S = 5
+"""What clients have to read why their requests ended."""
 
 
 def take_port(host: str, port: int) -> socket.socket:
-    """A socket that is bound and does not listen yet. UsageError where the port is taken or the address is not ours."""
+    """A socket that listens: else another server could take the port too. Who connects waits for the models to load.
+
+    UsageError where the port is taken or the address is not ours.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     taken = socket.socket(family)
     taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         taken.bind((host, port))
+        taken.listen()
     except OSError as error:
         taken.close()
         raise UsageError(_no_port(host, port, error)) from error
@@ -65,14 +74,15 @@ def make_server(
         server.broken = not server.should_exit
         server.should_exit = True
 
+    loop = make_loop(models, settings)
     config = uvicorn.Config(
-        make_app(models, settings, ended),
+        make_app(models, settings, loop, ended),
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=max(1, round(settings.stop_timeout_s)),
+        timeout_graceful_shutdown=round(settings.stop_timeout_s) + _LAST_WORDS_S,
         lifespan="on",
     )
-    server = Server(config, lambda: ready(address(taken)))
+    server = Server(config, loop, settings.stop_timeout_s, lambda: ready(address(taken)))
     return server
 
 
@@ -85,10 +95,24 @@ def address(taken: socket.socket) -> str:
 class Server(uvicorn.Server):
     """Says when it listens. broken: the engine has ended by an error of its own."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, loop: EngineLoop, stop_timeout_s: float, ready: Callable[[], None]
+    ) -> None:
         super().__init__(config)
-        self._ready, self.broken = ready, False
+        self._loop, self._stop_timeout_s, self._ready, self.broken = loop, stop_timeout_s, ready, False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open requests fail when their time is over, so that clients hear of it: uvicorn would cut them."""
+        cutting = asyncio.ensure_future(self._cut())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            cutting.cancel()
+
+    async def _cut(self) -> None:
+        await asyncio.sleep(self._stop_timeout_s)
+        await self._loop.stop()

@@ -25,9 +25,12 @@ class GrowingText:
         self._tokenizer, self._stops = tokenizer, stops
         self._before = self._read = 0  # tokens: where the window begins, and how many are decoded
         self._held = ""  # decoded, and may begin a stop string
+        self._stopped = False
 
     def more(self, ids: Sequence[int], last: bool = False) -> str:
         """The text that `ids`, all of the response so far, add to what was handed out; `last`: nothing follows."""
+        if self._stopped:
+            return ""
         known = self._decode(ids[self._before : self._read])
         window = self._decode(ids[self._before :])
         if len(window) > len(known) and (last or not window.endswith(_NO_CHARACTER)):
@@ -35,9 +38,8 @@ class GrowingText:
             self._before, self._read = self._read, len(ids)
         ends = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
         if ends:
-            text, self._held = self._held[: min(ends)], ""
-            self._before = self._read = len(ids)
-            return text
+            self._stopped = True
+            return self._held[: min(ends)]
         kept = 0 if last else max((overlap(self._held, stop) for stop in self._stops), default=0)
         text, self._held = self._held[: len(self._held) - kept], self._held[len(self._held) - kept :]
         return text
