@@ -33,7 +33,7 @@ def parser() -> Parser:
     made.add_argument("--seed", metavar="N", type=int, default=0, help="of the first try; each has the next one (0)")
     made.add_argument("--temperature", metavar="T", type=float, default=1.0, help="of the sampling (1.0)")
     made.add_argument("--top-p", metavar="P", type=float, default=0.95, help="nucleus of the sampling (0.95)")
-    made.add_argument("--max-new-tokens", metavar="N", type=int, default=256, help="of a chat message; longer ones are left out (256)")
+    made.add_argument("--max-new-tokens", metavar="N", type=int, default=256, help="longer messages are left out (256)")
     made.add_argument("--batch-size", metavar="N", type=int, default=32, help="prompts written at once (32)")
     made.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (default)")
     made.add_argument("--resume", action="store_true", help="go on where an earlier call with this output ended")
