@@ -220,7 +220,7 @@ def test_eval_on_a_file(ar_model, run, tmp_path, capsys):
     assert numbers["students"][0]["tokens_per_forward"] > 0
 
 
-def test_doctor(ar_model, capsys):
+def test_doctor(ar_model, prompts, capsys):
     """Without it costs and obstacles would be found out by an expensive try."""
     before = fingerprint(ar_model)
     assert call("doctor", ar_model, "--json", "--lora-rank", "1") == 0
@@ -234,7 +234,11 @@ def test_doctor(ar_model, capsys):
     assert found["speed"]["tokens_per_second"] > 0
     assert found["command"].startswith(f"opdlm convert {ar_model} --prompts PROMPTS.jsonl")
     assert call("doctor", ar_model, "--no-speed") == 0
-    assert "not measured" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "not measured" in printed
+    assert f"opdlm prompts {ar_model} --output PROMPTS.jsonl" in printed
+    assert call("doctor", ar_model, "--no-speed", "--prompts", prompts) == 0
+    assert "opdlm prompts" not in capsys.readouterr().out
     assert fingerprint(ar_model) == before
 
 

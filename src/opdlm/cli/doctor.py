@@ -146,6 +146,8 @@ def _lines(part: dict[str, Any], found: dict[str, Any]) -> Iterator[tuple[str, s
         yield from _memory_lines(part)
     if "command" in part:
         yield "to convert it", part["command"]
+        if "prompts" not in found:
+            yield "no prompts yet", f"opdlm prompts {found['model']} --output PROMPTS.jsonl"
         if not part["command_fits"]:
             yield "", "even so it does not fit: take a larger machine, a smaller model, or shorter responses"
     if "speed" in part:
