@@ -139,7 +139,7 @@ ARMS: dict[str, Arm] = {
             answers,
             budget_of=f"{name}-no-pull" if suffix else "",
         )
-        for rollouts, suffix in ((ROLLOUTS, ""), (535, "-535"), (1600, "-1600"))
+        for rollouts, suffix in ((ROLLOUTS, ""), (535, "-535"), (1600, "-1600"), (5350, "-5350"))
         for name, change, answers, warm in (
             ("same-block", _SAME_BLOCK, "teacher", False),
             ("same-block-warm", _SAME_BLOCK, "teacher", True),
@@ -264,6 +264,7 @@ QUESTIONS: dict[str, Question] = {
             *("same-block-no-pull", "same-block-warm-no-pull", "same-block-sft-truth-no-pull"),
             *("same-block-no-pull-535", "same-block-warm-no-pull-535", "same-block-sft-truth-no-pull-535"),
             *("same-block-no-pull-1600", "same-block-warm-no-pull-1600", "same-block-sft-truth-no-pull-1600"),
+            *("same-block-no-pull-5350", "same-block-sft-truth-no-pull-5350"),
         ),
         "same-block-sft-truth-no-pull",
         "budgets",
