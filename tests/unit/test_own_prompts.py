@@ -110,6 +110,16 @@ def test_nothing_to_begin_with() -> None:
         next(own_prompts(bare, 1))
 
 
+@pytest.mark.parametrize(
+    ("template", "fault"),
+    [("{{ raise_exception('no') }}", "refuses the messages"), ("u:{{ messages[0]['content'] }}", "marks no end")],
+)
+def test_templates_that_show_no_turn(template: str, fault: str) -> None:
+    """Else the command would end in a traceback, or the model would never know when the user is done."""
+    with pytest.raises(PromptsError, match=fault):
+        next(own_prompts(writer(template), 1))
+
+
 def test_numbers_that_mean_nothing() -> None:
     """Else the call would end in a traceback."""
     with pytest.raises(UsageError, match="at least 1"):

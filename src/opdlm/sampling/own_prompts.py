@@ -13,7 +13,7 @@ from typing import Any
 
 from opdlm.config import GenerationSettings, settings_from
 from opdlm.errors import PromptsError, UsageError
-from opdlm.models.tokens import encode_front
+from opdlm.models.tokens import encode_front, encode_prompt
 from opdlm.sampling.api import DiffusionLM, load_autoregressive
 
 _PLACE = "What is it?"
@@ -61,7 +61,8 @@ def own_prompts(
 
     Raises:
         UsageError: `count` or `batch_size` is below 1. ConfigError: a value of the sampling that cannot be.
-        PromptsError: the tokenizer has neither a chat template nor a token that begins a text; or nearly all that the
+        PromptsError: the chat template is broken, or marks no end of a message; the tokenizer has neither a chat
+            template nor a token that begins a text; or nearly all that the
             model writes is empty, cut off, or the same again.
     """
     if min(count, batch_size) < 1:
@@ -124,6 +125,7 @@ def _written(
 def _user_turn(model: DiffusionLM) -> _Turn:
     """The chat template up to where the user's first message begins, and what stands behind the message."""
     tokenizer, messages = model.tokenizer, [{"role": "user", "content": _PLACE}]
+    encode_prompt(tokenizer, _PLACE)  # says what is wrong with a template that is broken
     whole = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     front, place, behind = whole.partition(_PLACE)
     ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
