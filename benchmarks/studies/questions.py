@@ -145,6 +145,7 @@ ARMS: dict[str, Arm] = {
             ("same-block-warm", _SAME_BLOCK, "teacher", True),
             ("same-block-sft-truth", {**_SFT, **_SAME_BLOCK}, "reference", False),
         )
+        if not (warm and rollouts == 5350)  # a warm start does not help there
     },
     # forgetting
     "opd-no-pull": Arm("does the student's own text alone keep facts?", _NO_PULL),

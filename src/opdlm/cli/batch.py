@@ -7,6 +7,7 @@ import hashlib
 import json
 import time
 from argparse import Namespace
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -115,14 +116,17 @@ def _answer(
     progress: "_Progress",
 ) -> None:
     """Writes the rows that are not there, in their order, each as soon as all before it are."""
-    done = written = progress.finished
-    ready: dict[int, Answer] = {}
-    for index, answer in model.answers(prompts[done:], batch_size, first=done, **settings.model_dump()):
-        ready[done + index] = answer
-        progress.add(answer.tokens)
-        while (made := ready.pop(written, None)) is not None:
-            lines.write({**rows[written], **made.as_fields()})
-            written += 1
+    from opdlm.sampling.requests import in_order
+
+    done = progress.finished
+
+    def counted() -> "Iterator[tuple[int, Answer]]":
+        for index, answer in model.answers(prompts[done:], batch_size, first=done, **settings.model_dump()):
+            progress.add(answer.tokens)
+            yield index, answer
+
+    for row, answer in zip(rows[done:], in_order(counted()), strict=True):
+        lines.write({**row, **answer.as_fields()})
 
 
 class _Progress:

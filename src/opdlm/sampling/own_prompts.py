@@ -15,6 +15,7 @@ from opdlm.config import GenerationSettings, settings_from
 from opdlm.errors import PromptsError, UsageError
 from opdlm.models.tokens import encode_front, encode_prompt
 from opdlm.sampling.api import DiffusionLM, load_autoregressive
+from opdlm.sampling.requests import in_order
 
 _PLACE = "What is it?"
 """Stands in the template for the message that is to be written: something that every template takes."""
@@ -84,7 +85,7 @@ def own_prompts(
                 "max_new_tokens, ask for fewer, or bring prompts of your own"
             )
         draws = range(draw, min(draw + count - len(found), last))
-        for place, text in enumerate(_written(writer, turn, settings, draws, batch_size, cut=not chat)):
+        for place, text in enumerate(in_order(_written(writer, turn, settings, draws, batch_size, cut=not chat))):
             if text and text not in found:
                 found[text] = OwnPrompt(text, draws[place])
                 yield found[text]
@@ -104,11 +105,9 @@ def write_prompts(
 
 def _written(
     writer: DiffusionLM, turn: _Turn, settings: GenerationSettings, draws: range, batch_size: int, cut: bool
-) -> Iterator[str]:
-    """What each draw gives, in their order; "" where that is no prompt. `cut`: the front of each text."""
+) -> Iterator[tuple[int, str]]:
+    """(index, what that draw gives), as they finish; "" where it is no prompt. `cut`: the front of each text."""
     requests = writer.requests([turn.front] * len(draws), settings, draws)
-    ready: dict[int, str] = {}
-    following = 0
     for index, row in writer.engine(batch_size).finished(requests):
         ids = row.input_ids[0, int(row.prompt_length) : int(row.length)].tolist()
         if cut:
@@ -116,10 +115,7 @@ def _written(
         text = str(writer.tokenizer.decode(ids, skip_special_tokens=True))
         for stop in turn.stop_strings:
             text = text.partition(stop)[0]
-        ready[index] = text.strip() if cut or bool(row.stopped) else ""
-        while (text := ready.pop(following, None)) is not None:
-            yield text
-            following += 1
+        yield index, text.strip() if cut or bool(row.stopped) else ""
 
 
 def _user_turn(model: DiffusionLM) -> _Turn:

@@ -1,11 +1,13 @@
 """Requests from settings."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from opdlm.config import CONSTRAINTS, GenerationSettings
 from opdlm.errors import UsageError
 from opdlm.sampling.request import Grammar, Request, continuation, filling
+
+Value = TypeVar("Value")
 
 
 def continuations(
@@ -46,6 +48,17 @@ def fillings(
     controls = _controls(settings) | {"mask_token_id": mask_token_id, "block_size": block_size, "watched": watched}
     rows = zip(texts, _seeds(settings, len(texts), seeds), strict=True)
     return [filling(text, seed=seed, **controls) for text, seed in rows]
+
+
+def in_order(finished: Iterable[tuple[int, Value]]) -> Iterator[Value]:
+    """What comes as (index from 0, value) in any order: each value as soon as all before it are there."""
+    ready: dict[int, Value] = {}
+    following = 0
+    for index, value in finished:
+        ready[index] = value
+        while following in ready:
+            yield ready.pop(following)
+            following += 1
 
 
 def _controls(settings: GenerationSettings) -> dict[str, Any]:
