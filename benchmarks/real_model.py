@@ -58,7 +58,7 @@ def convert(arguments: argparse.Namespace) -> Path:
         count = conversion.rollouts_of(arm, arguments.tokens, lengths) * arm.settings["prompts_per_rollout"]
         texts = replace(texts, training=material.own_prompts(model, count, arguments.work))
     settings = conversion.settings_of(arm, model, arguments.tokens, arguments.seed, texts, lengths)
-    return conversion.convert(settings, _run(arguments), arguments.device, arguments.threads)
+    return conversion.convert(settings, _run(arguments), arguments.device, arguments.precision, arguments.threads)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -81,8 +81,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
         rows.append(row)
         shown = ", ".join(f"{name} {value}" for name, value in row["settings"].items())
         print(f"{row['metric']}: {row['ours']} ({row['rival']}) {row['unit']}; {shown}", flush=True)
-    last = RunFolder(_run(arguments)).logged()[-1]
+    folder = RunFolder(_run(arguments))
+    last = folder.logged()[-1]
     training = {"tokens": last.total.tokens_trained, "seconds": last.total.seconds, "flops": last.total.flops}
+    low = folder.settings().low_precision(pick_device(arguments.device).type)
+    training["precision"] = "bfloat16" if low else "float32"
     more = {"arm": arm.name, "about": arm.about, "decoding": arm.decoding, "training": training}
     more["seconds"] = round(perf_counter() - began)
     name = run_name(arm.name, arguments.tokens, arguments.seed)
@@ -150,6 +153,9 @@ def parsed() -> argparse.Namespace:
         command.add_argument("--threads", type=int, default=1, metavar="N")
         command.add_argument("--device", default="cpu", help="cpu, cuda, mps or auto (cpu)")
         command.add_argument("--model", type=Path, metavar="MODEL", help="another AR model than the fetched one")
+    converts.add_argument(
+        "--precision", default="auto", help="of training: float32, bfloat16 or auto (on a GPU bfloat16)"
+    )
     sizes = Sizes()
     for command in (evaluates, times):
         command.add_argument(

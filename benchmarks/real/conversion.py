@@ -36,14 +36,15 @@ def rollouts_of(arm: Arm, tokens: int, lengths: float) -> int:
     return max(1, round(tokens / (lengths * arm.settings["prompts_per_rollout"])))
 
 
-def convert(settings: Mapping[str, Any], run: Path, device: str, threads: int) -> Path:
+def convert(settings: Mapping[str, Any], run: Path, device: str, precision: str, threads: int) -> Path:
     """The converted model: of a finished run as it is, else trained to its end. Ctrl-C leaves a checkpoint."""
     if (run / "model" / "config.json").is_file():
         print(f"{run} is done", flush=True)
         return run / "model"
     if (run / "config.toml").is_file():
         return api.resume(run, on_step=show)
-    return api.convert(output=str(run), device=device, threads=threads, on_step=show, **settings)
+    circumstances: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
+    return api.convert(output=str(run), on_step=show, **circumstances, **settings)
 
 
 def given_length(tokenizer: PreTrainedTokenizerBase, material: Material, cap: int) -> float:
