@@ -125,6 +125,8 @@ def test_the_gate_alone(base: str, tmp_path: Path) -> None:
     model = convert(own, PROMPTS, tmp_path / "run", adapter_only=True, **LOSSLESS)
     assert not (model / "model.safetensors").exists()
     assert written(model) == originals(base)
+    low = opdlm.load(model, "cpu", "bfloat16").model  # the hash is of the base as it is stored
+    assert low.dtype == torch.bfloat16
     moved = tmp_path / "moved"
     shutil.copytree(model, moved)
     assert original_of(moved) == str(own), "the gate itself names it; no run is beside it"

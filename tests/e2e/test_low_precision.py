@@ -1,12 +1,21 @@
-"""`--precision bfloat16`, the default on a GPU, with every way to convert; on the CPU, whose autocast casts alike."""
+"""bfloat16, the default on a GPU: every way to convert, and the commands that write; on the CPU, which casts alike."""
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import opdlm
+from cli_support import call
 from opdlm.distill.api import convert
+from opdlm.errors import UsageError
+from opdlm.models.tokens import encode_prompt
+from opdlm.sampling.api import load_autoregressive
+from opdlm.tiny.families import evaluation_set
+from opdlm.tiny.weights import ar_model_path, lossless_path, student_path
 from runs import PROMPTS, SETTINGS, metrics, small_ar_model
 
 WITH_PEFT = pytest.mark.skipif(find_spec("peft") is None, reason="needs peft")
@@ -44,3 +53,34 @@ def test_every_way_to_convert_works_in_bfloat16(way: str, tmp_path: Path) -> Non
     assert first["bfloat16"] != first["float32"], "bfloat16 was not on"
     # The texts differ, too: a random model has near ties.
     assert first["bfloat16"] == pytest.approx(first["float32"], rel=0.2)
+
+
+def test_a_lossless_model_in_bfloat16_drafts_as_well_and_writes_the_same_text() -> None:
+    """Else the gate would be lost, or change the text, in the type that a CPU or GPU is fastest in."""
+    problems = evaluation_set(10)
+    texts, speeds = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        model = opdlm.load(lossless_path(), "cpu", dtype)
+        prompts = [encode_prompt(model.tokenizer, problem.prompt) for problem in problems]
+        output = model.generate(prompts, max_new_tokens=48, decoding="verified")
+        original = load_autoregressive(ar_model_path(), "cpu", dtype).generate(prompts, max_new_tokens=48)
+        texts[dtype], speeds[dtype] = model.decode(output), output.tokens_per_forward
+        assert texts[dtype] == model.decode(original)
+        assert model.model.dtype == getattr(torch, dtype)
+    assert speeds["bfloat16"] == pytest.approx(speeds["float32"], rel=0.05)
+    assert speeds["float32"] > 2, "nothing was drafted, so nothing was tested"
+
+
+def test_the_dtype_is_the_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Else a flag that says bfloat16 would load float32, or its numbers would not say what they are of."""
+    assert opdlm.load(student_path(), "cpu").model.dtype == torch.float32
+    assert opdlm.load(student_path(), "cpu", torch.float16).model.dtype == torch.float16
+    with pytest.raises(UsageError, match="choose auto, float32"):
+        opdlm.load(student_path(), "cpu", "int7")
+    low = ("--device", "cpu", "--dtype", "bfloat16")
+    assert call("generate", student_path(), "abc", "--max-new-tokens", "4", *low) == 0
+    json_file = tmp_path / "out.json"
+    words = ("--per-family", "1", "--max-new-tokens", "8", "--decoding", "sequential", "--json", json_file)
+    assert call("eval", student_path(), "--against", ar_model_path(), *words, *low) == 0
+    assert json.loads(json_file.read_text())["dtype"] == "bfloat16"
+    assert "bfloat16" in capsys.readouterr().out

@@ -7,6 +7,7 @@ alone also says which base it belongs to, by name or absolute path and by the ha
 from pathlib import Path
 from typing import Literal
 
+import torch
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -49,4 +50,6 @@ def with_gate(base: PreTrainedModel, place: str | Path, about: Drafting) -> Draf
     except (OSError, SafetensorError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{GATE_FILE} of {place} cannot be used ({reason}); save the model again") from error
-    return DraftingModel(base, gate.to(base.device, base.dtype))
+    # On a CPU a bfloat16 product of so few tokens takes several times as long as one in float32.
+    dtype = torch.float32 if base.device.type == "cpu" else base.dtype
+    return DraftingModel(base, gate.to(base.device, dtype))

@@ -183,13 +183,15 @@ def _load_drafting(
         return with_gate(model, place, about), tokenizer
     name = base_of(place, about)
     try:
-        model, _ = load_ar_model(name, dtype=dtype, device=device)
+        model, _ = load_ar_model(name)
     except ModelNotFoundError as error:
         raise ModelNotFoundError(
             f"{place} is a gate alone, and its base {name} is not found; write where it is as {ENTRY}.drafting.base "
             "into config.json"
         ) from error
     adapter_folder.check_base(model, name, entry.base_sha256)
+    _cast(model, dtype)
+    model.to(device)  # type: ignore[arg-type]
     model.generation_config = GenerationConfig.from_pretrained(place)
     return with_gate(model, place, about), _load_tokenizer(place)
 

@@ -210,6 +210,7 @@ def _compared(
             max_new_tokens=settings.response_length.end,
             batch_size=batch_size,
             device=settings.device,
+            dtype="float32",
             on_progress=show,
         )
         for some, batch_size in asked

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opdlm.cli.options import Parser, add_settings, add_trust, flag, given
+from opdlm.cli.options import Parser, add_device, add_settings, add_trust, flag, given
 from opdlm.cli.outputs import check_apart, check_writable, json_lines, write_json
 from opdlm.cli.progress import answering
 from opdlm.cli.suites import run_suites
@@ -106,7 +106,7 @@ def parser() -> Parser:
         action="store_true",
         help="grade programs even where this system cannot keep them from your files and network",
     )
-    made.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (default)")
+    add_device(made)
     add_trust(made)
     made.add_argument("--json", metavar="FILE", help="write all numbers to FILE, and the answers beside it")
     made.add_argument(
@@ -201,6 +201,7 @@ def _run_problems(
             decodings,
             batch_size=arguments.batch_size,
             device=arguments.device,
+            dtype=arguments.dtype,
             on_progress=show,
             on_answer=keep,
             allow_unconfined_code=arguments.allow_unconfined_code,
@@ -212,6 +213,7 @@ def _run_problems(
     temperature = settings.get("temperature", 0.0)
     title = f"{len(problems)} problems from {arguments.problems or _OWN}, batches of {arguments.batch_size}"
     title += f", temperature {temperature:g}" if temperature else ""
+    title += f", {comparison.dtype}" if comparison.dtype != "float32" else ""
     console = make_console()
     console.print(comparison_table(comparison, title))
     hints = (f"note: {hint}" for hint in empty_hints([comparison.teacher, *comparison.students]))
@@ -275,6 +277,7 @@ def _run_likelihood(
             prompt_tokens=arguments.prompt_tokens,
             batch_size=arguments.batch_size,
             device=arguments.device,
+            dtype=arguments.dtype,
             on_text=keep,
             **settings,
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from opdlm.cli.batch import write_file
 from opdlm.cli.chat import Chat
 from opdlm.cli.constraints import add_constraints, read_constraints
-from opdlm.cli.options import Parser, add_settings, add_trust, given
+from opdlm.cli.options import Parser, add_device, add_settings, add_trust, given
 from opdlm.cli.outputs import check_apart
 from opdlm.cli.partial import check_output
 from opdlm.cli.terminal import make_console, print_json, quiet_libraries
@@ -53,7 +53,7 @@ def parser() -> Parser:
     show = made.add_mutually_exclusive_group()
     show.add_argument("--watch", action="store_true", help="show the text while it is denoised, or drafted and checked")
     show.add_argument("--json", action="store_true", help="print one line of JSON: text, tokens, forwards, seconds")
-    made.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (default)")
+    add_device(made)
     add_trust(made)
     made.add_argument("--compile", action="store_true", help="torch.compile: half a minute is lost first, then faster")
     file = made.add_argument_group("a file of prompts")
@@ -79,7 +79,7 @@ def run(arguments: Namespace) -> int:
     from opdlm.sampling.api import load
     from opdlm.tiny.weights import student_path
 
-    model = load(name or student_path(), device=arguments.device, compile=arguments.compile)
+    model = load(name or student_path(), device=arguments.device, dtype=arguments.dtype, compile=arguments.compile)
     if arguments.prompts is not None:
         write_file(model, name or "", arguments, settings)
     elif prompt is None:

@@ -17,7 +17,7 @@ Run lm-evaluation-harness with the model kind `opdlm`. All arguments are the har
 defaults differ: --model opdlm, --device auto, --batch_size 32. Its other kinds work too, so that the original can be
 evaluated beside the converted model: --model hf. --model_args takes pretrained=FOLDER, and after a comma: decoding
 (default: the model's own), likelihood (auto, causal, sequential or bound; docs/evaluating.md says what each one means),
-likelihood_samples (128), seed (0), max_length, max_gen_toks (256), dtype (float32). --gen_kwargs takes every setting of
+likelihood_samples (128), seed (0), max_length, max_gen_toks (256), dtype (auto). --gen_kwargs takes every setting of
 `opdlm generate`, such as decoding=prefix:0.9. `opdlm lm-eval run --help` lists the harness's arguments, `opdlm lm-eval
 ls tasks` its tasks. Needs pip install 'opdlm[lm-eval]'.
 """

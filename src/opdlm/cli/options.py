@@ -106,6 +106,17 @@ def given(arguments: Namespace, kind: type[Settings]) -> dict[str, Any]:
     return values
 
 
+def add_device(parser: Parser) -> None:
+    """Where a model writes, and in which number type."""
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (default)")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="of the weights; auto: bfloat16 on a CUDA GPU, else float32 (default: auto)",
+    )
+
+
 def add_trust(parser: Parser) -> None:
     """The flag that lets a model's own code run; `main` reads it."""
     parser.add_argument(

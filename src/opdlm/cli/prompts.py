@@ -4,7 +4,7 @@ from argparse import Namespace
 from contextlib import closing
 from pathlib import Path
 
-from opdlm.cli.options import Parser, add_trust
+from opdlm.cli.options import Parser, add_device, add_trust
 from opdlm.cli.outputs import check_apart
 from opdlm.cli.partial import WEIGHTS, check_output, finish, kept_lines, more_lines, partial_of
 from opdlm.cli.progress import answering
@@ -35,7 +35,7 @@ def parser() -> Parser:
     made.add_argument("--top-p", metavar="P", type=float, default=0.95, help="nucleus of the sampling (0.95)")
     made.add_argument("--max-new-tokens", metavar="N", type=int, default=256, help="longer messages are left out (256)")
     made.add_argument("--batch-size", metavar="N", type=int, default=32, help="prompts written at once (32)")
-    made.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (default)")
+    add_device(made)
     made.add_argument("--resume", action="store_true", help="go on where an earlier call with this output ended")
     add_trust(made)
     return made
@@ -53,7 +53,7 @@ def run(arguments: Namespace) -> int:
     from opdlm.sampling.api import load_autoregressive
     from opdlm.sampling.own_prompts import OwnPrompt, own_prompts
 
-    model = load_autoregressive(arguments.model, device=arguments.device)
+    model = load_autoregressive(arguments.model, arguments.device, arguments.dtype)
     sampling = {name: getattr(arguments, name) for name in _SAMPLING}
     made_with = {"model": arguments.model, **sampling, WEIGHTS: sampled_hash(model.model)}
     known = [OwnPrompt(line["prompt"], line["seed"]) for line in kept_lines(output, made_with)]

@@ -71,7 +71,7 @@ class Sampler:
         from opdlm.sampling.api import load
         from opdlm.sampling.recording import Recorder
 
-        student, recorder = load(model, device=self.settings.device), Recorder()
+        student, recorder = load(model, self.settings.device, "float32"), Recorder()
         settings = greedy(self.decoding, self.settings.response_length.end).model_dump()
         prompt = [encode_prompt(student.tokenizer, self.problem.prompt)]
         output = student.generate(prompt, streamer=recorder, observer=recorder.observe, **settings)

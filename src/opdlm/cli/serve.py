@@ -7,7 +7,7 @@ from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 
-from opdlm.cli.options import Parser, add_settings, add_trust, given
+from opdlm.cli.options import Parser, add_device, add_settings, add_trust, given
 from opdlm.cli.terminal import quiet_libraries
 from opdlm.config import ServeSettings, settings_from
 from opdlm.errors import MissingExtraError
@@ -31,7 +31,7 @@ def parser() -> Parser:
     """The command's flags: those of ServeSettings."""
     made = Parser("serve", _DESCRIPTION, _EXAMPLES, "[MODEL ...] [settings]")
     made.add_argument("models", nargs="*", metavar="MODEL", help="folders or hub names; left out: the package's own")
-    made.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (default)")
+    add_device(made)
     add_trust(made)
     made.add_argument("--compile", action="store_true", help="torch.compile: half a minute is lost first, then faster")
     add_settings(made, ServeSettings)
@@ -54,7 +54,7 @@ def run(arguments: Namespace) -> int:
     with take_port(settings.host, settings.port) as taken:
         print(f"loading {', '.join(names)}", flush=True)
         served = {
-            name: load_served(path, arguments.device, arguments.compile)
+            name: load_served(path, arguments.device, arguments.dtype, arguments.compile)
             for name, path in zip(names, paths, strict=True)
         }
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's stop is a Ctrl-C

@@ -47,7 +47,7 @@ def run_suites(arguments: Namespace, decodings: Sequence[str], settings: dict[st
     if within is not None:
         print(within, file=sys.stderr)
     against = arguments.against or original_of(arguments.model)
-    student, ar_model = load_pair(arguments.model, against, arguments.device)
+    student, ar_model = load_pair(arguments.model, against, arguments.device, arguments.dtype)
     chosen = tuple(decodings) or usual_decodings(student.defaults.decoding, student.model.geometry)
     about = {"model": arguments.model, "against": str(against), "decodings": list(chosen), "settings": settings}
     about |= {"suites": _about(tests, data), "versions": versions()}

@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opdlm.cli.options import Parser, add_trust, flag
+from opdlm.cli.options import Parser, add_device, add_trust, flag
 from opdlm.cli.outputs import check_apart, check_writable, write_json
 from opdlm.cli.tables import tuning_table
 from opdlm.cli.terminal import make_console, quiet_libraries
@@ -57,7 +57,7 @@ def parser() -> Parser:
     made.add_argument("--dry-run", action="store_true", help="show the table and write nothing into the model")
     made.add_argument("--json", metavar="FILE", help="write all numbers to FILE")
     made.add_argument("--allow-unconfined-code", action="store_true", help="as for eval")
-    made.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto (default)")
+    add_device(made)
     add_trust(made)
     return made
 
@@ -68,10 +68,11 @@ def run(arguments: Namespace) -> int:
     quiet_libraries()
     from opdlm.checkpoints.tuned import FILE, own_folder, write_decoding
     from opdlm.evals.tuning import ladders_for, raced, reference_of, search
+    from opdlm.models.devices import dtype_name
     from opdlm.sampling.api import load
 
     folder = None if arguments.dry_run else own_folder(arguments.model)
-    student = load(arguments.model, device=arguments.device)
+    student = load(arguments.model, arguments.device, arguments.dtype)
     console, progress = make_console(), make_console(stderr=True)
     ladders = ladders_for(student, arguments.decoding or ())
     measure, about = _measure(arguments, student, settings)
@@ -88,6 +89,7 @@ def run(arguments: Namespace) -> int:
         trials=tuple(trials),
         max_drop=max_drop,
         batch_size=arguments.batch_size,
+        dtype=dtype_name(student.model.dtype),
         versions=versions(),
         before=as_text(student.defaults.decoding),
     )
@@ -166,7 +168,7 @@ def _measure(
     else:
         texts = load_prompts(arguments.prompts, arguments.prompts_column, arguments.limit)
         prompts = [encode_prompt(student.tokenizer, text, arguments.prompt_tokens) for text in texts]
-        original = original_for(student, arguments.model, arguments.against, arguments.device)
+        original = original_for(student, arguments.model, arguments.against)
         measure = by_agreement(student, original, prompts, settings, batch_size=arguments.batch_size)
     check_context(prompts, settings["max_new_tokens"], student.model.max_length, student.model.geometry.block_size)
     name = "accuracy" if arguments.problems else "agreement"

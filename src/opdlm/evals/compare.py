@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdlm.checkpoints.load import load_ar_model
@@ -18,7 +19,7 @@ from opdlm.evals.original import original_of
 from opdlm.evals.problem import Problem
 from opdlm.evals.problem_files import load_problems
 from opdlm.evals.writers import SAMPLING, ar_writer, diffusion_writer
-from opdlm.models.devices import pick_device
+from opdlm.models.devices import dtype_name
 from opdlm.models.tokens import encode_prompt
 from opdlm.records.evaluation import Comparison, GradedAnswer
 from opdlm.sampling.api import DiffusionLM, check_context, load
@@ -38,6 +39,7 @@ def evaluate(
     max_new_tokens: int = 256,
     batch_size: int = 32,
     device: str = "auto",
+    dtype: str | torch.dtype = "auto",
     on_progress: OnProgress = lambda name, done, total: None,
     on_answer: OnAnswer = lambda answer: None,
     allow_unconfined_code: bool = False,
@@ -51,7 +53,7 @@ def evaluate(
         problems: a file (`load_problems`), or a list.
         decodings: how the converted model decodes, such as "prefix:0.95"; one evaluation each. None: some, from one
             token a step to many, in its usual order.
-        max_new_tokens: longest answer. batch_size: rows decoded at once. device: "cpu", "cuda", "mps" or "auto".
+        max_new_tokens: longest answer. batch_size: rows decoded at once. device, dtype: as for `load`.
         on_progress: called at the start and with each answer. on_answer: called with each answer and its verdict.
         sampling: the fields of GenerationSettings in SAMPLING, for both models.
         allow_unconfined_code: run programs with your own rights where the system cannot confine them (docs/sandbox.md).
@@ -70,7 +72,7 @@ def evaluate(
         raise UsageError("there are no problems to evaluate; give at least one")
     confinement_for(asked, allow_unconfined_code=allow_unconfined_code)  # an error before any model is loaded
     against = original_of(model) if against is None else against
-    student, ar_model = load_pair(model, against, device)
+    student, ar_model = load_pair(model, against, device, dtype)
     chosen = decodings or usual_decodings(student.defaults.decoding, student.model.geometry)
     made = compare(
         student,
@@ -105,10 +107,12 @@ def _check_sampling(sampling: Mapping[str, Any]) -> None:
         raise UsageError(f"the AR model cannot be given {unknown!r}; use one of {', '.join(SAMPLING)}")
 
 
-def load_pair(student_name: str | Path, ar_name: str | Path, device: str) -> tuple[DiffusionLM, PreTrainedModel]:
+def load_pair(
+    student_name: str | Path, ar_name: str | Path, device: str, dtype: str | torch.dtype
+) -> tuple[DiffusionLM, PreTrainedModel]:
     """A converted model and its original. Raises CheckpointError if one is not made from the other."""
-    student = load(student_name, device=device)
-    ar_model, tokenizer = load_ar_model(ar_name, device=pick_device(device))
+    student = load(student_name, device, dtype)
+    ar_model, tokenizer = load_ar_model(ar_name, device=student.model.device, dtype=student.model.dtype)
     check_vocabulary(student.tokenizer, tokenizer, student_name, ar_name)
     return student, ar_model
 
@@ -166,7 +170,8 @@ def compare(
         made = run(f"student, {text}", writer, decoding=text, on_progress=show, on_answer=keep)
         same = sum(texts[text][number] == response for number, response in texts[""].items())
         students.append(made.model_copy(update={"same_text": same, "acceptance": drafts.shares}))
-    return Comparison(teacher=teacher, students=tuple(students), batch_size=batch_size)
+    dtype = dtype_name(student.model.dtype)
+    return Comparison(teacher=teacher, students=tuple(students), batch_size=batch_size, dtype=dtype)
 
 
 def usual_decodings(default: Decoding, geometry: Geometry) -> tuple[str, ...]:

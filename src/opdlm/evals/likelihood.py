@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from opdlm.config import GenerationSettings, settings_from
@@ -55,6 +56,7 @@ def evaluate_likelihood(
     max_new_tokens: int = 256,
     batch_size: int = 32,
     device: str = "auto",
+    dtype: str | torch.dtype = "auto",
     on_text: OnText = lambda text: None,
     **sampling: Any,
 ) -> list[Likelihood]:
@@ -68,7 +70,7 @@ def evaluate_likelihood(
     settings = {"temperature": 1.0, **sampling, "max_new_tokens": max_new_tokens}
     check_decodings(decodings, **settings)
     against = original_of(model) if against is None else against
-    student, ar_model = load_pair(model, against, device)
+    student, ar_model = load_pair(model, against, device, dtype)
     prompts = [encode_prompt(student.tokenizer, text, prompt_tokens) for text in texts]
     check_context(prompts, max_new_tokens, student.model.max_length, student.model.geometry.block_size)
     return likelihoods(

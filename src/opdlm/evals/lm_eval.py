@@ -9,7 +9,6 @@ from difflib import get_close_matches
 from inspect import signature
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-import torch
 from tqdm import tqdm
 
 import opdlm
@@ -25,7 +24,6 @@ from opdlm.evals.scoring import (
     longest_text,
     reads_from_left_to_right,
 )
-from opdlm.models.devices import pick_device
 from opdlm.models.tokens import encode_text
 from opdlm.sampling.api import DiffusionLM, load
 from opdlm.sampling.engine import Engine
@@ -70,7 +68,7 @@ class OpdlmLM(TemplateLM):
         max_length: int | None = None,
         max_gen_toks: int = 256,
         device: str = "auto",
-        dtype: str = "float32",
+        dtype: str = "auto",
         **unknown: Any,
     ) -> None:
         """The keywords are what `--model_args` takes.
@@ -86,7 +84,7 @@ class OpdlmLM(TemplateLM):
             batch_size: texts at once.
             max_length: most tokens of prompt and response; default: the model's context.
             max_gen_toks: most tokens written, where the task says nothing.
-            dtype: of the weights: float32, bfloat16 or float16.
+            dtype: of the weights: float32, bfloat16, float16, or auto (bfloat16 on a CUDA GPU).
 
         Raises:
             UsageError: one of these does not exist or does not fit the model; errors of `load`.
@@ -98,7 +96,7 @@ class OpdlmLM(TemplateLM):
         if not isinstance(batch_size, int) and not str(batch_size).isdecimal():
             raise UsageError(f"batch_size {batch_size!r} is no number, and nothing is tried out; give one, such as 32")
         if not isinstance(pretrained, DiffusionLM):
-            pretrained = load(str(pretrained), str(pick_device(str(device))), _dtype(dtype))
+            pretrained = load(str(pretrained), str(device), dtype)
         self.lm, self.model, self.tokenizer = pretrained, pretrained.model, pretrained.tokenizer
         self._device = self.model.device
         self.batch_size, self.max_gen_toks = int(batch_size), int(max_gen_toks)
@@ -304,10 +302,3 @@ def _refuse(unknown: dict[str, Any]) -> None:
     near = get_close_matches(name, known, 1)
     hint = f"did you mean {near[0]!r}" if near else f"known are {', '.join(known)}"
     raise UsageError(f"unknown model argument {name!r}; {hint}")
-
-
-def _dtype(name: str) -> torch.dtype:
-    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in kinds:
-        raise UsageError(f"there is no dtype {name!r}; choose {', '.join(kinds)}")
-    return kinds[name]

@@ -16,7 +16,6 @@ from opdlm.evals.compare import check_vocabulary, check_ways
 from opdlm.evals.original import original_of
 from opdlm.evals.problem import Problem
 from opdlm.evals.writers import diffusion_writer
-from opdlm.models.devices import pick_device
 from opdlm.models.drafting import DraftingModel
 from opdlm.records.evaluation import GradedAnswer
 from opdlm.records.tuning import Trial, difference_interval
@@ -80,12 +79,12 @@ def reference_of(student: DiffusionLM) -> str:
     return "sequential" if (geometry.prediction, geometry.context) == ("shifted", "causal") else "static:1"
 
 
-def original_for(student: DiffusionLM, name: str | Path, against: str | Path | None, device: str) -> PreTrainedModel:
+def original_for(student: DiffusionLM, name: str | Path, against: str | Path | None) -> PreTrainedModel:
     """The AR model that the student's texts are compared with; a lossless model holds its own."""
     if isinstance(student.model, DraftingModel):
         return student.model.model
     against = original_of(name) if against is None else against
-    ar_model, tokenizer = load_ar_model(against, device=pick_device(device))
+    ar_model, tokenizer = load_ar_model(against, device=student.model.device, dtype=student.model.dtype)
     check_vocabulary(student.tokenizer, tokenizer, name, against)
     return ar_model
 

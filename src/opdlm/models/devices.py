@@ -8,6 +8,7 @@ import torch
 
 from opdlm.errors import UsageError
 
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MEMINFO, _STATM = Path("/proc/meminfo"), Path("/proc/self/statm")
 
 
@@ -25,6 +26,22 @@ def pick_device(name: str = "auto") -> torch.device:
     if not there.get(device.type, False):
         raise UsageError(f"device {name!r} is not available on this machine; use --device cpu or auto")
     return device
+
+
+def pick_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The number type called `name`; "auto" is bfloat16 on a CUDA GPU, else float32. UsageError if there is none."""
+    if isinstance(name, torch.dtype):
+        return name
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in _DTYPES:
+        raise UsageError(f"there is no dtype {name!r}; choose auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Such as "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def free_bytes(device: torch.device) -> int | None:

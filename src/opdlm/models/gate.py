@@ -91,15 +91,17 @@ class Gate(nn.Module):
             width = self.width
             if not width:
                 return None
-            low = linear(inputs[0][:, -width:], adapter.down)
-            up = adapter.up.to(output.dtype)  # autocast made the output bfloat16, and leaves what is in place alone
+            low = linear(inputs[0][:, -width:].to(adapter.down.dtype), adapter.down)
+            if adapter.up.dtype != output.dtype:  # autocast, which leaves in-place products alone; or a gate in float32
+                output[:, -width:] += (low @ adapter.up).mul_(scale)
+                return output
             if width == output.shape[1]:
-                return torch.baddbmm(output, low, up.expand(len(low), -1, -1), alpha=scale)
+                return torch.baddbmm(output, low, adapter.up.expand(len(low), -1, -1), alpha=scale)
             # In place: no layer needs its own output again.
             if len(output) == 1:
-                output[0, -width:].addmm_(low[0], up, alpha=scale)  # a quarter faster than a batch of one
+                output[0, -width:].addmm_(low[0], adapter.up, alpha=scale)  # a quarter faster than a batch of one
             else:
-                output[:, -width:].baddbmm_(low, up.expand(len(low), -1, -1), alpha=scale)
+                output[:, -width:].baddbmm_(low, adapter.up.expand(len(low), -1, -1), alpha=scale)
             return output
 
         return add

@@ -188,6 +188,7 @@ class Comparison(Record):
     Attributes:
         teacher: the original. students: the student with each decoding.
         model, against, batch_size: who was compared, and how many rows were decoded at once.
+        dtype: of both models' weights.
         conversion: what the student's conversion cost, where it is known. seconds: of the whole command that says so.
     """
 
@@ -196,6 +197,7 @@ class Comparison(Record):
     model: str = ""
     against: str = ""
     batch_size: int | None = None
+    dtype: str = "float32"
     conversion: Totals | None = None
     seconds: float | None = None
 

@@ -61,7 +61,8 @@ class Tuning(Record):
         reference: the decoding that quality is compared with: one token a step.
         trials: all, the reference among them.
         max_drop: largest drop of the mean quality below the reference's, from 0 to 1.
-        batch_size: rows at once, which decides the speed. data: where the texts came from. versions: of what ran.
+        batch_size: rows at once; dtype: of the weights. Both decide the speed. data: where the texts came from.
+        versions: of what ran.
         before: the decoding that the model had. chosen: the decoding that it gets.
     """
 
@@ -71,6 +72,7 @@ class Tuning(Record):
     trials: tuple[Trial, ...]
     max_drop: float
     batch_size: int
+    dtype: str = "float32"
     data: str = ""
     versions: dict[str, str] = Field(default_factory=dict)
     before: str = ""

@@ -19,7 +19,7 @@ from opdlm.core.layout import AUTOREGRESSIVE
 from opdlm.core.types import Rollout
 from opdlm.errors import CheckpointError, UsageError
 from opdlm.models.block_diffusion import NO_MASK, BlockDiffusionModel
-from opdlm.models.devices import pick_device
+from opdlm.models.devices import pick_device, pick_dtype
 from opdlm.models.gaps import GapText
 from opdlm.models.tokens import SpecialTokens, decode_inside, encode_prompt, special_tokens
 from opdlm.records import checksums
@@ -327,13 +327,15 @@ class DiffusionLM:
 def load(
     path: str | Path,
     device: str = "auto",
-    dtype: torch.dtype = torch.float32,
+    dtype: str | torch.dtype = "auto",
     compile: bool = False,
     trust_remote_code: bool = False,
 ) -> DiffusionLM:
     """Load a converted model: a checkpoint folder, the folder of a run, or a hub name.
 
     Args:
+        dtype: of the weights, "float32", "bfloat16", "float16" or a torch dtype; "auto": bfloat16 on a CUDA GPU, else
+            float32.
         compile: decode through `torch.compile`: about half a minute is lost at first, then each forward is faster.
         trust_remote_code: run code that its AR model came with; else none runs (`modeling_opdlm.py` never does).
     """
@@ -346,18 +348,20 @@ def load(
     if checksums.there(Path(folder)) and (damage := checksums.damage(Path(folder))) is not None:
         raise CheckpointError(f"{damage}; use another checkpoint, or restore the file from a copy")
     with remote_code(trust_remote_code):
-        model, tokenizer = load_checkpoint(folder, device=pick_device(device), dtype=dtype)
+        there = pick_device(device)
+        model, tokenizer = load_checkpoint(folder, device=there, dtype=pick_dtype(dtype, there))
     if compile:
         model.compile_decoding()
     return DiffusionLM(model, tokenizer, generation_settings(model.model))
 
 
 def load_autoregressive(
-    path: str | Path, device: str = "auto", dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
+    path: str | Path, device: str = "auto", dtype: str | torch.dtype = "auto", trust_remote_code: bool = False
 ) -> DiffusionLM:
     """An AR model as it is, a folder or a hub name: it writes one token a forward, through the same engine."""
     with remote_code(trust_remote_code):
-        model, tokenizer = load_ar_model(path, device=pick_device(device), dtype=dtype)
+        there = pick_device(device)
+        model, tokenizer = load_ar_model(path, device=there, dtype=pick_dtype(dtype, there))
     plain = BlockDiffusionModel(model, AUTOREGRESSIVE, NO_MASK)
     return DiffusionLM(plain, tokenizer, GenerationSettings(decoding=SequentialDecoding()))
 

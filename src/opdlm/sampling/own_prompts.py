@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from opdlm.config import GenerationSettings, settings_from
 from opdlm.errors import PromptsError, UsageError
 from opdlm.models.tokens import encode_front, encode_prompt
@@ -93,13 +95,18 @@ def own_prompts(
 
 
 def write_prompts(
-    model: str | Path, count: int, device: str = "auto", trust_remote_code: bool = False, **sampling: Any
+    model: str | Path,
+    count: int,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    trust_remote_code: bool = False,
+    **sampling: Any,
 ) -> list[str]:
     """Prompts for `opdlm.convert`, written by the AR model itself: a folder, a .gguf file or a hub name.
 
     `sampling`: as in `own_prompts`, whose errors it raises.
     """
-    writer = load_autoregressive(model, device=device, trust_remote_code=trust_remote_code)
+    writer = load_autoregressive(model, device, dtype, trust_remote_code=trust_remote_code)
     return [found.prompt for found in own_prompts(writer, count, **sampling)]
 
 

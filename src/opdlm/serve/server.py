@@ -54,12 +54,12 @@ def names_of(models: Sequence[str | Path]) -> list[str]:
     return names
 
 
-def load_served(model: str | Path, device: str, compile: bool) -> DiffusionLM:
+def load_served(model: str | Path, device: str, dtype: str, compile: bool) -> DiffusionLM:
     """A converted model, or an AR model as it is."""
     run = is_checkpoint(Path(model) / "model") or (Path(model) / "config.toml").is_file()
     if run or getattr(load_config(model), ENTRY, None) is not None:
-        return load(model, device=device, compile=compile)
-    return load_autoregressive(model, device=device)
+        return load(model, device=device, dtype=dtype, compile=compile)
+    return load_autoregressive(model, device=device, dtype=dtype)
 
 
 def make_server(

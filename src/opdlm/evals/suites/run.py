@@ -17,6 +17,7 @@ from opdlm.evals.suites.choosing import choosing, texts_of
 from opdlm.evals.suites.suite import Suite
 from opdlm.evals.writers import Writer, ar_writer, diffusion_writer, encode
 from opdlm.models.block_diffusion import NO_MASK, BlockDiffusionModel
+from opdlm.models.devices import dtype_name
 from opdlm.records.evaluation import Comparison, GradedAnswer
 from opdlm.sampling.api import DiffusionLM, check_context
 
@@ -80,7 +81,8 @@ def evaluate_suites(
     for who in contestants[1:]:
         for suite, _ in tests:
             run.ask(who, suite, counted[suite.name], _of(who, kept), keep)
-    return _compared(contestants, answers, counted, batch_size)
+    compared = _compared(contestants, answers, counted, batch_size)
+    return compared.model_copy(update={"dtype": dtype_name(student.model.dtype)})
 
 
 def counting(suite: Suite, problems: Sequence[Problem], answers: Sequence[GradedAnswer]) -> dict[int, Problem]:
