@@ -79,7 +79,8 @@ def run(arguments: Namespace) -> int:
     from opdlm.sampling.api import load
     from opdlm.tiny.weights import student_path
 
-    model = load(name or student_path(), device=arguments.device, dtype=arguments.dtype, compile=arguments.compile)
+    there, compiled = (arguments.device, arguments.dtype), arguments.compile
+    model = load(name or student_path(), *there, compile=compiled, pack=not compiled)
     if arguments.prompts is not None:
         write_file(model, name or "", arguments, settings)
     elif prompt is None:

@@ -53,7 +53,7 @@ def run(arguments: Namespace) -> int:
     from opdlm.sampling.api import load_autoregressive
     from opdlm.sampling.own_prompts import OwnPrompt, own_prompts
 
-    model = load_autoregressive(arguments.model, arguments.device, arguments.dtype)
+    model = load_autoregressive(arguments.model, arguments.device, arguments.dtype, pack=True)
     sampling = {name: getattr(arguments, name) for name in _SAMPLING}
     made_with = {"model": arguments.model, **sampling, WEIGHTS: sampled_hash(model.model)}
     known = [OwnPrompt(line["prompt"], line["seed"]) for line in kept_lines(output, made_with)]

@@ -72,7 +72,7 @@ def run(arguments: Namespace) -> int:
     from opdlm.sampling.api import load
 
     folder = None if arguments.dry_run else own_folder(arguments.model)
-    student = load(arguments.model, arguments.device, arguments.dtype)
+    student = load(arguments.model, arguments.device, arguments.dtype, pack=True)
     console, progress = make_console(), make_console(stderr=True)
     ladders = ladders_for(student, arguments.decoding or ())
     measure, about = _measure(arguments, student, settings)

@@ -111,7 +111,7 @@ def load_pair(
     student_name: str | Path, ar_name: str | Path, device: str, dtype: str | torch.dtype
 ) -> tuple[DiffusionLM, PreTrainedModel]:
     """A converted model and its original. Raises CheckpointError if one is not made from the other."""
-    student = load(student_name, device, dtype)
+    student = load(student_name, device, dtype, pack=True)
     ar_model, tokenizer = load_ar_model(ar_name, device=student.model.device, dtype=student.model.dtype)
     check_vocabulary(student.tokenizer, tokenizer, student_name, ar_name)
     return student, ar_model

@@ -96,7 +96,7 @@ class OpdlmLM(TemplateLM):
         if not isinstance(batch_size, int) and not str(batch_size).isdecimal():
             raise UsageError(f"batch_size {batch_size!r} is no number, and nothing is tried out; give one, such as 32")
         if not isinstance(pretrained, DiffusionLM):
-            pretrained = load(str(pretrained), str(device), dtype)
+            pretrained = load(str(pretrained), str(device), dtype, pack=True)
         self.lm, self.model, self.tokenizer = pretrained, pretrained.model, pretrained.tokenizer
         self._device = self.model.device
         self.batch_size, self.max_gen_toks = int(batch_size), int(max_gen_toks)

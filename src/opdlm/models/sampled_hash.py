@@ -14,7 +14,8 @@ def sampled_hash(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        numbers = parameter.detach().flatten()
+        plain = parameter.to_dense() if parameter.is_mkldnn else parameter  # packed for a CPU
+        numbers = plain.detach().flatten()
         step = len(numbers) // _MOST | 1  # odd, so that no column of a matrix is sampled alone
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
         digest.update(numbers[::step].float().cpu().contiguous().numpy().data)

@@ -21,6 +21,7 @@ from opdlm.errors import CheckpointError, UsageError
 from opdlm.models.block_diffusion import NO_MASK, BlockDiffusionModel
 from opdlm.models.devices import pick_device, pick_dtype
 from opdlm.models.gaps import GapText
+from opdlm.models.packed import pack_where_it_pays
 from opdlm.models.tokens import SpecialTokens, decode_inside, encode_prompt, special_tokens
 from opdlm.records import checksums
 from opdlm.records.trajectory import Trajectory, trajectories
@@ -329,6 +330,7 @@ def load(
     device: str = "auto",
     dtype: str | torch.dtype = "auto",
     compile: bool = False,
+    pack: bool = False,
     trust_remote_code: bool = False,
 ) -> DiffusionLM:
     """Load a converted model: a checkpoint folder, the folder of a run, or a hub name.
@@ -337,6 +339,8 @@ def load(
         dtype: of the weights, "float32", "bfloat16", "float16" or a torch dtype; "auto": bfloat16 on a CUDA GPU, else
             float32.
         compile: decode through `torch.compile`: about half a minute is lost at first, then each forward is faster.
+        pack: lay out the weights for the CPU's matrix kernels: faster there, and nothing elsewhere. Such a model only
+            writes: it cannot be trained, copied or saved, nor compiled.
         trust_remote_code: run code that its AR model came with; else none runs (`modeling_opdlm.py` never does).
     """
     folder = Path(path) / "model" if is_checkpoint(Path(path) / "model") else path
@@ -350,18 +354,31 @@ def load(
     with remote_code(trust_remote_code):
         there = pick_device(device)
         model, tokenizer = load_checkpoint(folder, device=there, dtype=pick_dtype(dtype, there))
+    if compile and pack:
+        raise UsageError("a packed model cannot be compiled; leave out one of compile and pack")
     if compile:
         model.compile_decoding()
+    if pack:
+        pack_where_it_pays(model.model)
     return DiffusionLM(model, tokenizer, generation_settings(model.model))
 
 
 def load_autoregressive(
-    path: str | Path, device: str = "auto", dtype: str | torch.dtype = "auto", trust_remote_code: bool = False
+    path: str | Path,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    pack: bool = False,
+    trust_remote_code: bool = False,
 ) -> DiffusionLM:
-    """An AR model as it is, a folder or a hub name: it writes one token a forward, through the same engine."""
+    """An AR model as it is, a folder or a hub name: it writes one token a forward, through the same engine.
+
+    `dtype`, `pack`: as for `load`.
+    """
     with remote_code(trust_remote_code):
         there = pick_device(device)
         model, tokenizer = load_ar_model(path, device=there, dtype=pick_dtype(dtype, there))
+    if pack:
+        pack_where_it_pays(model)
     plain = BlockDiffusionModel(model, AUTOREGRESSIVE, NO_MASK)
     return DiffusionLM(plain, tokenizer, GenerationSettings(decoding=SequentialDecoding()))
 

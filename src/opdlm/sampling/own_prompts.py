@@ -106,7 +106,7 @@ def write_prompts(
 
     `sampling`: as in `own_prompts`, whose errors it raises.
     """
-    writer = load_autoregressive(model, device, dtype, trust_remote_code=trust_remote_code)
+    writer = load_autoregressive(model, device, dtype, pack=True, trust_remote_code=trust_remote_code)
     return [found.prompt for found in own_prompts(writer, count, **sampling)]
 
 

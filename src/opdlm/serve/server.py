@@ -58,8 +58,8 @@ def load_served(model: str | Path, device: str, dtype: str, compile: bool) -> Di
     """A converted model, or an AR model as it is."""
     run = is_checkpoint(Path(model) / "model") or (Path(model) / "config.toml").is_file()
     if run or getattr(load_config(model), ENTRY, None) is not None:
-        return load(model, device=device, dtype=dtype, compile=compile)
-    return load_autoregressive(model, device=device, dtype=dtype)
+        return load(model, device=device, dtype=dtype, compile=compile, pack=not compile)
+    return load_autoregressive(model, device=device, dtype=dtype, pack=True)
 
 
 def make_server(
