@@ -109,19 +109,22 @@ def _examined(arm: Arm, student, ar_model, asked, arguments):
 def speed(arguments: argparse.Namespace) -> None:
     """Tokens per second of one arm, by one decoding or several, beside `generate`; a result file of its own."""
     from opdlm.checkpoints.load import load_ar_model
-    from opdlm.models.devices import pick_device
+    from opdlm.models.devices import pick_device, pick_dtype
     from opdlm.sampling.api import load
 
     torch.set_num_threads(arguments.threads)
     arm, texts = load_arms()[arguments.arm], material.prepare(arguments.data, arguments.work)
-    ar_model, tokenizer = load_ar_model(_model(arguments), device=pick_device(arguments.device))
+    there = pick_device(arguments.device)
+    ar_model, tokenizer = load_ar_model(_model(arguments), device=there)
     sizes = Sizes(arguments.facts, arguments.prompts, arguments.answer_tokens, arguments.passages)
     asked = reference(ar_model, tokenizer, texts, sizes, arguments.work / "reference.json")
-    student = load(_run(arguments), device=arguments.device)
+    ar_model = ar_model.to(pick_dtype(arguments.dtype, there))
+    student = load(_run(arguments), arguments.device, arguments.dtype, pack=True)
     decodings, length = arguments.decodings or [arm.decoding], arguments.speed_tokens
     rows = exam.speed(student, ar_model, asked, decodings, length, arguments.repeats, arguments.batch_sizes)
-    more = {"arm": arm.name, "about": arm.about}
-    print(f"written to {measuring.write('real_model_speed', list(rows), folder=arguments.results, more=more)}")
+    more = {"arm": arm.name, "about": arm.about, "dtype": arguments.dtype}
+    name = f"{run_name(arm.name, arguments.tokens, arguments.seed)}-{arguments.dtype}"
+    print(f"written to {measuring.write(name, list(rows), folder=arguments.results / 'real_model_speed', more=more)}")
 
 
 def _model(arguments: argparse.Namespace) -> Path:
@@ -168,6 +171,7 @@ def parsed() -> argparse.Namespace:
         command.add_argument("--speed-tokens", type=int, default=32, metavar="N", help="of an answer, timed (32)")
     evaluates.add_argument("--also", nargs="*", default=[], metavar="KIND", help="more decodings than the arm's own")
     times.add_argument("--decodings", nargs="+", metavar="KIND", help="those that are timed (the arm's own)")
+    times.add_argument("--dtype", default="float32", help="of both models' weights: float32 or bfloat16 (float32)")
     times.add_argument("--batch-sizes", type=int, nargs="+", default=list(exam.SPEED_PROMPTS), metavar="B")
     return parser.parse_args()
 

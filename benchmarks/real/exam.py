@@ -4,6 +4,7 @@ Everything is greedy. Rows are those of `measuring`: ours, and the AR model's as
 """
 
 from collections.abc import Iterator, Sequence
+from operator import eq
 from statistics import median
 from typing import Any
 
@@ -21,7 +22,7 @@ from real.reference import FACT_TOKENS, WORD_TOKENS, Reference, says
 
 AR = "AR model, transformers generate"
 BATCH = 32
-SPEED_PROMPTS = {1: 4, 8: 16, 32: 32}
+SPEED_PROMPTS = {1: 6, 8: 16, 32: 32}
 """Batch size -> prompts of one timed pass."""
 Row = dict[str, Any]
 
@@ -118,13 +119,19 @@ def speed(
         prompts = mixed[: SPEED_PROMPTS[batch_size]]
         turns = {AR: writers.autoregressive(ar_model, student.tokenizer, tokens, batch_size)}
         turns |= {one: writers.engine(student, settings_for(one, tokens), batch_size) for one in decodings}
-        speeds: dict[str, list[float]] = {name: [] for name in turns}
+        answers: dict[str, list[writers.Answers]] = {name: [] for name in turns}
         for number in range(repeats):
             for name in _turned(list(turns), number):
-                speeds[name].append(turns[name].answer(prompts).tokens_per_second)
+                answers[name].append(turns[name].answer(prompts))
+        speeds = {name: [one.tokens_per_second for one in made] for name, made in answers.items()}
+        texts = answers[AR][0].responses
         for one in decodings:
             shown = {"decoding": one, "batch_size": batch_size, "prompts": len(prompts), "tokens": tokens}
             yield measuring.row("tokens per second", "token/s", speeds[one], speeds[AR], AR, shown)
+            same = [sum(map(eq, made.responses, texts)) for made in answers[one]]
+            yield measuring.row("equal texts", "text", same, [len(texts)] * len(same), AR, shown)
+            written = sum(map(len, answers[one][0].responses))
+            yield measuring.row("tokens per forward", "token", [written / answers[one][0].forwards], [1.0], AR, shown)
         told = ", ".join(f"{name} {median(values):.1f}" for name, values in speeds.items())
         print(f"batch size {batch_size}, tokens a second: {told}", flush=True)
 
