@@ -45,7 +45,6 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-@torch.no_grad()
 def pack_where_it_pays(model: PreTrainedModel, smallest: int = SMALLEST) -> None:
     """Packs the linear layers of a model on a CPU, in place, from `smallest` weights on.
 
@@ -56,8 +55,15 @@ def pack_where_it_pays(model: PreTrainedModel, smallest: int = SMALLEST) -> None
     users = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     plain = [layer for layer in model.modules() if type(layer) is nn.Linear]
     for layer in [layer for layer in plain if layer.weight.numel() >= smallest]:
-        packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
-        if users[id(layer.weight)] == 1:  # else it is the embedding's, too, which reads it as it is
+        alone = users[id(layer.weight)] == 1  # else it is the embedding's, too, which reads it as it is
+        packed = pack_layer(layer)
+        if alone:
             layer.weight = nn.Parameter(packed, requires_grad=False)
-        layer.__class__ = PackedLinear
-        layer.packed = packed
+
+
+def pack_layer(layer: nn.Linear) -> torch.Tensor:
+    """Makes `layer` a PackedLinear, beside its weights; returns what it packed. Its hooks stay."""
+    packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
+    layer.__class__ = PackedLinear
+    layer.packed = packed  # type: ignore[attr-defined]
+    return packed
