@@ -100,6 +100,7 @@ ARMS: dict[str, Arm] = {
     ),
     "opd-low-rate": Arm("the same search for the method itself", _at_rate(1 / 3), rate_of="opd"),
     "opd-high-rate": Arm("the same search for the method itself", _at_rate(3), rate_of="opd"),
+    "opd-bfloat16": Arm("matrix products in bfloat16 under autocast", {"precision": "bfloat16"}),
     "small-updates": Arm("four times as many updates, of 8 rows each", {"rows_per_update": 8}),
     "small-updates-low-rate": Arm(
         "with a rate that suits them", {"rows_per_update": 8, **_at_rate(1 / 2)}, rate_of="small-updates"
@@ -312,6 +313,12 @@ QUESTIONS: dict[str, Question] = {
         ("opd", "reverse-kl", "opd-one-state", "top-16", "top-16-no-rest", "jsd", "hindsight", "no-end"),
         "opd",
         "speeds",
+    ),
+    "precision": Question(
+        "Does training with bfloat16 products cost accuracy?",
+        ("opd", "opd-bfloat16"),
+        "opd",
+        "curves",
     ),
     "clean": Question(
         "Does training on the clean text make the student a better reader of its own drafts?",
