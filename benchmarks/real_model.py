@@ -14,11 +14,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import measuring
 import torch
 from real import conversion, exam, material, source, summary
 from real.arms import Arm, load_arms, run_name
+from real.rate import rates
 from real.reference import Sizes, reference
 from transformers.utils import logging
 
@@ -35,6 +37,8 @@ def main() -> int:
         convert(arguments)
     elif arguments.command == "eval":
         evaluate(arguments)
+    elif arguments.command == "rate":
+        rate(arguments)
     elif arguments.command == "speed":
         speed(arguments)
     elif arguments.command == "summary":
@@ -47,6 +51,19 @@ def main() -> int:
 
 def convert(arguments: argparse.Namespace) -> Path:
     """The arm's model."""
+    settings = _settings(arguments)
+    return conversion.convert(settings, _run(arguments), arguments.device, arguments.precision, arguments.threads)
+
+
+def rate(arguments: argparse.Namespace) -> None:
+    """How fast the arm trains with bfloat16 products beside float32; a result file of its own."""
+    rows = rates(_settings(arguments), arguments.work, arguments.device, arguments.threads, arguments.repeats)
+    folder = arguments.results / "real_model_rate"
+    print(f"written to {measuring.write(arguments.arm, list(rows), folder=folder, more={'arm': arguments.arm})}")
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Of the arm's conversion."""
     arm, model = load_arms()[arguments.arm], _model(arguments)
     texts = material.prepare(arguments.data, arguments.work)
     lengths = float(arm.tokens_per_response)
@@ -57,8 +74,7 @@ def convert(arguments: argparse.Namespace) -> Path:
     if arm.prompts == "own":
         count = conversion.rollouts_of(arm, arguments.tokens, lengths) * arm.settings["prompts_per_rollout"]
         texts = replace(texts, training=material.own_prompts(model, count, arguments.work))
-    settings = conversion.settings_of(arm, model, arguments.tokens, arguments.seed, texts, lengths)
-    return conversion.convert(settings, _run(arguments), arguments.device, arguments.precision, arguments.threads)
+    return conversion.settings_of(arm, model, arguments.tokens, arguments.seed, texts, lengths)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -143,12 +159,14 @@ def parsed() -> argparse.Namespace:
     converts = commands.add_parser("convert", help="train one arm")
     evaluates = commands.add_parser("eval", help="measure one arm")
     times = commands.add_parser("speed", help="tokens a second of one arm, by several decodings")
+    paces = commands.add_parser("rate", help="tokens a second of an arm's training, in float32 and bfloat16")
+    paces.add_argument("--repeats", type=int, default=2, metavar="N", help="rollouts in each (2)")
     sums = commands.add_parser("summary", help="one file and one table of all results")
-    for command in (evaluates, times, sums):
+    for command in (evaluates, paces, times, sums):
         command.add_argument("--results", type=Path, default=measuring.RESULTS, metavar="DIR", help="for result files")
-    for command in (fetches, converts, evaluates, times):
+    for command in (fetches, converts, evaluates, paces, times):
         command.add_argument("--work", type=Path, default=WORK, metavar="DIR", help=f"for model and runs ({WORK})")
-    for command in (converts, evaluates, times):
+    for command in (converts, evaluates, paces, times):
         command.add_argument("arm", choices=load_arms())
         command.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data sets")
         command.add_argument("--tokens", type=int, default=10_000, metavar="N", help="response tokens, about (10,000)")

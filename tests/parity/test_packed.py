@@ -1,6 +1,7 @@
 """Weights laid out for a CPU's kernels: the same model, faster."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from opdlm.errors import UsageError
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.packed import PackedLinear, can_pack, pack_where_it_pays
 from opdlm.models.sampled_hash import sampled_hash
-from opdlm.sampling.api import DiffusionLM, load
+from opdlm.sampling.api import DiffusionLM, load, load_autoregressive
 from opdlm.tiny.weights import lossless_path, student_path
 from support import ARCHITECTURES, MASK, assert_close, tiny_model, tiny_tokenizer
 
@@ -79,6 +80,16 @@ def test_large_layers_alone_are_packed() -> None:
     layer = model.get_submodule("model.layers.0")
     assert type(layer.get_submodule("mlp.up_proj")) is PackedLinear
     assert type(layer.get_submodule("self_attn.q_proj")) is nn.Linear
+
+
+@needs_kernels
+def test_load_packs_when_asked(tmp_path: Path) -> None:
+    """The commands ask; from Python a model stays one that can be trained and saved."""
+    tiny_model("llama", intermediate_size=4096).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    for pack in (False, True):
+        model = load_autoregressive(tmp_path, "cpu", pack=pack).model.model
+        assert any(isinstance(layer, PackedLinear) for layer in model.modules()) == pack
 
 
 def test_packing_and_compiling_exclude_each_other() -> None:
