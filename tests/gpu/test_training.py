@@ -57,6 +57,8 @@ def cut(step: StepMetrics) -> None:
         {},
         {"lora_rank": 2},
         {"gradient_checkpointing": True, "precision": "bfloat16"},
+        {"recipe": "lossless", "window": 3, "window_form": "noise", "lora_rank": 2, "precision": "bfloat16"},
+        {"recipe": "lossless", "window": 3, "window_form": "mask", "lora_rank": 2, "precision": "bfloat16"},
         pytest.param(
             {"optimiser": {**SETTINGS["optimiser"], "moments": "offload"}},
             marks=pytest.mark.skipif(DEVICE.type != "cuda", reason="moments are offloaded from a GPU alone"),
