@@ -7,7 +7,7 @@ from rich.console import Console
 
 from opdlm.cli.progress import answering
 from opdlm.cli.tables import comparison_table
-from opdlm.records.evaluation import Comparison, Evaluation, Score
+from opdlm.records.evaluation import Comparison, Evaluation, Score, rounding_hints
 
 DECODINGS = ("sequential", "prefix:0.98", "prefix:0.95", "prefix:0.9")
 LABELS = (("maths", None), ("recall", None), ("recall", "seen"), ("recall", "unseen"), ("edit", None), ("code", None))
@@ -58,3 +58,12 @@ def test_progress_in_a_pipe_is_lines():
                 show(name, done, 100)
     ends = [f"{name}: {done} of 100 answers" for name in ("teacher", "prefix:0.9") for done in (0, 100)]
     assert screen.getvalue().splitlines() == ends
+
+
+@pytest.mark.parametrize(("dtype", "others", "lines"), [("float32", 1, 0), ("bfloat16", 0, 0), ("bfloat16", 1, 1)])
+def test_other_texts_in_bfloat16_are_explained(dtype, others, lines):
+    """Else a lossless model would look broken on a GPU, where bfloat16 is the default."""
+    student = evaluation("student", "verified")
+    student = student.model_copy(update={"same_text": student.total.n - others, "acceptance": (0.5,)})
+    comparison = Comparison(teacher=evaluation("teacher"), students=(student,), dtype=dtype)
+    assert len(rounding_hints(comparison)) == lines

@@ -16,7 +16,7 @@ from opdlm.cli.tables import acceptance_lines, comparison_table, likelihood_tabl
 from opdlm.cli.terminal import make_console, quiet_libraries
 from opdlm.config import GenerationSettings, settings_from
 from opdlm.errors import UsageError
-from opdlm.records.evaluation import empty_hints
+from opdlm.records.evaluation import empty_hints, rounding_hints
 
 if TYPE_CHECKING:
     from opdlm.records.evaluation import GradedAnswer, WrittenText
@@ -216,7 +216,8 @@ def _run_problems(
     title += f", {comparison.dtype}" if comparison.dtype != "float32" else ""
     console = make_console()
     console.print(comparison_table(comparison, title))
-    hints = (f"note: {hint}" for hint in empty_hints([comparison.teacher, *comparison.students]))
+    found = (*empty_hints([comparison.teacher, *comparison.students]), *rounding_hints(comparison))
+    hints = (f"note: {hint}" for hint in found)
     for line in (*acceptance_lines(comparison), *hints):
         console.print(line, markup=False, soft_wrap=True)
     if arguments.json:

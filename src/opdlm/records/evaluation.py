@@ -209,6 +209,17 @@ class Comparison(Record):
         return made
 
 
+def rounding_hints(comparison: Comparison) -> list[str]:
+    """A line where a lossless model's texts are not all the original's because of the number type."""
+    drafting = [one for one in comparison.students if one.acceptance]
+    if comparison.dtype == "float32" or all(one.same_text == one.total.n for one in drafting):
+        return []
+    return [
+        f"in {comparison.dtype} near ties are frequent, and the original's text changes with its batch, too; --dtype "
+        "float32 tells whether the texts are the same"
+    ]
+
+
 def empty_hints(evaluations: Sequence[Evaluation]) -> list[str]:
     """A line for each evaluation in which most responses are empty: its speed and its bits mean nothing."""
     totals = ((one.name, one.total) for one in evaluations)
