@@ -318,7 +318,7 @@ QUESTIONS: dict[str, Question] = {
         "Does training with bfloat16 products cost accuracy?",
         ("opd", "opd-bfloat16"),
         "opd",
-        "curves",
+        "speeds",
     ),
     "clean": Question(
         "Does training on the clean text make the student a better reader of its own drafts?",
