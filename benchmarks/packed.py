@@ -15,6 +15,7 @@ import measuring
 import torch
 from torch import nn
 
+from opdlm.models.devices import dtype_name
 from opdlm.models.packed import SMALLEST, can_pack, pack_layer
 
 SHAPES = ((128, 512), (576, 192), (576, 576), (576, 1536), (1024, 1024), (2048, 2048))
@@ -54,7 +55,7 @@ def measured(shape: tuple[int, int], dtype: torch.dtype, turns: int) -> Iterator
         x = torch.randn(1, tokens, inputs, dtype=dtype)
         spent = [(microseconds(packed, x), microseconds(plain, x)) for _ in range(turns + 1)][1:]
         ours, rival = zip(*spent, strict=True)
-        about = {"inputs": inputs, "outputs": outputs, "tokens": tokens, "dtype": str(dtype).removeprefix("torch.")}
+        about = {"inputs": inputs, "outputs": outputs, "tokens": tokens, "dtype": dtype_name(dtype)}
         yield measuring.row("time of a product", "us", list(ours), list(rival), "torch.nn.Linear", about)
 
 

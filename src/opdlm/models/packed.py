@@ -53,8 +53,9 @@ def pack_where_it_pays(model: PreTrainedModel, smallest: int = SMALLEST) -> None
     if not can_pack(model.device, model.dtype):
         return
     users = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-    plain = [layer for layer in model.modules() if type(layer) is nn.Linear]
-    for layer in [layer for layer in plain if layer.weight.numel() >= smallest]:
+    for layer in list(model.modules()):
+        if type(layer) is not nn.Linear or layer.weight.numel() < smallest:
+            continue
         alone = users[id(layer.weight)] == 1  # else it is the embedding's, too, which reads it as it is
         packed = pack_layer(layer)
         if alone:

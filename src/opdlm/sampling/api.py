@@ -343,6 +343,8 @@ def load(
             writes: it cannot be trained, copied or saved, nor compiled.
         trust_remote_code: run code that its AR model came with; else none runs (`modeling_opdlm.py` never does).
     """
+    if compile and pack:
+        raise UsageError("a packed model cannot be compiled; leave out one of compile and pack")
     folder = Path(path) / "model" if is_checkpoint(Path(path) / "model") else path
     if folder is path and (Path(path) / "config.toml").is_file():
         raise CheckpointError(
@@ -354,8 +356,6 @@ def load(
     with remote_code(trust_remote_code):
         there = pick_device(device)
         model, tokenizer = load_checkpoint(folder, device=there, dtype=pick_dtype(dtype, there))
-    if compile and pack:
-        raise UsageError("a packed model cannot be compiled; leave out one of compile and pack")
     if compile:
         model.compile_decoding()
     if pack:
