@@ -12,6 +12,7 @@ from opdlm.config import GenerationSettings
 from opdlm.models.drafting import DraftingModel
 from opdlm.models.pace import Pace, WindowShape
 from opdlm.models.tokens import SpecialTokens
+from opdlm.sampling import verifying
 from opdlm.sampling.engine import Completion, Engine
 from opdlm.sampling.requests import continuations
 from support import ARCHITECTURES, VOCABULARY, tiny_model
@@ -21,6 +22,7 @@ PROMPTS = [
     torch.randint(3, VOCABULARY, (length,), generator=torch.Generator().manual_seed(length)).tolist()
     for length in LENGTHS
 ]
+FEW_IDS = [[3 + number % 8, 5, 9] for number in range(8)]
 SAMPLED: list[dict[str, Any]] = [
     {"temperature": 1.0},
     {"temperature": 0.7, "top_k": 5},
@@ -80,6 +82,18 @@ def test_a_gate_that_knows_the_text_saves_forwards(window: int) -> None:
     assert texts == original(model)
     if all(len(set(text)) == 1 for text in texts):
         assert rollout.forwards.tolist() == [-(-23 // (window + 1)) + 1] * len(PROMPTS)
+
+
+@pytest.mark.parametrize("form", ["mask", "noise"])
+def test_drafts_are_the_same_however_often_the_head_is_read(form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else small batches, whose windows go through the LM head with the text, would draft from another window."""
+    model = drafting(form=form, window=4, vocab_size=12)
+    forwards = []
+    for most in (10_000, 0):
+        monkeypatch.setattr(verifying, "_FEW_ON", {"cpu": most})
+        forwards.append(Engine(model, ENDLESS).write(continuations(FEW_IDS, settings_of())).forwards.tolist())
+    assert forwards[0] == forwards[1]
+    assert sum(forwards[0]) < 24 * len(FEW_IDS), "no draft holds"
 
 
 @pytest.mark.parametrize("choice", SAMPLED)

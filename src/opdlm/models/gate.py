@@ -91,17 +91,18 @@ class Gate(nn.Module):
             width = self.width
             if not width:
                 return None
-            low = linear(inputs[0][:, -width:].to(adapter.down.dtype), adapter.down)
-            if adapter.up.dtype != output.dtype:  # autocast, which leaves in-place products alone; or a gate in float32
-                output[:, -width:] += (low @ adapter.up).mul_(scale)
-                return output
-            if width == output.shape[1]:
-                return torch.baddbmm(output, low, adapter.up.expand(len(low), -1, -1), alpha=scale)
-            # In place: no layer needs its own output again.
-            if len(output) == 1:
-                output[0, -width:].addmm_(low[0], adapter.up, alpha=scale)  # a quarter faster than a batch of one
+            down, up, rows, everything = adapter.down, adapter.up, len(output), width == output.shape[1]
+            single = rows == 1 and not everything  # as matrices: a quarter faster than a batch of one
+            at = (0 if single else slice(None), slice(-width, None))
+            low, gated = linear(inputs[0][at].to(down.dtype), down), output[at]
+            if up.dtype != output.dtype:  # autocast, which leaves in-place products alone; or a gate in float32
+                gated.add_(low @ up, alpha=scale)
+            elif everything:
+                return torch.baddbmm(output, low, up.expand(rows, -1, -1), alpha=scale)
+            elif single:  # in place, as below: no layer needs its own output again
+                gated.addmm_(low, up, alpha=scale)
             else:
-                output[:, -width:].baddbmm_(low, adapter.up.expand(len(low), -1, -1), alpha=scale)
+                gated.baddbmm_(low, up.expand(rows, -1, -1), alpha=scale)
             return output
 
         return add

@@ -25,6 +25,11 @@ from opdlm.sampling.rules import TYPICAL
 from opdlm.sampling.slots import Finished, Slots
 from opdlm.sampling.state import IDLE
 
+Drafting = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(number of a window [B], places in it [B, n]) -> [B, n, V] logits."""
+_FEW, _FEW_ON = 128, {"cpu": 16}
+"""Most tokens for which one pass of the LM head takes less time than two: more arithmetic, but its weights once."""
+
 
 class Verifying:
     """Check drafts, keep what holds and the AR model's own next token, and draft on from there."""
@@ -42,8 +47,8 @@ class Verifying:
         place = slots.columns[: self._pending + 1]
         checked = state.start[:, None] + place
         behind = checked if shape.every else (state.start + state.drafted)[:, None]
-        clean, windows = self._hidden(checked, behind, shape.size)
-        logits, constraining = slots.model.logits(clean), slots.constraining
+        logits, drafting = self._logits(*self._hidden(checked, behind, shape.size))
+        constraining = slots.constraining
         if constraining is not None:
             logits = constraining.checked(logits)
         seen = propose(logits, **self._picking(checked))
@@ -63,11 +68,12 @@ class Verifying:
         tokens = None if prompts else slots.query_tokens - before
         self.drafter.saw(tokens, perf_counter() - began, *counts)
         if self._pending:
-            self._draft(windows[torch.arange(len(index), device=index.device), index], shape.size, forced)
+            self._draft(partial(drafting, index), shape.size, forced)
         return finished
 
     def _hidden(self, checked: torch.Tensor, behind: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """[B, D + 1, H] hidden states that predict the tokens at `checked`, [B, A, w, H] of the windows at `behind`."""
+        """[B, D + 1, H] hidden states that predict the tokens at `checked`; [B, A, n, H] those that draft `size` tokens
+        behind each of `behind` [B, A]."""
         slots, state = self.slots, self.slots.state
         (rows, count), lead, most = behind.shape, max(slots.lead, 1), self._pending
         begin = (state.start - lead).clamp(min=0)
@@ -95,7 +101,23 @@ class Verifying:
         hidden = slots.forward(torch.cat([state.ids.gather(1, text), ids.flatten(1)], 1), attention)
         predictor = (checked - 1 - begin[:, None]).clamp(min=0)  # below 0 in idle slots
         predictor = predictor[..., None].expand(-1, -1, hidden.shape[-1])
-        return hidden.gather(1, predictor), hidden[:, text.shape[1] :].unflatten(1, (count, -1))
+        windows = hidden[:, text.shape[1] :].unflatten(1, (count, -1)).flatten(0, 1)
+        following = (behind[..., None] + 1 + slots.columns[:size]).flatten(0, 1)
+        drafting = self.drafter.predicting(windows, following).unflatten(0, (rows, count))
+        return hidden.gather(1, predictor), drafting
+
+    def _logits(self, clean: torch.Tensor, windows: torch.Tensor) -> tuple[torch.Tensor, Drafting]:
+        """[B, D + 1, V] of hidden states `clean` [B, D + 1, H]; and what gives those of a window of each row.
+
+        Few tokens go through the LM head together: its weights are read once, and that is what takes the time.
+        """
+        model, row = self.slots.model, torch.arange(len(clean), device=clean.device)[:, None]
+        checks, (count, size) = clean.shape[1], windows.shape[1:3]
+        if len(clean) * (checks + count * size) > _FEW_ON.get(model.device.type, _FEW):
+            return model.logits(clean), lambda index, place: model.logits(windows[row, index[:, None], place])
+        logits = model.logits(torch.cat([clean, windows.flatten(1, 2)], 1))
+        drafts = logits[:, checks:].unflatten(1, (count, size))
+        return logits[:, :checks], lambda index, place: drafts[row, index[:, None], place]
 
     def _stream(self, position: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
         """Text and drafts are clean; behind them there is nothing, as in all of an idle slot."""
@@ -162,18 +184,16 @@ class Verifying:
         state.number.masked_fill_(done, IDLE)
         return finished, (told[count : 2 * count], told[2 * count : 3 * count])
 
-    def _draft(self, window: torch.Tensor, size: int, forced: torch.Tensor) -> None:
-        """Put the next drafts, of `window` [B, w, H] of each row, behind its text, which ends with `forced` [B]."""
+    def _draft(self, logits: Callable[[torch.Tensor], torch.Tensor], size: int, forced: torch.Tensor) -> None:
+        """Put the next drafts behind each row's text, which ends with `forced` [B]; `logits`: of drafts [B, n]."""
         slots, state = self.slots, self.slots.state
         place = slots.columns[:size]
         position = state.start[:, None] + place
-        hidden = self.drafter.predicting(window, position - forced[:, None])
         choose = partial(chosen, **self._picking(position))
+        seen = logits((place + forced[:, None]).clamp(max=size - 1))
         if (constraining := slots.constraining) is None:
-            token = choose(slots.model.logits(hidden))
+            token = choose(seen)
         else:
-            later = (place + forced[:, None]).clamp(max=size - 1)
-            logits = slots.model.logits(hidden.gather(1, later[..., None].expand_as(hidden)))
-            token, *_ = constraining.draft(logits, position, torch.ones_like(position, dtype=torch.bool), choose)
+            token, *_ = constraining.draft(seen, position, torch.ones_like(position, dtype=torch.bool), choose)
         open_ = (state.commit_step.gather(1, position) == NEVER) & slots.busy()[:, None]
         state.ids.scatter_(1, position, torch.where(open_, token, state.ids.gather(1, position)))
