@@ -52,6 +52,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "moments in the CPU's memory": {"optimiser": {"moments": "offload"}},
     "gradient checkpointing, teacher in bfloat16, moments in 8 bits": LESS,
     "LoRA, rank 32": {"lora_rank": 32},
+    "LoRA, rank 32, bfloat16 products": {"lora_rank": 32, "precision": "bfloat16"},
 }
 
 
@@ -107,6 +108,7 @@ def config_of(options: argparse.Namespace) -> Qwen3Config:
         head_dim=64,
         tie_word_embeddings=True,
         max_position_embeddings=4096,
+        dtype="bfloat16",
     )
 
 
@@ -117,7 +119,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     predicted = prediction(options, settings)
     torch.manual_seed(0)
     with torch.device(options.device):
-        decoder = AutoModelForCausalLM.from_config(config_of(options), dtype=torch.float32).eval()
+        decoder = AutoModelForCausalLM.from_config(config_of(options)).eval().float()  # published in bfloat16
     student = BlockDiffusionModel(decoder, Geometry(4), TOKENS.mask_token_id)
     pair = Pair.of(student, teacher_of(student, settings), TOKENS)
     if settings.gradient_checkpointing:
@@ -136,8 +138,12 @@ def teacher_of(student: BlockDiffusionModel, settings: DistillSettings) -> Teach
     """As `convert` makes it."""
     if settings.lora_rank is not None:
         adapter.add_adapter(student.model, settings.lora_rank)
+        if settings.narrows(student.device.type):
+            low_bits.narrow_frozen(student.model)
         return Teacher(student, frozen=partial(adapter.adapter_off, student.model))
     original = low_bits.reduced(copy.deepcopy(student.model).requires_grad_(False), settings.teacher_precision)
+    if settings.narrows(student.device.type):
+        low_bits.narrow_frozen(original)
     return Teacher(BlockDiffusionModel(original, student.geometry, student.mask_token_id))
 
 

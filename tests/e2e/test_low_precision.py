@@ -7,16 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import opdlm
 from cli_support import call
 from opdlm.distill.api import convert
 from opdlm.errors import UsageError
+from opdlm.models import low_bits
 from opdlm.models.tokens import encode_prompt
 from opdlm.sampling.api import load_autoregressive
 from opdlm.tiny.families import evaluation_set
 from opdlm.tiny.weights import ar_model_path, lossless_path, student_path
-from runs import PROMPTS, SETTINGS, metrics, small_ar_model
+from runs import PROMPTS, SETTINGS, metrics, small_ar_model, weights
 
 WITH_PEFT = pytest.mark.skipif(find_spec("peft") is None, reason="needs peft")
 WAYS: dict[str, dict[str, Any]] = {
@@ -84,3 +87,38 @@ def test_the_dtype_is_the_users(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert call("eval", student_path(), "--against", ar_model_path(), *words, *low) == 0
     assert json.loads(json_file.read_text())["dtype"] == "bfloat16"
     assert "bfloat16" in capsys.readouterr().out
+
+
+NARROWED = ("opd", "paper", "lossless-mask", "lossless-noise", pytest.param("lora", marks=WITH_PEFT))
+
+
+@pytest.mark.parametrize("published", ["bfloat16", "float32"])
+@pytest.mark.parametrize("way", NARROWED)
+def test_frozen_weights_take_half_the_memory_and_change_nothing(
+    way: str, published: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that was published in bfloat16 is held as it was: bit-equal losses, and a result in plain float32."""
+    settings = SETTINGS | {"rollouts": 2, "eval_every": 1, "eval_count": 2} | WAYS.get(way, {"lora_rank": 2})
+    settings |= {"precision": "bfloat16", "optimiser": {"l2_sp": 0.0}}
+    base = small_ar_model(tmp_path)
+    if published == "bfloat16":
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+        model.float().save_pretrained(base)
+    narrowed: list[int] = []
+    narrow = low_bits.narrow_frozen
+
+    def counting(model: PreTrainedModel) -> None:
+        narrow(model)
+        narrowed.append(sum(p.numel() for p in model.parameters() if p.dtype == torch.bfloat16))
+
+    monkeypatch.setattr(low_bits, "narrow_frozen", counting)
+    convert(base, PROMPTS, tmp_path / "held", **settings)
+    body = sum(one.numel() for name, one in weights(tmp_path / "held").items() if name.endswith("proj.weight"))
+    assert narrowed == [body if published == "bfloat16" else 0]
+    monkeypatch.setattr(low_bits, "narrow_frozen", lambda model: None)
+    convert(base, PROMPTS, tmp_path / "cast", **settings)
+    assert metrics(tmp_path / "held") == metrics(tmp_path / "cast")
+    for file in {path.name for path in (tmp_path / "cast" / "model").glob("*.safetensors")}:
+        held, cast = (load_file(tmp_path / run / "model" / file) for run in ("held", "cast"))
+        assert held.keys() == cast.keys()
+        assert all(torch.equal(held[name], cast[name]) and held[name].dtype == torch.float32 for name in held)

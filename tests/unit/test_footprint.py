@@ -9,12 +9,17 @@ import torch
 from lossless import ENDLESS, drafting
 from opdlm.config import DistillSettings
 from opdlm.config.decoding import VerifiedDecoding
+from opdlm.core.types import Geometry
 from opdlm.core.windows import WindowChoice, select_windows
-from opdlm.distill.footprint import Shape, _kept_bytes, estimate, estimate_lossless
+from opdlm.distill.footprint import Growth, Shape, _kept_bytes, estimate, estimate_lossless
 from opdlm.distill.pair import WindowPass
 from opdlm.distill.rollout import given
 from opdlm.distill.teacher import Teacher
+from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.models.parts import linear_layers
+from opdlm.models.shapes import without_weights
 from rollouts import TOKENS, fresh_student
+from support import VOCABULARY, tiny_model
 
 SHAPE = Shape(rows=2, prompt_tokens=16, response_tokens=32, rollout_rows=4)
 
@@ -77,3 +82,45 @@ def test_the_estimate_extends_what_is_measured() -> None:
     clean = Teacher(model).clean_pass(text)
     real = _kept_bytes(model, lambda: WindowPass(model).hidden(windows, clean))
     assert estimate_lossless(model, ENDLESS, settings, SHAPE)["activation_bytes"] == pytest.approx(real, rel=0.1)
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "float32", "none, of bfloat16", "none, of float32"])
+def test_frozen_weights_count_as_they_are_held(weights: str) -> None:
+    """Else `doctor` would send users of an adapter to a GPU twice as large as needed, or too small."""
+    config = tiny_model("llama").config
+    config.dtype = torch.bfloat16 if weights.endswith("bfloat16") else torch.float32
+    decoder = without_weights(config) if weights.startswith("none") else tiny_model("llama")
+    if weights == "bfloat16":
+        for parameter in decoder.parameters():
+            parameter.data = parameter.data.bfloat16().float()
+    model = BlockDiffusionModel(decoder, Geometry(4), VOCABULARY - 1)
+    body = sum(layer.get_parameter("weight").numel() for layer in linear_layers(decoder).values())
+    shape = replace(SHAPE, device="cuda")  # the CPU's estimate counts what this process holds, which changes
+
+    def of(**changes: Any) -> dict[str, Any]:
+        return estimate(model, TOKENS, DistillSettings(precision="bfloat16", **changes), 2, shape, Growth(1000.0, 0.0))
+
+    found, plain = of(), of(sharding="full")
+    saved = body if weights.endswith("bfloat16") else 0
+    assert plain["teacher_bytes"] - found["teacher_bytes"] == 2 * saved
+    assert plain["training_bytes"] - found["training_bytes"] == 2 * saved
+    assert plain["lora_bytes"] - found["lora_bytes"] == 4 * saved, "the weights, and their copies"
+    assert of(optimiser={"l2_sp": 0.1})["teacher_bytes"] == plain["teacher_bytes"]
+    assert of(teacher_precision="bfloat16")["teacher_bytes"] < found["teacher_bytes"]
+
+
+def test_a_lossless_conversion_counts_its_base_as_it_is_held() -> None:
+    """Else the largest part of its memory would be told as twice what it is."""
+    model, shape = drafting(), replace(SHAPE, device="cuda")
+    for parameter in model.model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    body = sum(layer.get_parameter("weight").numel() for layer in linear_layers(model.model).values())
+
+    def of(precision: Any) -> dict[str, Any]:
+        choices: Any = {"method": "lossless", "lora_rank": 4, "rollout_decoding": VerifiedDecoding()}
+        return estimate_lossless(model, ENDLESS, DistillSettings(**choices, precision=precision), shape)
+
+    plain, found = of("float32"), of("bfloat16")
+    assert plain["weights_bytes"] - found["weights_bytes"] == 2 * body
+    assert plain["training_bytes"] - found["training_bytes"] == 2 * body
+    assert plain["decoding_bytes"] == found["decoding_bytes"]

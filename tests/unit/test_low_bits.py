@@ -110,3 +110,22 @@ def test_contradictions_and_a_missing_package_say_the_fix(monkeypatch: pytest.Mo
         with pytest.raises(MissingExtraError, match=r"opdlm\[low-bits\]"):
             convert(tmp_path / "ar_model", PROMPTS, tmp_path / "run", **(PLAIN | settings))
         assert not (tmp_path / "run").exists()
+
+
+def test_only_frozen_weights_that_bfloat16_has_are_narrowed() -> None:
+    """Else a lossless conversion would change the model that it promises to keep, or training would lose digits."""
+    model = tiny_model("qwen3")
+    layers = low_bits.linear_layers(model)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    trained, odd, *others = layers.values()
+    odd.weight.data[0, 0] = 1 + 2**-20
+    model.requires_grad_(False)
+    trained.weight.requires_grad_(True)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    low_bits.narrow_frozen(model)
+    narrowed = {name for name, p in model.named_parameters() if p.dtype == torch.bfloat16}
+    assert narrowed == {f"{name}.weight" for name, layer in layers.items() if layer in others}
+    wide = low_bits.widened(model)
+    assert all(torch.equal(p, before[name]) and p.dtype == torch.float32 for name, p in wide.named_parameters())
+    assert {name for name, p in model.named_parameters() if p.dtype == torch.bfloat16} == narrowed, "a copy, not this"

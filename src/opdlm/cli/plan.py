@@ -130,7 +130,7 @@ def show(found: dict[str, Any], console: Console) -> None:
 
 def memory_parts(parts: dict[str, float]) -> Iterator[tuple[str, float]]:
     """(what, bytes) of the parts that are summed up."""
-    yield "weights, float32", parts["weights"]
+    yield "weights", parts["weights"]
     yield "their bfloat16 copies", parts["copy"]
     yield "gradients", parts["gradient"]
     yield "AdamW's moments", parts["moment"]

@@ -185,6 +185,11 @@ class DistillSettings(Settings):
         """Whether matrix products are bfloat16 on a device of that type ("cpu", "cuda")."""
         return self.precision == "bfloat16" or (self.precision == "auto" and device == "cuda")
 
+    def narrows(self, device: str) -> bool:
+        """Whether frozen weights are held in bfloat16 there, where that changes no product. Not in shards, whose
+        weights are of one type; nor where the student's are pulled towards them."""
+        return self.low_precision(device) and self.sharding == "none" and not self.optimiser.l2_sp
+
     @property
     def usual_decoding(self) -> Decoding:
         """How the converted model decodes by default."""

@@ -301,18 +301,22 @@ def _student_and_teacher(
     if isinstance(model, DraftingModel):
         if checkpoint is not None:
             model.gate.load_state_dict(RunFolder.load_state(checkpoint)["gate"])
+        if settings.narrows(model.device.type):
+            low_bits.narrow_frozen(ar_model)
         return model, Teacher(model)
     if settings.lora_rank is not None:
         torch.manual_seed(settings.seed)
         adapter.add_adapter(ar_model, settings.lora_rank)
         if checkpoint is not None:
             ar_model.load_state_dict(RunFolder.load_state(checkpoint)["adapter"], strict=False)
-        teacher = Teacher(model, frozen=partial(adapter.adapter_off, ar_model))
+        teacher, frozen = Teacher(model, frozen=partial(adapter.adapter_off, ar_model)), ar_model
     else:
         original = low_bits.reduced(copy.deepcopy(ar_model).requires_grad_(False), settings.teacher_precision)
-        teacher = Teacher(BlockDiffusionModel(original, model.geometry, model.mask_token_id))
+        teacher, frozen = Teacher(BlockDiffusionModel(original, model.geometry, model.mask_token_id)), original
         if checkpoint is not None:
             ar_model.load_state_dict(load_checkpoint(checkpoint, device=model.device)[0].model.state_dict())
+    if settings.narrows(model.device.type):
+        low_bits.narrow_frozen(frozen)
     if settings.gradient_checkpointing:
         model.checkpoint_activations()
     return model, teacher
@@ -329,7 +333,9 @@ def _saving(
     settings, base = prepared.settings, prepared.base
     if whole and not settings.adapter_only:
         base = None
-    if base is None and settings.lora_rank is not None and not isinstance(student, DraftingModel):
+    if base is None and isinstance(student, DraftingModel):
+        student = low_bits.widened(student) if settings.narrows(student.device.type) else student
+    elif base is None and settings.lora_rank is not None:
         student = BlockDiffusionModel(adapter.merged(student.model), student.geometry, student.mask_token_id)
     provenance: dict[str, Any] = {**provenance_of(settings.model), "method": settings.method}
     if folder.metrics.exists() and (logged := folder.logged()):

@@ -26,7 +26,7 @@ from opdlm.distill.rollout import given
 from opdlm.distill.teacher import Teacher
 from opdlm.models.block_diffusion import BlockDiffusionModel
 from opdlm.models.drafting import DraftingModel
-from opdlm.models.low_bits import MOMENTS_FROM
+from opdlm.models.low_bits import MOMENTS_FROM, bfloat16_is_exact
 from opdlm.models.parts import linear_layers
 from opdlm.models.tokens import SpecialTokens
 
@@ -80,8 +80,8 @@ def estimate(
     """Bytes, by purpose; `lora_bytes` with an adapter of `rank`, whose teacher is the same weights. `growth`: if known.
 
     Full training holds weights, gradients, two moments of AdamW, and the teacher's weights. With an adapter there are
-    the weights, and at the end a copy with the adapter merged into it and what is written of that. The model may be
-    without weights (`models/shapes.py`).
+    the weights, and at the end, in the CPU's memory, a copy with the adapter merged into it and what is written of
+    that. The model may be without weights (`models/shapes.py`).
     """
     ar_model, device = model.model, shape.device or model.device.type
     weights = _FLOAT * sum(p.numel() for p in ar_model.parameters())
@@ -95,15 +95,17 @@ def estimate(
     activations, head_bytes = _activation_bytes(growth, settings, shape), _head_bytes(model, shape)
     cache = shape.rollout_rows * (shape.prompt_tokens + shape.response_tokens) * _cache_bytes(model)
     moments, stepping = _moment_bytes(ar_model, settings, device)
-    teacher = _teacher_bytes(ar_model, settings)
+    narrowed = _narrowed_bytes(ar_model, settings, device)
+    teacher = _teacher_bytes(ar_model, settings) - (narrowed if settings.teacher_precision == "float32" else 0)
     # Autocast keeps a copy of each linear layer's weights from one update to the next, and makes one of the head's.
     copies = 2 * (_body(ar_model) + model.head_parameters()[0].numel()) if settings.low_precision(device) else 0
     # Training, rollouts and the optimiser take turns. On a CPU the process keeps much of what it frees before a step.
     passing = max(activations + head_bytes, cache)
     passing = copies + (passing + stepping if device == "cpu" else max(passing, stepping))
     lora_passing = max(_ADAPTER_HEAP * activations + head_bytes, cache)
-    # A checkpoint's merged copy: on a CPU it adds to what the process kept, with what is written of it.
-    lora_passing = lora_passing + 2 * weights if device == "cpu" else max(lora_passing, weights)
+    if device == "cpu":  # the merged copy adds to what the process kept, with what is written of it
+        lora_passing += 2 * weights
+    lora = max(weights, weights + 4 * adapter + copies - 2 * narrowed + lora_passing)  # all are loaded in float32
     return {
         "shape": {"rows": shape.rows, "prompt": shape.prompt_tokens, "response": shape.response_tokens},
         "base_bytes": base,
@@ -114,11 +116,12 @@ def estimate(
         "moment_bytes": moments,
         "teacher_bytes": teacher,
         "copy_bytes": copies,
+        "narrowed_bytes": narrowed,
         "head_bytes": head_bytes,
         "stepping_bytes": stepping,
         "training_bytes": base + low_bits + 2 * weights + moments + teacher + passing,
         "lora_rank": rank,
-        "lora_bytes": int(base + library + weights + 4 * adapter + copies + lora_passing),
+        "lora_bytes": int(base + library + lora),
         "decoding_bytes": base + weights,
         "cache_bytes_per_token": _cache_bytes(model),
         "checkpoint_bytes": weights + moments,
@@ -136,9 +139,11 @@ def estimate_lossless(
     The weights are there once: they are the teacher, and never change. Only the gate has gradients and two moments of
     AdamW; only window tokens have activations that a backward pass needs.
     """
+    device = shape.device or model.device.type
     weights = _FLOAT * sum(p.numel() for p in model.model.parameters())
+    narrowed = _narrowed_bytes(model.model, settings, device)
     gate = _FLOAT * sum(p.numel() for p in model.gate.parameters())
-    base = _base_bytes(weights) if model.device.type == "cpu" else 0
+    base = _base_bytes(weights) if device == "cpu" else 0
     activations, window = _window_bytes(model, tokens, settings, shape), model.window
     vocabulary = model.head_parameters()[0].shape[0]
     chunk = min(shape.rows * shape.response_tokens * window * vocabulary, max(CHUNK_FLOATS, vocabulary))
@@ -146,14 +151,16 @@ def estimate_lossless(
     cache = rows * (text + (window + 1) ** 2) * _cache_bytes(model)  # room for all windows of a forward
     checked = _FLOAT * _CHECK_TENSORS * rows * (window + 1) * vocabulary
     passing = max(_ADAPTER_HEAP * activations + _FLOAT * _CHUNK_TENSORS * chunk, cache + checked)
+    if narrowed and device == "cpu":  # at the end a copy in float32 is written
+        passing += weights
     return {
         "shape": {"rows": shape.rows, "prompt": shape.prompt_tokens, "response": shape.response_tokens},
         "base_bytes": base,
-        "weights_bytes": weights,
+        "weights_bytes": weights - narrowed,
         "gate_bytes": gate,
         "activation_bytes": activations,
         "rollout_bytes": cache + checked,
-        "training_bytes": int(base + weights + 4 * gate + passing),
+        "training_bytes": int(base + max(weights, weights - narrowed + 4 * gate + passing)),
         "decoding_bytes": base + weights + gate,
         "cache_bytes_per_token": _cache_bytes(model),
         # Each checkpoint holds the gate alone, twice, and two moments; the model at the end its base too.
@@ -181,6 +188,18 @@ def _teacher_bytes(model: PreTrainedModel, settings: DistillSettings) -> int:
         return _FLOAT * total
     body = _body(model)
     return int(2 * (total - body) + (_NF4 if settings.teacher_precision == "4bit" else 2) * body)
+
+
+def _narrowed_bytes(model: PreTrainedModel, settings: DistillSettings, device: str) -> int:
+    """What `low_bits.narrow_frozen` saves of weights that never change; a model without any has those of its type."""
+    if not settings.narrows(device):
+        return 0
+    layers = [layer.get_parameter("weight") for layer in linear_layers(model).values()]
+    if isinstance(layers[0], FakeTensor):
+        layers = layers if model.config.dtype == torch.bfloat16 else []
+    else:
+        layers = [weight for weight in layers if bfloat16_is_exact(weight)]
+    return 2 * sum(weight.numel() for weight in layers)
 
 
 def _body(model: PreTrainedModel) -> int:

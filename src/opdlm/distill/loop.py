@@ -149,7 +149,7 @@ class Trainer:
         return Batch([self.prompts[i] for i in chosen], [first_seed + i for i in range(len(chosen))], responses)
 
     def precision(self) -> torch.autocast:
-        """bfloat16 matrix products over float32 weights, for rollouts, teacher and student alike; or plain float32."""
+        """bfloat16 matrix products, for rollouts, teacher and student alike; or plain float32."""
         kind = self.pair.student.device.type
         return torch.autocast(kind, torch.bfloat16, enabled=self.settings.low_precision(kind))
 
@@ -229,7 +229,7 @@ class Trainer:
             metrics = metrics.spent(saving=perf_counter() - began)
         if self.run is not None and (evaluate := self.evaluate) is not None:
             began = perf_counter()
-            with self.ranks.whole(self.pair.student):
+            with self.precision(), self.ranks.whole(self.pair.student):
                 found = self.ranks.by_one(lambda: evaluate(self.pair.student))
             # Through JSON at once: numbers of numpy and torch become plain ones here, not when the line is written.
             result = json.loads(json.dumps(found, default=float))

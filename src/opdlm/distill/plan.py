@@ -189,20 +189,26 @@ def memory(
     batch = min(-(-settings.prompts_per_rollout // gpus), settings.rollout_batch)
     shape = Shape(rows, job.prompt_tokens, settings.response_length.end, batch, "cuda")
     tokens = SpecialTokens(model.mask_token_id, 0, ())
-    found = estimate(model, tokens, settings, settings.lora_rank or 32, shape, growth)
-    if settings.lora_rank is not None:
-        found |= _of_adapter(found)
-    state = sum(found[f"{name}_bytes"] for name in ("weights", "gradient", "moment", "teacher"))
-    passing = found["training_bytes"] - state
-    parts = {name.removesuffix("_bytes"): value for name, value in found.items() if name.endswith("_bytes")}
-    return {"rows": rows, "parts": parts, "replicated": found["training_bytes"], "sharded": state / gpus + passing}
+
+    def parts_of(sharding: str) -> dict[str, Any]:
+        one = settings.model_copy(update={"sharding": sharding})
+        found = estimate(model, tokens, one, settings.lora_rank or 32, shape, growth)
+        found = _of_adapter(found) if settings.lora_rank is not None else found
+        return {name.removesuffix("_bytes"): value for name, value in found.items() if name.endswith("_bytes")}
+
+    parts, shards = parts_of("none"), parts_of("full")
+    state = sum(shards[name] for name in ("weights", "gradient", "moment", "teacher"))
+    sharded = state / gpus + shards["training"] - state
+    return {"rows": rows, "parts": parts, "replicated": parts["training"], "sharded": sharded}
 
 
 def _of_adapter(found: dict[str, Any]) -> dict[str, Any]:
-    """Where only an adapter trains: its gradients and moments, and no teacher beside the student's frozen weights."""
+    """`found` where only an adapter trains: its gradients and moments, no teacher beside the frozen weights."""
     adapter = found["lora_checkpoint_bytes"] // 4
     parts = {"gradient_bytes": adapter, "moment_bytes": 2 * adapter, "teacher_bytes": 0}
-    return parts | {"training_bytes": found["lora_bytes"], "checkpoint_bytes": found["lora_checkpoint_bytes"]}
+    parts |= {name: found[name] - found["narrowed_bytes"] for name in ("weights_bytes", "copy_bytes")}
+    parts |= {"training_bytes": found["lora_bytes"], "checkpoint_bytes": found["lora_checkpoint_bytes"]}
+    return found | parts
 
 
 def fits(needed: float, kind: GpuKind) -> bool:

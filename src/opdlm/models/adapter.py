@@ -3,7 +3,6 @@
 LoRA: arXiv 2106.09685. Layers and merging are peft's.
 """
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from opdlm.errors import ConfigError, MissingExtraError
+from opdlm.models.low_bits import widened
 from opdlm.models.parts import linear_layers
 from opdlm.parallel.interrupts import held
 
@@ -60,8 +60,9 @@ def adapter_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy with the adapter folded into plain weights: same class, same weight names as the AR model."""
-    return folded(copy.deepcopy(model))
+    """A copy in float32, in the CPU's memory, with the adapter folded into plain weights: same class, same weight
+    names as the AR model."""
+    return folded(widened(model))
 
 
 def folded(plain: PreTrainedModel) -> PreTrainedModel:

@@ -1,6 +1,7 @@
 """Weights and moments in fewer bits. The quantisation itself is bitsandbytes' (arXiv 2110.02861, 2305.14314)."""
 
-from typing import Any, Literal
+import copy
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel
 from opdlm.errors import MissingExtraError, UnsupportedModelError
 from opdlm.models.parts import linear_layers
 
+Module = TypeVar("Module", bound=nn.Module)
 Precision = Literal["float32", "bfloat16", "4bit"]
 MOMENTS_FROM = 4096
 """Numbers in a parameter from which on bitsandbytes keeps its moments in 8 bits (`min_8bit_size`)."""
@@ -43,6 +45,32 @@ def reduced(model: PreTrainedModel, precision: Precision) -> PreTrainedModel:
             if parameter.dtype == torch.float32:
                 parameter.data = parameter.data.to(torch.bfloat16)
     return model
+
+
+def bfloat16_is_exact(weight: torch.Tensor) -> bool:
+    """Whether bfloat16 has the very values of float32 `weight`, as it has of most models that are published in it."""
+    return torch.equal(weight, weight.to(torch.bfloat16).to(weight.dtype))
+
+
+def narrow_frozen(model: PreTrainedModel) -> None:
+    """Holds the frozen weights of linear layers in bfloat16, where that is exact: half of their memory.
+
+    Products in bfloat16 come out the same, since they cast a float32 weight each time. Others need `widened`.
+    """
+    for layer in linear_layers(model).values():
+        weight = layer.get_parameter("weight")
+        if weight.dtype == torch.float32 and not weight.requires_grad and bfloat16_is_exact(weight):
+            weight.data = weight.data.to(torch.bfloat16)
+
+
+def widened(model: Module) -> Module:
+    """A copy with all its weights in float32, in the CPU's memory: a GPU that holds them narrowed may have no room."""
+    wide = {id(one): _wide(one) for one in model.parameters()}
+    return copy.deepcopy(model, wide).to("cpu")
+
+
+def _wide(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().to("cpu", torch.float32, copy=True), parameter.requires_grad)
 
 
 def _in_4_bits(name: str, layer: nn.Module) -> nn.Module:

@@ -24,17 +24,20 @@ def named_shape(name: str) -> PreTrainedConfig | None:
     """The config of one of NAMED_SHAPES; None for another name."""
     if name not in _SHAPES:
         return None
-    config = Qwen3Config(**_QWEN3, **_SHAPES[name], tie_word_embeddings=name != "qwen3-8b")
+    config = Qwen3Config(**_QWEN3, **_SHAPES[name], tie_word_embeddings=name != "qwen3-8b", dtype="bfloat16")
     config.name_or_path = name
     return config
 
 
 def without_weights(config: PreTrainedConfig) -> PreTrainedModel:
     """The model of fake tensors, which have shapes and no memory: what a pass would keep for its backward pass can be
-    counted (`distill/footprint.py`).
+    counted (`distill/footprint.py`). Its config keeps the type that the weights were published in.
     """
+    published = config.dtype
     with FakeTensorMode(allow_non_fake_inputs=True):
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model.config.dtype = published
+    return model
 
 
 @dataclass(frozen=True)
