@@ -98,7 +98,11 @@ def test_frozen_weights_take_half_the_memory_and_change_nothing(
     way: str, published: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that was published in bfloat16 is held as it was: bit-equal losses, and a result in plain float32."""
-    settings = SETTINGS | {"rollouts": 2, "eval_every": 1, "eval_count": 2} | WAYS.get(way, {"lora_rank": 2})
+    settings = (
+        SETTINGS
+        | {"rollouts": 2, "eval_every": 1, "eval_count": 2}
+        | WAYS.get(way, {"lora_rank": 2, "gradient_checkpointing": True})
+    )
     settings |= {"precision": "bfloat16", "optimiser": {"l2_sp": 0.0}}
     base = small_ar_model(tmp_path)
     if published == "bfloat16":

@@ -1,5 +1,6 @@
 """Checked decoding writes what the student writes from left to right, in no more forwards than tokens."""
 
+import random
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from opdlm.core.propose import Controls, present, propose, race
 from opdlm.core.types import Geometry, Rollout
 from opdlm.errors import ConfigError, UsageError
 from opdlm.models.block_diffusion import BlockDiffusionModel
+from opdlm.models.pace import Pace, WindowShape
 from opdlm.models.tokens import SpecialTokens
 from opdlm.sampling.engine import Completion, Engine
 from opdlm.sampling.requests import continuations, fillings
@@ -103,6 +105,53 @@ def test_text_does_not_depend_on_the_drafts(choice: dict[str, Any], block_size: 
         assert responses(rollout) == expected
         assert (rollout.forwards <= 21).all()
     assert responses(written(model, settings_of("checked:2", **choice))) == expected
+
+
+@pytest.mark.parametrize("choice", SAMPLED)
+def test_drafts_by_the_clock_change_no_text(choice: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a text would depend on how busy the machine is: whatever windows a forward has, from step to step."""
+    model, generator = student(), random.Random(0)
+    expected = responses(written(model, settings_of("checked:0", **choice)))
+    assert responses(written(model, settings_of("checked:auto", **choice))) == expected
+    assert model.pace.choose(7, 64).width == 4
+    sizes: list[int] = []
+
+    def choose(self: Pace, rows: int, most: int) -> WindowShape:
+        assert most == 3
+        sizes.append(generator.randrange(4))
+        return WindowShape(sizes[-1], generator.random() < 0.5, 4)
+
+    monkeypatch.setattr(Pace, "choose", choose)
+    for batch_size in (1, 3, 32):
+        rollout = written(model, settings_of("checked:auto", **choice), batch_size=batch_size)
+        assert responses(rollout) == expected
+        assert (rollout.forwards <= 21).all()
+    assert set(sizes) == {0, 1, 2, 3}
+
+
+def test_one_window_behind_sure_drafts_writes_as_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the smaller forward would draft from another place than that of the last draft."""
+    model, settings = student(), settings_of("checked:auto", logit_bias={7: 1000.0})
+    monkeypatch.setattr(Pace, "choose", lambda self, rows, most: WindowShape(most, False, 4))
+    every = written(model, settings_of(logit_bias={7: 1000.0}))
+    assert written(model, settings).forwards.tolist() == every.forwards.tolist()
+
+
+def test_the_pace_counts_whole_blocks_and_the_room_in_them() -> None:
+    """Else drafts would look cheaper, and more likely to be there, than they are: a window is a block, whatever of it
+    is still to be drafted."""
+    pace = Pace(3, width=4, rooms=range(4))
+    assert WindowShape(3, True, 4).tokens() == 4 + 4 * 4
+    assert WindowShape(3, False, 4).tokens() == 4 + 4
+    assert WindowShape(0, True, 4).tokens() == 1
+    pace.offered, pace.held = [1.0] * 3, [1.0] * 3  # all hold
+    assert pace.tokens(WindowShape(3, True, 4)) == (1 + 2 + 3 + 4) / 4
+    assert pace.tokens(WindowShape(1, True, 4)) == (1 + 2 + 2 + 2) / 4
+    for forward in range(100):  # a millisecond a token: a batch that is bound by arithmetic
+        tokens = 32 * (1, 8, 20)[forward % 3]
+        pace.saw(tokens, 1e-3 * tokens, [3] * 32, [1] * 32)
+    pace.choose(32, 3)  # may be one to learn from
+    assert pace.choose(32, 3).size == 0
 
 
 @torch.no_grad()

@@ -104,9 +104,9 @@ NOT_SHIFTED = {"clean_weight": 0.0, "usual_decoding": "dynamic:0.9"}
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, {"clean_weight": 1.0, "usual_decoding": "checked"}),
-        ({"method": "offpolicy_kd", "states": "random_mask"}, {"clean_weight": 1.0, "usual_decoding": "checked"}),
-        ({"method": "sft", "states": "random_mask"}, {"clean_weight": 0.0, "usual_decoding": "checked"}),
+        ({}, {"clean_weight": 1.0, "usual_decoding": "checked:auto"}),
+        ({"method": "offpolicy_kd", "states": "random_mask"}, {"clean_weight": 1.0, "usual_decoding": "checked:auto"}),
+        ({"method": "sft", "states": "random_mask"}, {"clean_weight": 0.0, "usual_decoding": "checked:auto"}),
         (SAME, NOT_SHIFTED),
         ({"context": "block"}, NOT_SHIFTED),
     ],

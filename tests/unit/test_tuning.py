@@ -116,7 +116,7 @@ def test_the_choice_is_written_and_can_be_undone(folder):
     assert (after["block_diffusion"]["seed"], after["eos_token_id"]) == (7, [3])
     assert after[EVIDENCE] == {"chosen": "checked"}
     assert backup.read_text() == before
-    assert "checked (drafts 64)" in (folder / "README.md").read_text()
+    assert "checked (drafts 64, auto False)" in (folder / "README.md").read_text()
     second = write_decoding(folder, "prefix:0.9", {})
     assert second != backup
     assert backup.read_text() == before

@@ -63,6 +63,13 @@ class KlassDecoding(Settings):
 MOST_DRAFTS = 64
 
 
+def _auto_from_word(values: Any) -> Any:
+    """`auto` in place of a number of drafts."""
+    if isinstance(values, dict) and values.get("drafts") == "auto":
+        return {**values, "drafts": MOST_DRAFTS, "auto": True}
+    return values
+
+
 class VerifiedDecoding(Settings):
     """Exactly the AR model's text: a lossless model drafts tokens and its own original weights check them.
 
@@ -79,13 +86,7 @@ class VerifiedDecoding(Settings):
     every: bool = Field(default=True, description="a window behind each draft; no: behind the last alone")
     auto: bool = Field(default=False, description="choose drafts and windows by measured speed; the text is the same")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _from_word(cls, values: Any) -> Any:
-        """`verified:auto`."""
-        if isinstance(values, dict) and values.get("drafts") == "auto":
-            return {**values, "drafts": MOST_DRAFTS, "auto": True}
-        return values
+    _word = model_validator(mode="before")(_auto_from_word)
 
 
 class TypicalDecoding(Settings):
@@ -104,13 +105,16 @@ class TypicalDecoding(Settings):
 class CheckedDecoding(Settings):
     """What the student writes from left to right, in fewer forwards: it checks its own drafts. Not the AR model's text.
 
-    For students with prediction shifted and context causal.
+    For students with prediction shifted and context causal. `auto` as in `verified`.
     """
 
     kind: Literal["checked"] = "checked"
     drafts: int = Field(
         default=MOST_DRAFTS, ge=0, le=MOST_DRAFTS, description="most drafts of a forward; the block limits them"
     )
+    auto: bool = Field(default=False, description="choose drafts by measured speed; the text is the same")
+
+    _word = model_validator(mode="before")(_auto_from_word)
 
 
 LOSSLESS = ("verified", "typical")
@@ -149,10 +153,9 @@ def _decoding_from_text(value: Any) -> Any:
 def as_text(decoding: Decoding) -> str:
     """The short form, `static:2`, without the kind's other numbers."""
     kind, number, *_ = decoding.model_dump().values()
-    if isinstance(decoding, VerifiedDecoding) and decoding.auto:
-        return f"{kind}:auto"
-    if isinstance(decoding, VerifiedDecoding | CheckedDecoding) and number == MOST_DRAFTS:
-        return kind
+    if isinstance(decoding, VerifiedDecoding | CheckedDecoding):
+        number = "auto" if decoding.auto else number
+        return kind if number == MOST_DRAFTS else f"{kind}:{number}"
     return f"{kind}:{number}"
 
 

@@ -15,7 +15,15 @@ from opdlm.checkpoints.load import load_ar_config, load_checkpoint, provenance_o
 from opdlm.checkpoints.save import save_checkpoint
 from opdlm.checkpoints.source import count_parameters
 from opdlm.checkpoints.trust import remote_code
-from opdlm.config import ConvertSettings, GenerationSettings, LengthRamp, VerifiedDecoding, changed, settings_from
+from opdlm.config import (
+    CheckedDecoding,
+    ConvertSettings,
+    GenerationSettings,
+    LengthRamp,
+    VerifiedDecoding,
+    changed,
+    settings_from,
+)
 from opdlm.data.prompts import Prompt
 from opdlm.distill.loop import Evaluate, OnStep, Trainer
 from opdlm.distill.pair import Pair
@@ -253,7 +261,7 @@ def _finish(prepared: Prepared, folder: RunFolder, student: BlockDiffusionModel)
 def _validator(ids: Sequence[list[int]], eval_ids: Sequence[list[int]], settings: ConvertSettings) -> Validator:
     """On the held-out prompts, else on some of the training's: what the run came to is worth knowing without any."""
     decoding = settings.usual_decoding
-    if isinstance(decoding, VerifiedDecoding):
+    if isinstance(decoding, VerifiedDecoding | CheckedDecoding):
         decoding = decoding.model_copy(update={"auto": False})  # else its forwards would depend on the clock
     generation = GenerationSettings(decoding=decoding, max_new_tokens=min(longest_response(settings), MOST_TOKENS))
     return Validator(eval_ids or ids[:MOST_PROMPTS], generation, settings.rollout_batch)

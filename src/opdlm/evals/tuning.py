@@ -99,7 +99,7 @@ def ladders_for(student: DiffusionLM, kinds: Sequence[str] = ()) -> list[list[st
         return [list(_ladder(student, kind)) for kind in kinds]
     if isinstance(student.model, DraftingModel):
         return [["verified:auto"], list(_ladder(student, "verified")), list(_ladder(student, "typical"))]
-    checked = ("checked",) if reference_of(student) == "sequential" else ()
+    checked = ("checked:auto", "checked") if reference_of(student) == "sequential" else ()
     return [list(_ladder(student, kind)) for kind in (*checked, "prefix", "dynamic", "entropy")]
 
 

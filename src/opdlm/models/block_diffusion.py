@@ -25,6 +25,7 @@ from opdlm.core.layout import PADDING, Attention
 from opdlm.core.types import Geometry
 from opdlm.errors import UnsupportedModelError, UsageError
 from opdlm.models.cache import FrozenPrefix, KVCache
+from opdlm.models.pace import Pace, Turn
 from opdlm.models.parts import cache_argument, lm_head
 from opdlm.models.verdict import sliding_windows
 
@@ -35,6 +36,11 @@ NEVER_SAMPLED = -1e30
 
 _MOST_COMPILED = 64  # variants of a forward, one for each width of its windows
 _MASKED_ATTENTION = ("sdpa", "eager", "flex_attention")
+
+
+def _pace(block_size: int) -> Pace:
+    """Of drafts that end with the block, made by windows that are blocks."""
+    return Pace(block_size - 1, width=block_size, rooms=range(block_size))
 
 
 class BlockDiffusionModel(nn.Module):
@@ -49,6 +55,7 @@ class BlockDiffusionModel(nn.Module):
         geometry: blocks, prediction and context that this model was or will be trained for.
         mask_token_id: the id that stands for "not yet known"; NO_MASK for a model without one.
         cache_argument: what the decoder calls the argument that takes a KV cache.
+        pace: what was measured of its drafts. turn: held while `pace` is asked or told: threads that write share it.
     """
 
     def __init__(self, model: PreTrainedModel, geometry: Geometry, mask_token_id: int):
@@ -65,6 +72,7 @@ class BlockDiffusionModel(nn.Module):
         self.mask_token_id = mask_token_id
         self._windows = sliding_windows(model.config)
         self.cache_argument = cache_argument(model.forward) or ""
+        self.pace, self.turn = _pace(geometry.block_size), Turn()
         self._compiled: Callable | None = None
         self.eval()
 
@@ -116,6 +124,7 @@ class BlockDiffusionModel(nn.Module):
         if "recompile_limit" in signature(torch.compile).parameters:
             options["recompile_limit"] = _MOST_COMPILED
         self._compiled = torch.compile(self.model.base_model.forward, **options)
+        self.pace.sizes = ()  # `auto` chooses from few windows: each is compiled
 
     def checkpoint_activations(self, enabled: bool = True) -> None:
         """Trades time for memory: while training, each layer recomputes its activations in the backward pass."""

@@ -1,7 +1,5 @@
 """An AR model that drafts: its own weights, and a gate that makes drafts of what follows in a window of tokens."""
 
-from threading import RLock
-
 import torch
 from transformers import PreTrainedModel
 
@@ -13,35 +11,17 @@ from opdlm.models.gate import Gate
 from opdlm.models.pace import Pace
 
 
-class Turn:
-    """A lock, of which a copy of its owner has another one."""
-
-    def __init__(self) -> None:
-        self._lock = RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-    def __deepcopy__(self, memo: object) -> "Turn":
-        return Turn()
-
-
 class DraftingModel(BlockDiffusionModel):
     """A decoder under its own causal mask. Under a `WindowAttention` the last tokens of each row go through the gate.
 
     Attributes:
-        gate: the adapter; the decoder's own weights are frozen. pace: what was measured of its drafts.
-        turn: held for a pass, and while `pace` is asked or told: threads that write at once share both.
+        gate: the adapter; the decoder's own weights are frozen. turn: held for a pass, too.
     """
 
     def __init__(self, model: PreTrainedModel, gate: Gate) -> None:
         """`gate`: made for this very `model`."""
         super().__init__(model, AUTOREGRESSIVE, NO_MASK)
         self.gate, self.pace = gate, Pace(gate.window)
-        self.turn = Turn()
 
     @property
     def window(self) -> int:
@@ -63,7 +43,7 @@ class DraftingModel(BlockDiffusionModel):
             return super().causal_hidden(input_ids)
 
     def compile_decoding(self) -> None:
-        """As in BlockDiffusionModel; `verified:auto` then chooses from few windows, for each of which is compiled."""
+        """As in BlockDiffusionModel, with other windows for `verified:auto` to choose from."""
         super().compile_decoding()
         self.pace.sizes = (3,)
 

@@ -10,6 +10,8 @@ draft at place j, given those before it held, is taken to be accepted with its r
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import mean
+from threading import RLock
 
 _MEMORY = 0.98  # share of what was known that stays after each forward
 _PROBING = 0.03  # share of the time for forwards with more drafts than is best: to learn from
@@ -20,25 +22,48 @@ _FIRST = 0.8  # acceptance of drafts that nobody has seen
 
 @dataclass(frozen=True)
 class WindowShape:
-    """Windows of a forward. size: drafts of each, 0 for none. every: one behind each draft, else behind the last."""
+    """Windows of a forward. size: drafts of each, 0 for none. every: one behind each draft, else behind the last.
+    width: query tokens of a window, where they are not as many as its drafts.
+    """
 
     size: int
     every: bool
+    width: int | None = None
 
     def tokens(self) -> int:
         """Query tokens of a row: the last known token, its drafts, and the windows."""
-        return 1 + self.size + self.size * (self.size + 1 if self.every else min(1, self.size))
+        width = self.size if self.width is None else self.width
+        return 1 + self.size + width * (self.size + 1 if self.every and self.size else min(1, self.size))
+
+
+class Turn:
+    """A lock, of which a copy of its owner has another one."""
+
+    def __init__(self) -> None:
+        self._lock = RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __deepcopy__(self, memo: object) -> "Turn":
+        return Turn()
 
 
 @dataclass
 class Pace:
     """Attributes:
     window: most drafts of a forward. sizes: numbers of drafts to choose from, beside none and the most.
+    width: of `WindowShape`. rooms: how many drafts find room, each number as often; none: all.
     offered, held: of each place in a window, recent drafts and those that held.
     """
 
     window: int
     sizes: Sequence[int] = (1, 2, 3, 5)
+    width: int | None = None
+    rooms: Sequence[int] = ()
     offered: list[float] = field(default_factory=list)
     held: list[float] = field(default_factory=list)
     _sums: list[float] = field(default_factory=lambda: [0.0] * 5)  # of weights, tokens, seconds, tokens^2, products
@@ -77,7 +102,7 @@ class Pace:
 
     def choose(self, rows: int, most: int) -> WindowShape:
         """The windows with the most tokens a second for `rows` rows, of at most `most` drafts."""
-        probe, none = WindowShape(min(most, self.window), False), WindowShape(0, False)
+        probe, none = self._shape(min(most, self.window), False), self._shape(0, False)
         if not self._spread():  # a line takes forwards of different size
             return probe if 0 < self._sums[1] <= rows * self._sums[0] else none
         best = max(self._shapes(probe.size), key=lambda shape: self.rate(rows, shape))
@@ -92,18 +117,24 @@ class Pace:
 
     def tokens(self, shape: WindowShape) -> float:
         """Expected tokens of a row in a forward: its own, and the drafts that hold."""
+        return mean(self._found(min(shape.size, room), shape.every) for room in self.rooms or (shape.size,))
+
+    def _found(self, size: int, every: bool) -> float:
         reach, found = 1.0, 1.0
-        for place in range(shape.size):
+        for place in range(size):
             reach *= self.held[place] / self.offered[place]
             found += reach
         # With one window, a refusal leaves the next forward without drafts: it writes one token.
-        return found if shape.every else (found + 1 - reach) / (2 - reach)
+        return found if every else (found + 1 - reach) / (2 - reach)
 
     def _shapes(self, most: int) -> Iterator[WindowShape]:
-        yield WindowShape(0, False)
+        yield self._shape(0, False)
         for size in {size for size in (*self.sizes, most) if size <= most}:
-            yield WindowShape(size, True)
-            yield WindowShape(size, False)
+            yield self._shape(size, True)
+            yield self._shape(size, False)
+
+    def _shape(self, size: int, every: bool) -> WindowShape:
+        return WindowShape(size, every, self.width)
 
     def _seconds(self, tokens: int) -> float:
         """Of a forward over so many query tokens."""

@@ -10,7 +10,7 @@ import torch
 
 from opdlm.core.layout import Attention, WindowAttention, block_start
 from opdlm.core.windows import noise
-from opdlm.models.block_diffusion import NO_MASK
+from opdlm.models.block_diffusion import NO_MASK, BlockDiffusionModel
 from opdlm.models.drafting import DraftingModel
 from opdlm.models.pace import WindowShape
 from opdlm.sampling.request import Request
@@ -66,8 +66,7 @@ class GateDrafter:
             return WindowShape(self.model.window, True)  # its text depends on its drafts: always the same ones
         most = min(self.model.window, max(map(drafts, wanted)))
         if any(one.get("auto") for one in wanted):
-            with self.model.turn:
-                return self.model.pace.choose(len(wanted), most)
+            return paced(self.model, len(wanted), most)
         return WindowShape(most, any(one.get("every") for one in wanted))
 
     def windows(self, anchor: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,8 +97,7 @@ class GateDrafter:
 
     def saw(self, tokens: int | None, seconds: float, drafted: Sequence[int], accepted: Sequence[int]) -> None:
         """For `auto`."""
-        with self.model.turn:
-            self.model.pace.saw(tokens, seconds, drafted, accepted)
+        told(self.model, tokens, seconds, drafted, accepted)
 
 
 class NoDrafter:
@@ -145,8 +143,12 @@ class MaskDrafter:
         self.margin = self.size * (self.size + 1)
 
     def shape(self, requests: Sequence[Request]) -> WindowShape:
-        """As the requests want them."""
-        return WindowShape(min(self.size - 1, max(drafts(request.decoding) for request in requests)), True)
+        """As the requests want them, or as they are fastest."""
+        wanted = [request.decoding for request in requests]
+        most = min(self.size - 1, max(map(drafts, wanted)))
+        if any(one.get("auto") for one in wanted):
+            return paced(self.slots.model, len(wanted), most)
+        return WindowShape(most, True)
 
     def windows(self, anchor: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The block of each anchor; none where there are no drafts."""
@@ -170,7 +172,22 @@ class MaskDrafter:
         return -position % self.size
 
     def saw(self, tokens: int | None, seconds: float, drafted: Sequence[int], accepted: Sequence[int]) -> None:
-        """Nothing depends on it."""
+        """For `auto`."""
+        told(self.slots.model, tokens, seconds, drafted, accepted)
+
+
+def paced(model: BlockDiffusionModel, rows: int, most: int) -> WindowShape:
+    """The windows of at most `most` drafts that are fastest for so many rows."""
+    with model.turn:
+        return model.pace.choose(rows, most)
+
+
+def told(
+    model: BlockDiffusionModel, tokens: int | None, seconds: float, drafted: Sequence[int], accepted: Sequence[int]
+) -> None:
+    """Tells the model's pace of a forward."""
+    with model.turn:
+        model.pace.saw(tokens, seconds, drafted, accepted)
 
 
 def drafter_of(slots: Slots) -> Drafter:
