@@ -138,7 +138,8 @@ def test_the_dial_offers_what_the_model_can_do(page) -> None:
     dial = page.locator("#chat .dial")
     kinds = dial.get_by_label("decoding")
     names = kinds.locator("option").all_text_contents()
-    assert names == ["prefix", "dynamic (as saved)", "static", "sequential", "checked", "factor", "entropy", "klass"]
+    kept = ["prefix", "dynamic (as saved)", "static", "sequential", "checked", "checked:auto"]
+    assert names == [*kept, "factor", "entropy", "klass"]
     assert dial.get_by_label("threshold").input_value() == "0.3"
     said = set()
     for kind in [name.split()[0] for name in names]:

@@ -15,6 +15,7 @@ const KINDS = {
   static: ["The surest tokens of the block, always as many.", many],
   sequential: ["The leftmost tokens of the block, always as many.", many],
   checked: ["Exactly what this model writes from left to right: it drafts, and its next forward checks the drafts.", drafts],
+  "checked:auto": ["The same text as checked; how many drafts it makes is chosen by the clock."],
   factor: [
     "The n surest tokens, n as large as (n + 1) × (1 − confidence of the n-th) stays below the factor.",
     { label: "factor", type: "number", min: 0.1, max: 64, step: 0.1, usual: 1 },
@@ -61,7 +62,7 @@ export class Dial {
 
   /* Whether it is written by drafts that are checked, or from left to right: no masks are filled. */
   get verified() {
-    return !this.card.infill || this.kinds.value === "checked";
+    return !this.card.infill || this.kinds.value.startsWith("checked");
   }
 
   /* Whether a forward writes one token, always. */
@@ -87,11 +88,11 @@ export class Dial {
 
   _drawModel() {
     const { decodings, defaults } = this.card;
-    const [own] = this._own();
     const offered = Object.keys(KINDS).filter((kind) => decodings.includes(kind.split(":")[0]));
+    const saved = [defaults.decoding, this._own()[0]].find((kind) => offered.includes(kind));
     this.kinds.replaceChildren();
-    for (const kind of offered) this.kinds.append(new Option(kind + (kind === own ? " (as saved)" : ""), kind));
-    this.kinds.value = [defaults.decoding, own, offered[0]].find((kind) => offered.includes(kind));
+    for (const kind of offered) this.kinds.append(new Option(kind + (kind === saved ? " (as saved)" : ""), kind));
+    this.kinds.value = saved ?? offered[0];
     this.kindLabel.hidden = offered.length === 1;
     this._drawKind();
   }
