@@ -1,5 +1,7 @@
 """Checked decoding writes what the student writes from left to right, in no more forwards than tokens."""
 
+import copy
+import pickle
 import random
 from functools import partial
 from pathlib import Path
@@ -265,3 +267,11 @@ def test_the_model_file_knows_it_too(tmp_path: Path) -> None:
     free = responses(written(model, settings_of()))[3]
     assert made == free[: len(made)]
     assert scope["_parsed"]("verified:auto") == {"kind": "verified", "drafts": 64, "every": True, "auto": True}
+
+
+def test_a_model_can_be_copied_and_pickled() -> None:
+    """Else the lock of its pace would stand in the way of a snapshot, or of another process."""
+    model = student()
+    for made in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert made.turn is not model.turn
+        assert responses(written(made, settings_of())) == responses(written(model, settings_of()))

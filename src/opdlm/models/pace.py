@@ -37,7 +37,7 @@ class WindowShape:
 
 
 class Turn:
-    """A lock, of which a copy of its owner has another one."""
+    """A lock. A copy of its owner, pickled or not, has one of its own."""
 
     def __init__(self) -> None:
         self._lock = RLock()
@@ -48,8 +48,8 @@ class Turn:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
-    def __deepcopy__(self, memo: object) -> "Turn":
-        return Turn()
+    def __reduce__(self) -> tuple[type["Turn"], tuple[()]]:
+        return Turn, ()
 
 
 @dataclass
