@@ -1,13 +1,15 @@
 """Turn a pretrained autoregressive language model into a block-diffusion one by on-policy distillation.
 
-`opdlm.convert` trains, `opdlm.load` opens the result, `opdlm.evaluate` compares it with the original;
-`opdlm.write_prompts` is for those who have no prompts. All are looked up on first use: `import opdlm` stays cheap.
+`opdlm.convert` trains, `opdlm.load` opens the result, `opdlm.evaluate` compares it with the original.
+`opdlm.write_prompts` is for those who have no prompts, `opdlm.attach` puts a gate on a fine-tune of its base. All are
+looked up on first use: `import opdlm` stays cheap.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from opdlm.checkpoints.attach import attach
     from opdlm.distill.api import convert, resume
     from opdlm.evals.compare import evaluate
     from opdlm.sampling.api import load
@@ -15,9 +17,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "convert", "evaluate", "load", "resume", "write_prompts"]
+__all__ = ["__version__", "attach", "convert", "evaluate", "load", "resume", "write_prompts"]
 
 _HOME = {
+    "attach": "opdlm.checkpoints.attach",
     "convert": "opdlm.distill.api",
     "evaluate": "opdlm.evals.compare",
     "load": "opdlm.sampling.api",

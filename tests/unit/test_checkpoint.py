@@ -66,7 +66,7 @@ def test_what_is_saved_comes_back(name: str, tmp_path: Path) -> None:
     assert model.geometry == Geometry(4, "shifted", "causal")
     assert model.mask_token_id == tokenizer.mask_token_id == MASK
     assert tokenizer.chat_template == tiny_tokenizer(chat=True).chat_template
-    assert generation_settings(model.model) == GENERATION
+    assert generation_settings(model.model.generation_config) == GENERATION
     assert_same_weights(model.model, original.model)
     assert type(model.model) is type(original.model)
 
@@ -336,7 +336,7 @@ def test_damaged_decoding_defaults(damaged: Path) -> None:
     """Else a misspelt setting would be ignored and the default used in its place."""
     edit(damaged / "generation_config.json", block_diffusion={"decoding": "dynamic:1.7"})
     with pytest.raises(CheckpointError, match="threshold"):
-        generation_settings(load_checkpoint(damaged)[0].model)
+        generation_settings(load_checkpoint(damaged)[0].model.generation_config)
 
 
 def test_adapters_are_merged_first(tmp_path: Path) -> None:

@@ -41,15 +41,26 @@ def base_of(place: str | Path, about: Drafting) -> str:
     return str(beside.resolve()) if about.base and beside.exists() else str(about.base)
 
 
+def read_gate(place: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of the folder's or hub name's gate. Raises CheckpointError if they are damaged."""
+    try:
+        return load_file(str(cached_file(str(place), GATE_FILE)))
+    except (OSError, SafetensorError) as error:
+        raise _damaged(place, error) from error
+
+
 def with_gate(base: PreTrainedModel, place: str | Path, about: Drafting) -> DraftingModel:
     """The base with the gate of the folder or hub name `place`. Raises CheckpointError if that is damaged."""
     gate = Gate(base, about.rank, about.form, about.window)
     try:
-        path = cached_file(str(place), GATE_FILE)
-        gate.load_tensors(load_file(str(path)))
-    except (OSError, SafetensorError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{GATE_FILE} of {place} cannot be used ({reason}); save the model again") from error
+        gate.load_tensors(read_gate(place))
+    except ValueError as error:
+        raise _damaged(place, error) from error
     # On a CPU a bfloat16 product of so few tokens takes several times as long as one in float32.
     dtype = torch.float32 if base.device.type == "cpu" else base.dtype
     return DraftingModel(base, gate.to(base.device, dtype))
+
+
+def _damaged(place: str | Path, error: Exception) -> CheckpointError:
+    reason = str(error).strip().splitlines()[0]
+    return CheckpointError(f"{GATE_FILE} of {place} cannot be used ({reason}); save the model again")

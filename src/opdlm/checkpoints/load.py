@@ -106,15 +106,7 @@ def load_checkpoint(
     """
     place = locate(name_or_path)
     config = read_config(place)
-    content = getattr(config, ENTRY, None)
-    if content is None:
-        raise CheckpointError(f"{name_or_path} is not a block-diffusion model; convert it first with `opdlm convert`")
-    try:
-        entry = Entry.model_validate(content)
-    except ValidationError as error:
-        raise CheckpointError(
-            f"the {ENTRY!r} entry in config.json of {name_or_path} is damaged ({_first(error)}); use another checkpoint"
-        ) from error
+    entry = entry_of(config, name_or_path)
     _check_decoder(config)
     if entry.drafting is not None:
         return _load_drafting(place, config, entry, entry.drafting, dtype, device)
@@ -124,6 +116,19 @@ def load_checkpoint(
         return BlockDiffusionModel(model.to(device), geometry, mask), tokenizer  # type: ignore[arg-type]
     model, tokenizer = _load(place, config, dtype, device)
     return BlockDiffusionModel(model, geometry, mask), tokenizer
+
+
+def entry_of(config: PreTrainedConfig, name_or_path: str | Path) -> Entry:
+    """What the config says of the converted model. Raises CheckpointError where that is nothing, or damaged."""
+    content = getattr(config, ENTRY, None)
+    if content is None:
+        raise CheckpointError(f"{name_or_path} is not a block-diffusion model; convert it first with `opdlm convert`")
+    try:
+        return Entry.model_validate(content)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"the {ENTRY!r} entry in config.json of {name_or_path} is damaged ({_first(error)}); use another checkpoint"
+        ) from error
 
 
 def _ar_config(place: str | Path) -> PreTrainedConfig:
@@ -220,9 +225,9 @@ def is_checkpoint(path: str | Path) -> bool:
     return config.is_file() and read_json(config).get(ENTRY) is not None
 
 
-def generation_settings(model: PreTrainedModel) -> GenerationSettings:
+def generation_settings(config: GenerationConfig | None) -> GenerationSettings:
     """The decoding defaults that the checkpoint was saved with; ours where it says nothing."""
-    entry = getattr(model.generation_config, ENTRY, None)
+    entry = getattr(config, ENTRY, None)
     try:
         return GenerationSettings.model_validate({} if entry is None else entry)
     except ValidationError as error:

@@ -22,6 +22,7 @@ COMMANDS = {
     "doctor": ("opdlm.cli.doctor", "before any training: is a model convertible, what does it cost, what to type"),
     "prompts": ("opdlm.cli.prompts", "prompts for a conversion, written by the model itself"),
     "convert": ("opdlm.cli.convert", "turn an autoregressive model into a block-diffusion one"),
+    "attach": ("opdlm.cli.attach", "the gate of a lossless model on a fine-tune of its base, without training"),
     "generate": ("opdlm.cli.generate", "write text with a converted model, and watch it being denoised"),
     "serve": ("opdlm.cli.serve", "a server with the OpenAI API"),
     "export": ("opdlm.cli.export", "a converted model in the form that another engine loads"),

@@ -67,7 +67,7 @@ def to_sdar(
     model, tokenizer = _load(name, DTYPES[dtype], block_size)
     check_sdar(model, tokenizer)
     if threshold is None:
-        decoding = generation_settings(model.model).decoding
+        decoding = generation_settings(model.model.generation_config).decoding
         threshold = decoding.threshold if isinstance(decoding, DynamicDecoding) else SGLANG_THRESHOLD
     written = export_sdar(model, tokenizer, folder, dtype=DTYPES[dtype], threshold=threshold)
     readings = check_parity(model, tokenizer, written, threshold, code)

@@ -360,7 +360,7 @@ def load(
         model.compile_decoding()
     if pack:
         pack_where_it_pays(model.model)
-    return DiffusionLM(model, tokenizer, generation_settings(model.model))
+    return DiffusionLM(model, tokenizer, generation_settings(model.model.generation_config))
 
 
 def load_autoregressive(

@@ -1,0 +1,128 @@
+"""`attach`: the gate of one lossless model on another model, whose own text it must not change."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import opdlm
+from cli_support import call, fails
+from lossless import responses
+from opdlm.distill.api import convert
+from opdlm.errors import CheckpointError, OutputExistsError, UsageError
+from runs import PROMPTS, SETTINGS, small_ar_model
+from support import tiny_model
+
+LOSSLESS: dict[str, Any] = SETTINGS | {
+    "recipe": "lossless",
+    "window": 3,
+    "lora_rank": 4,
+    "response_length": {"start": 12, "end": 12, "rollouts": 0},
+}
+ASKED = ["abc", "what is 2+2?", "z"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return small_ar_model(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module", params=["mask", "noise"])
+def donor(request: pytest.FixtureRequest, base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    convert(base, PROMPTS, folder, window_form=request.param, **LOSSLESS, decoding="verified:2")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tuned(base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fine-tune of the base: all its weights differ."""
+    folder = tmp_path_factory.mktemp("tuned") / "model"
+    model = AutoModelForCausalLM.from_pretrained(base)
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * parameter.data.std() * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+def originals(folder: Path) -> list[list[int]]:
+    """The AR model's own greedy texts."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    texts = []
+    for prompt in ASKED:
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)
+        texts.append(made[0, ids.shape[1] :].tolist())
+    return texts
+
+
+def written(folder: Path) -> list[list[int]]:
+    model = opdlm.load(folder, device="cpu")
+    prompts = [model.tokenizer(prompt)["input_ids"] for prompt in ASKED]
+    return responses(model.generate(prompts, max_new_tokens=20).rollout)
+
+
+def gate_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "gate.safetensors")
+
+
+@pytest.mark.parametrize("adapter_only", [False, True])
+def test_the_fine_tune_keeps_its_text_and_gets_the_gate(
+    donor: Path, base: str, tuned: Path, tmp_path: Path, adapter_only: bool
+) -> None:
+    """The promise; and without the second half nothing would have been attached."""
+    made = opdlm.attach(donor, tuned, tmp_path / "made", adapter_only=adapter_only)
+    assert written(made) == originals(tuned) != originals(Path(base))
+    theirs, ours = gate_of(donor / "model"), gate_of(made)
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+    assert any(value.any() for name, value in ours.items() if name.endswith("lora_B")), "the gate does nothing"
+    assert opdlm.load(made).defaults == opdlm.load(donor).defaults
+    assert (made / "model.safetensors").exists() is not adapter_only
+    if not adapter_only:
+        before, after = load_file(tuned / "model.safetensors"), load_file(made / "model.safetensors")
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    card = (made / "README.md").read_text()
+    assert f"| gate trained beside | {Path(base).name} |" in card
+
+
+def test_a_gate_alone_can_be_attached_again(donor: Path, base: str, tuned: Path, tmp_path: Path) -> None:
+    """Else only those who have the donor's whole folder could use its gate; and back on its base it is as before."""
+    alone = opdlm.attach(donor, tuned, tmp_path / "alone", adapter_only=True)
+    back = opdlm.attach(alone, base, tmp_path / "back")
+    assert written(back) == originals(Path(base))
+    theirs, ours = gate_of(donor / "model"), gate_of(back)
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+
+
+def test_what_does_not_fit_is_refused(donor: Path, base: str, tuned: Path, tmp_path: Path) -> None:
+    """Else a gate of another size would be an error of torch, or half a folder would stay."""
+    other = tmp_path / "other"
+    tiny_model(hidden_size=24).save_pretrained(other)
+    AutoTokenizer.from_pretrained(base).save_pretrained(other)
+    with pytest.raises(UsageError, match=r"does not fit .*other.*layers have the same sizes"):
+        opdlm.attach(donor, other, tmp_path / "made")
+    with pytest.raises(CheckpointError, match="not a block-diffusion model"):
+        opdlm.attach(base, tuned, tmp_path / "made")
+    with pytest.raises(CheckpointError, match="converted model already"):
+        opdlm.attach(donor, donor / "model", tmp_path / "made")
+    convert(base, PROMPTS, tmp_path / "distilled", **SETTINGS)
+    with pytest.raises(UsageError, match="has no gate"):
+        opdlm.attach(tmp_path / "distilled", tuned, tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+    with pytest.raises(OutputExistsError, match="not empty"):
+        opdlm.attach(donor, tuned, tuned)
+
+
+def test_the_command(donor: Path, tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Else the flags would not reach the function."""
+    assert call("attach", donor, tuned, "--output", tmp_path / "made", "--adapter-only") == 0
+    assert f"opdlm generate {tmp_path / 'made'}" in capsys.readouterr().out
+    assert not (tmp_path / "made" / "model.safetensors").exists()
+    assert "GATE MODEL --output DIR" in fails(capsys, "attach", donor, "--output", tmp_path / "more")
