@@ -1,5 +1,9 @@
-"""`attach`: the gate of one lossless model on another model, whose own text it must not change."""
+"""The gate of one lossless model on another: by `attach` as it is, by `gate_from` to go on training it.
 
+The text must stay that of the model that gets it.
+"""
+
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import opdlm
 from cli_support import call, fails
 from lossless import responses
-from opdlm.distill.api import convert
-from opdlm.errors import CheckpointError, OutputExistsError, UsageError
+from opdlm.distill.api import convert, resume
+from opdlm.errors import CheckpointError, ConfigError, OutputExistsError, UsageError
+from opdlm.records.metrics import StepMetrics
 from runs import PROMPTS, SETTINGS, small_ar_model
 from support import tiny_model
 
@@ -106,7 +111,7 @@ def test_what_does_not_fit_is_refused(donor: Path, base: str, tuned: Path, tmp_p
     other = tmp_path / "other"
     tiny_model(hidden_size=24).save_pretrained(other)
     AutoTokenizer.from_pretrained(base).save_pretrained(other)
-    with pytest.raises(UsageError, match=r"does not fit .*other.*layers have the same sizes"):
+    with pytest.raises(UsageError, match=r"does not fit .*other.*layers of the same sizes"):
         opdlm.attach(donor, other, tmp_path / "made")
     with pytest.raises(CheckpointError, match="not a block-diffusion model"):
         opdlm.attach(base, tuned, tmp_path / "made")
@@ -126,3 +131,52 @@ def test_the_command(donor: Path, tuned: Path, tmp_path: Path, capsys: pytest.Ca
     assert f"opdlm generate {tmp_path / 'made'}" in capsys.readouterr().out
     assert not (tmp_path / "made" / "model.safetensors").exists()
     assert "GATE MODEL --output DIR" in fails(capsys, "attach", donor, "--output", tmp_path / "more")
+
+
+WITHOUT_SHAPE = {name: value for name, value in LOSSLESS.items() if name not in ("window", "lora_rank")}
+
+
+def test_a_conversion_begins_with_the_gate(donor: Path, tuned: Path, tmp_path: Path) -> None:
+    """Else a fine-tune would need a gate from nothing; and what the gate is must not have to be said again."""
+    still = WITHOUT_SHAPE | {"rollouts": 1, "optimiser": {"learning_rate": 1e-9, "final_learning_rate": 1e-9}}
+    convert(tuned, PROMPTS, tmp_path / "run", gate_from=str(donor), **still)
+    theirs, ours = gate_of(donor / "model"), gate_of(tmp_path / "run" / "model")
+    assert theirs.keys() == ours.keys()
+    assert all(torch.allclose(theirs[name], ours[name], atol=1e-6) for name in theirs)
+    assert written(tmp_path / "run") == originals(tuned)
+    assert "| gate begun from | run |" in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
+def test_it_goes_on_without_the_donor(donor: Path, tuned: Path, tmp_path: Path) -> None:
+    """A checkpoint has the gate: what it came from may be gone, and must not come back over what was learnt."""
+
+    def cut(line: StepMetrics) -> None:
+        if line.rollout == 3:
+            raise KeyboardInterrupt
+
+    shutil.copytree(donor, tmp_path / "donor")
+    given = WITHOUT_SHAPE | {"gate_from": str(tmp_path / "donor")}
+    convert(tuned, PROMPTS, tmp_path / "whole", **given)
+    with pytest.raises(KeyboardInterrupt):
+        convert(tuned, PROMPTS, tmp_path / "cut", on_step=cut, **given)
+    shutil.rmtree(tmp_path / "donor")
+    resume(tmp_path / "cut")
+    whole, again = gate_of(tmp_path / "whole" / "model"), gate_of(tmp_path / "cut" / "model")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_a_gate_that_a_conversion_cannot_begin_with(donor: Path, base: str, tuned: Path, tmp_path: Path) -> None:
+    """Each before anything is written."""
+    output = tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"window: the gate of .* has 3; leave it out"):
+        convert(tuned, PROMPTS, output, gate_from=str(donor), **(LOSSLESS | {"window": 5}))
+    with pytest.raises(ConfigError, match="add --lossless"):
+        convert(tuned, PROMPTS, output, gate_from=str(donor), **SETTINGS)
+    with pytest.raises(CheckpointError, match="not a block-diffusion model"):
+        convert(tuned, PROMPTS, output, gate_from=base, **WITHOUT_SHAPE)
+    other = tmp_path / "other"
+    tiny_model(hidden_size=24).save_pretrained(other)
+    AutoTokenizer.from_pretrained(base).save_pretrained(other)
+    with pytest.raises(UsageError, match="does not fit"):
+        convert(other, PROMPTS, output, gate_from=str(donor), **WITHOUT_SHAPE)
+    assert not output.exists()

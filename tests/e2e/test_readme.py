@@ -30,9 +30,10 @@ def blocks(kind: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """A folder with what the README assumes: a model, prompts and problems."""
+    """A folder with what the README assumes: models, prompts and problems."""
     folder = tmp_path_factory.mktemp("readme")
-    shutil.copytree(ar_model_path(), folder / "model")
+    for name in ("model", "my-fine-tune"):
+        shutil.copytree(ar_model_path(), folder / name)
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": question}) + "\n" for question in QUESTIONS))
     problem = {"prompt": QUESTIONS[0], "answer": "42", "family": "maths"}
     (folder / "problems.jsonl").write_text(json.dumps(problem) + "\n")

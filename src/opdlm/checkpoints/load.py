@@ -194,7 +194,11 @@ def _load_drafting(
             f"{place} is a gate alone, and its base {name} is not found; write where it is as {ENTRY}.drafting.base "
             "into config.json"
         ) from error
-    adapter_folder.check_base(model, name, entry.base_sha256)
+    if adapter_folder.weights_hash(model) != entry.base_sha256:
+        raise CheckpointError(
+            f"the gate {place} was not made for the weights of {name}; to use it there: opdlm attach {place} {name} "
+            "--output DIR"
+        )
     _cast(model, dtype)
     model.to(device)  # type: ignore[arg-type]
     model.generation_config = GenerationConfig.from_pretrained(place)

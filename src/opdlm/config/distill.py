@@ -115,6 +115,11 @@ class DistillSettings(Settings):
     anchors: Anchors = Field(
         default="visited", description="with lossless: where the windows that are trained on begin"
     )
+    gate_from: str = Field(
+        default="",
+        description="with lossless: go on with the gate of that lossless model, whose window, form and rank it keeps; "
+        "after a fine-tune of its base, for example",
+    )
 
     # the loss
     divergence: DivergenceField = Field(
@@ -209,6 +214,8 @@ class DistillSettings(Settings):
                 "decoding checked needs prediction shifted and context causal; set both, or another decoding, such as "
                 "dynamic"
             )
+        if self.gate_from and self.method != "lossless":
+            raise ValueError("gate_from is for a lossless conversion; add --lossless, or leave it out")
         if self.method == "lossless" and self.attention == "flex":
             raise ValueError("lossless conversion attends densely; leave attention out")
         if self.clean_weight and self.method in ("sft", "lossless"):

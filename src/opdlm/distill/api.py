@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from opdlm.checkpoints.attach import Donor
 from opdlm.checkpoints.hub import push
 from opdlm.checkpoints.load import load_ar_config, load_checkpoint, provenance_of
 from opdlm.checkpoints.save import save_checkpoint
@@ -120,7 +121,8 @@ def resume(
                 raise ConfigError(f"setting rollouts: {begun} are done or under way already; give at least as many")
             if ranks.saves and settings.rollouts == begun:
                 on_note(f"all {begun} rollouts are done already; a larger --rollouts goes on")
-            prepared = prepare(settings, on_note=on_note if ranks.saves else _unsaid)
+            notes = on_note if ranks.saves else _unsaid
+            prepared = prepare(settings, on_note=notes, begun=checkpoint is not None)
 
         def keep() -> None:
             folder.check_fingerprint(prepared.fingerprint, settings.prompts)
@@ -153,12 +155,24 @@ def resolve(**settings: Any) -> ConvertSettings:
     merged = inherited(defaults, settings)
     if merged.get("method") == "lossless" and (none := [name for name in _NOT_LOSSLESS if settings.get(name)]):
         raise ConfigError(f"setting {none[0]}: a lossless conversion has no such thing; leave it out")
+    if settings.get("gate_from"):
+        merged |= _of_gate(settings)
     ramp = settings.get("response_length")
     if isinstance(ramp, Mapping) and "start" not in ramp and str(ramp.get("end", "")).isdigit():
         whole = {**LengthRamp().model_dump(), **merged["response_length"]}
         start = min(whole["start"], int(whole["end"]))  # the end alone is enough
         merged["response_length"] = {**whole, "start": start}
     return settings_from(ConvertSettings, merged)
+
+
+def _of_gate(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Window, form and rank of the gate that a conversion begins with. Raises ConfigError if others are given."""
+    about = Donor.found(settings["gate_from"]).about
+    own = {"window": about.window, "window_form": about.form, "lora_rank": about.rank}
+    for name, value in own.items():
+        if name in settings and str(settings[name]) != str(value):
+            raise ConfigError(f"setting {name}: the gate of {settings['gate_from']} has {value}; leave it out")
+    return own
 
 
 def run(
@@ -346,6 +360,8 @@ def _saving(
     elif base is None and settings.lora_rank is not None:
         student = BlockDiffusionModel(adapter.merged(student.model), student.geometry, student.mask_token_id)
     provenance: dict[str, Any] = {**provenance_of(settings.model), "method": settings.method}
+    if settings.gate_from:
+        provenance["gate begun from"] = Path(settings.gate_from).name
     if folder.metrics.exists() and (logged := folder.logged()):
         provenance["response tokens trained"] = logged[-1].total.tokens_trained
     if (worth := folder.kept_worth()) is not None and worth.after is not None:

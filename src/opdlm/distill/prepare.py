@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdlm.checkpoints.adapter_folder import Base, weights_hash
+from opdlm.checkpoints.attach import Donor
 from opdlm.checkpoints.hub import check_hub
 from opdlm.checkpoints.load import load_ar_config, load_ar_model, weights_note
 from opdlm.config import ConvertSettings, DistillSettings
@@ -58,9 +59,16 @@ class Prepared:
 
 
 def prepare(
-    settings: ConvertSettings, prompts: Sequence[Prompt] | None = None, on_note: OnNote = lambda text: None
+    settings: ConvertSettings,
+    prompts: Sequence[Prompt] | None = None,
+    on_note: OnNote = lambda text: None,
+    *,
+    begun: bool = False,
 ) -> Prepared:
-    """Reads prompts and model, and checks that they fit together; nothing is written."""
+    """Reads prompts and model, and checks that they fit together; nothing is written.
+
+    `begun`: there is a checkpoint to go on from, so `gate_from` is no longer needed.
+    """
     load_ar_config(settings.model)  # a wrong one is an error before the prompts are read
     if note := weights_note(settings.model):
         on_note(f"AR model: {note}")
@@ -77,7 +85,7 @@ def prepare(
     if not all_finite(ar_model.parameters()):
         raise CheckpointError(f"{settings.model} has weights that are not finite; use another copy or version of it")
     base = _base(ar_model, settings)
-    model, tokens = adapted(ar_model, tokenizer, settings)
+    model, tokens = adapted(ar_model, tokenizer, settings, begun=begun)
     ids, eval_ids = _held_out(encoded(texts, tokenizer, settings), tokenizer, settings)
     check_fit(model, [*ids, *eval_ids], settings)
     check_rollout_server(settings, model, tokenizer)
@@ -88,20 +96,28 @@ def prepare(
 
 
 def adapted(
-    ar_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: ConvertSettings
+    ar_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: ConvertSettings, *, begun: bool = False
 ) -> tuple[BlockDiffusionModel, SpecialTokens]:
-    """The model that will write and learn: with a mask token, or with a new gate."""
+    """The model that will write and learn: with a mask token, or with a gate."""
     if settings.method == "lossless":
-        assert settings.lora_rank is not None
-        check_rank(ar_model, settings.lora_rank)
-        torch.manual_seed(settings.seed)
-        gate = Gate(ar_model, settings.lora_rank, settings.window_form, settings.window).to(ar_model.device)
-        return DraftingModel(ar_model, gate), special_tokens(ar_model, tokenizer, needs_mask=False)
+        tokens = special_tokens(ar_model, tokenizer, needs_mask=False)
+        if settings.gate_from and not begun:
+            return Donor.found(settings.gate_from).on(ar_model, settings.model), tokens
+        return _with_new_gate(ar_model, settings), tokens
     if settings.attention == "flex":
         ar_model.set_attn_implementation("flex_attention")
     mask_token_id = find_or_add_mask_token(ar_model, tokenizer)
     geometry = Geometry(settings.block_size, settings.prediction, settings.context)
     return BlockDiffusionModel(ar_model, geometry, mask_token_id), special_tokens(ar_model, tokenizer)
+
+
+def _with_new_gate(ar_model: PreTrainedModel, settings: ConvertSettings) -> DraftingModel:
+    """The identity, until it is trained or a checkpoint is loaded."""
+    assert settings.lora_rank is not None
+    check_rank(ar_model, settings.lora_rank)
+    torch.manual_seed(settings.seed)
+    gate = Gate(ar_model, settings.lora_rank, settings.window_form, settings.window)
+    return DraftingModel(ar_model, gate.to(ar_model.device))
 
 
 def check_device(settings: DistillSettings, device: torch.device) -> None:

@@ -74,8 +74,10 @@ class Gate(nn.Module):
         """The gate of `tensors`. Raises ValueError if they belong to another model, rank, form or window."""
         mine = self.tensors()
         wrong = [name for name, value in mine.items() if name not in tensors or tensors[name].shape != value.shape]
-        if wrong or tensors.keys() - mine.keys():
-            raise ValueError(f"the gate does not fit this model: {(wrong or sorted(tensors.keys() - mine.keys()))[0]}")
+        if wrong:
+            raise ValueError(f"{wrong[0]} is missing or of another size")
+        if unknown := sorted(tensors.keys() - mine.keys()):
+            raise ValueError(f"{unknown[0]} belongs to no layer")
         with torch.no_grad():
             if self.places is not None:
                 self.places.copy_(tensors["places"])
