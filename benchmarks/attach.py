@@ -3,9 +3,9 @@
     python benchmarks/attach.py
 
 The embedded AR model is fine-tuned by cross-entropy on right answers in other words (`studies/foreign.py`), for several
-numbers of updates. Each fine-tune gets the gate that ships with the package: by `opdlm.attach`, and by a short
-conversion that begins with it (`gate_from`), beside conversions of several budgets that begin with none. Questions are
-new ones, greedy, in float32; texts are compared with those of transformers' `generate` of the fine-tune.
+numbers of updates. Each fine-tune gets the gate that ships with the package, by `opdlm.attach`; the last one also by a
+short conversion that begins with it (`gate_from`), beside conversions of two budgets that begin with none. Questions
+are new ones, greedy, in float32; texts are compared with those of transformers' `generate` of the fine-tune.
 """
 
 import argparse
@@ -59,16 +59,16 @@ def measured(folder: Path, problems: Sequence[Problem], updates: Sequence[int]) 
     """Rows: tokens per forward of each gate on each fine-tune, beside those of the gate on its base."""
     tokenizer = AutoTokenizer.from_pretrained(ar_model_path())
     prompts = [encode_prompt(tokenizer, problem.prompt) for problem in problems]
-    original = writers.autoregressive(_base(), tokenizer, MAX_NEW_TOKENS, 32).answer(prompts).responses
+    original = writers.autoregressive(_base(), tokenizer, MAX_NEW_TOKENS, 1).answer(prompts).responses
     own = None
     for count in updates:
         tuned = folder / f"tuned-{count}"
         model = fine_tuned(_base(), tokenizer, count)
         model.save_pretrained(tuned)
         tokenizer.save_pretrained(tuned)
-        texts = writers.autoregressive(model, tokenizer, MAX_NEW_TOKENS, 32).answer(prompts).responses
+        texts = writers.autoregressive(model, tokenizer, MAX_NEW_TOKENS, 1).answer(prompts).responses
         moved = sum(mine != theirs for mine, theirs in zip(texts, original, strict=True)) / len(texts)
-        for gate, made in gates(folder, tuned, last=count == updates[-1]):
+        for gate, made in gates(folder, tuned, trained=count == UPDATES[-1]):
             rate, same = decoded(made, prompts, texts)
             own = own or rate
             shown = {"updates": count, "gate": gate, "same_text": same, "questions": len(texts), "moved": moved}
@@ -80,10 +80,10 @@ def measured(folder: Path, problems: Sequence[Problem], updates: Sequence[int]) 
             yield measuring.row("tokens per forward", "token", [rate], [own], RIVAL, shown)
 
 
-def gates(folder: Path, tuned: Path, *, last: bool) -> Iterator[tuple[str, Path]]:
-    """Lossless models of the fine-tune: with the shipped gate; of the `last` fine-tune also with trained ones."""
+def gates(folder: Path, tuned: Path, *, trained: bool) -> Iterator[tuple[str, Path]]:
+    """Lossless models of the fine-tune: with the shipped gate, and with those that are `trained` beside it."""
     yield "attached", opdlm.attach(lossless_path(), tuned, folder / f"{tuned.name}-attached")
-    if not last:
+    if not trained:
         return
     for begin, budgets in (("attached", REFRESHED), ("none", NEW)):
         for rollouts in budgets:

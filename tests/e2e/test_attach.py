@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import opdlm
@@ -93,8 +93,7 @@ def test_the_fine_tune_keeps_its_text_and_gets_the_gate(
         before, after = load_file(tuned / "model.safetensors"), load_file(made / "model.safetensors")
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
-    card = (made / "README.md").read_text()
-    assert f"| gate trained beside | {Path(base).name} |" in card
+    assert "| gate from | run |" in (made / "README.md").read_text()
 
 
 def test_a_gate_alone_can_be_attached_again(donor: Path, base: str, tuned: Path, tmp_path: Path) -> None:
@@ -113,7 +112,7 @@ def test_what_does_not_fit_is_refused(donor: Path, base: str, tuned: Path, tmp_p
     AutoTokenizer.from_pretrained(base).save_pretrained(other)
     with pytest.raises(UsageError, match=r"does not fit .*other.*layers of the same sizes"):
         opdlm.attach(donor, other, tmp_path / "made")
-    with pytest.raises(CheckpointError, match="not a block-diffusion model"):
+    with pytest.raises(UsageError, match="has no gate"):
         opdlm.attach(base, tuned, tmp_path / "made")
     with pytest.raises(CheckpointError, match="converted model already"):
         opdlm.attach(donor, donor / "model", tmp_path / "made")
@@ -125,11 +124,35 @@ def test_what_does_not_fit_is_refused(donor: Path, base: str, tuned: Path, tmp_p
         opdlm.attach(donor, tuned, tuned)
 
 
+def test_what_is_damaged_is_refused(donor: Path, tuned: Path, tmp_path: Path) -> None:
+    """Else a broken gate would only be slow, and nobody would know why."""
+    run = shutil.copytree(donor, tmp_path / "run")
+    checkpoint = max((run / "checkpoints").iterdir())
+    assert gate_of(opdlm.attach(checkpoint, tuned, tmp_path / "one")).keys() == gate_of(donor / "model").keys()
+    weights = checkpoint / "gate.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    with pytest.raises(CheckpointError, match=r"gate\.safetensors is damaged"):
+        opdlm.attach(checkpoint, tuned, tmp_path / "made")
+    shutil.rmtree(run / "model")
+    with pytest.raises(CheckpointError, match="not finished"):
+        opdlm.attach(run, tuned, tmp_path / "made")
+    broken = shutil.copytree(donor / "model", tmp_path / "broken")
+    tensors = gate_of(broken)
+    save_file({name: value * float("nan") for name, value in tensors.items()}, broken / "gate.safetensors")
+    with pytest.raises(CheckpointError, match="not finite"):
+        opdlm.attach(broken, tuned, tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
 def test_the_command(donor: Path, tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Else the flags would not reach the function."""
     assert call("attach", donor, tuned, "--output", tmp_path / "made", "--adapter-only") == 0
-    assert f"opdlm generate {tmp_path / 'made'}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"opdlm generate {tmp_path / 'made'}" in printed
+    assert f"opdlm eval {tmp_path / 'made'} --against {tuned}" in printed
     assert not (tmp_path / "made" / "model.safetensors").exists()
+    assert call("attach", donor, tuned, "--output", tmp_path / "whole") == 0
+    assert "name it with --base" in fails(capsys, "export", tmp_path / "whole", "--output", tmp_path / "uno")
     assert "GATE MODEL --output DIR" in fails(capsys, "attach", donor, "--output", tmp_path / "more")
 
 
@@ -139,12 +162,12 @@ WITHOUT_SHAPE = {name: value for name, value in LOSSLESS.items() if name not in 
 def test_a_conversion_begins_with_the_gate(donor: Path, tuned: Path, tmp_path: Path) -> None:
     """Else a fine-tune would need a gate from nothing; and what the gate is must not have to be said again."""
     still = WITHOUT_SHAPE | {"rollouts": 1, "optimiser": {"learning_rate": 1e-9, "final_learning_rate": 1e-9}}
-    convert(tuned, PROMPTS, tmp_path / "run", gate_from=str(donor), **still)
+    convert(tuned, PROMPTS, tmp_path / "run", gate_from=donor, **still)
     theirs, ours = gate_of(donor / "model"), gate_of(tmp_path / "run" / "model")
     assert theirs.keys() == ours.keys()
     assert all(torch.allclose(theirs[name], ours[name], atol=1e-6) for name in theirs)
     assert written(tmp_path / "run") == originals(tuned)
-    assert "| gate begun from | run |" in (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "| gate from | run |" in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
 def test_it_goes_on_without_the_donor(donor: Path, tuned: Path, tmp_path: Path) -> None:
@@ -165,6 +188,32 @@ def test_it_goes_on_without_the_donor(donor: Path, tuned: Path, tmp_path: Path) 
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+def test_it_begins_again_from_elsewhere(
+    donor: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first checkpoint the donor is read again: the same one, from any folder, and as it was."""
+
+    def cut(line: StepMetrics) -> None:
+        raise KeyboardInterrupt
+
+    shutil.copytree(donor, tmp_path / "donor")
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('base = "lossless"\ngate_from = "donor"\n')
+    given = WITHOUT_SHAPE | {"recipe": str(recipe), "save_every_rollouts": 5}
+    monkeypatch.chdir(tmp_path)
+    for name in ("cut", "cut again"):
+        with pytest.raises(KeyboardInterrupt):
+            convert(tuned, PROMPTS, name, on_step=cut, **given)
+        shutil.rmtree(tmp_path / name / "checkpoints", ignore_errors=True)
+    monkeypatch.chdir("/")
+    resume(tmp_path / "cut")
+    assert written(tmp_path / "cut") == originals(tuned)
+    shutil.rmtree(tmp_path / "donor")
+    convert(tuned, PROMPTS, tmp_path / "donor", window_form="noise", **(LOSSLESS | {"lora_rank": 2, "rollouts": 1}))
+    with pytest.raises(ConfigError, match=r"has (noise|2) now; begin a new run"):
+        resume(tmp_path / "cut again")
+
+
 def test_a_gate_that_a_conversion_cannot_begin_with(donor: Path, base: str, tuned: Path, tmp_path: Path) -> None:
     """Each before anything is written."""
     output = tmp_path / "run"
@@ -172,7 +221,7 @@ def test_a_gate_that_a_conversion_cannot_begin_with(donor: Path, base: str, tune
         convert(tuned, PROMPTS, output, gate_from=str(donor), **(LOSSLESS | {"window": 5}))
     with pytest.raises(ConfigError, match="add --lossless"):
         convert(tuned, PROMPTS, output, gate_from=str(donor), **SETTINGS)
-    with pytest.raises(CheckpointError, match="not a block-diffusion model"):
+    with pytest.raises(UsageError, match="has no gate"):
         convert(tuned, PROMPTS, output, gate_from=base, **WITHOUT_SHAPE)
     other = tmp_path / "other"
     tiny_model(hidden_size=24).save_pretrained(other)

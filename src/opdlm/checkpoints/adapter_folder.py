@@ -29,6 +29,11 @@ class Base:
     name: str
     sha256: str
 
+    @classmethod
+    def of(cls, name: str | Path, model: PreTrainedModel) -> "Base":
+        """The model of that name, a path or one of the hub."""
+        return cls(str(Path(name).resolve()) if Path(name).exists() else str(name), weights_hash(model))
+
 
 def weights_hash(model: PreTrainedModel) -> str:
     """SHA-256 over all parameters, names included, as float32: the same for every dtype that holds the same numbers."""

@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils.hub import cached_file
 
-from opdlm.checkpoints.adapter_folder import Base, weights_hash
+from opdlm.checkpoints.adapter_folder import Base
 from opdlm.checkpoints.damage import blamed_on
 from opdlm.checkpoints.gate_folder import Drafting, read_gate
-from opdlm.checkpoints.load import entry_of, generation_settings, is_checkpoint, load_ar_model, provenance_of
+from opdlm.checkpoints.load import entry_of, finished, generation_settings, load_ar_model, provenance_of, shown_name
 from opdlm.checkpoints.new_folder import unused
 from opdlm.checkpoints.save import save_checkpoint
-from opdlm.checkpoints.source import locate, read_config
+from opdlm.checkpoints.source import ENTRY, locate, read_json
 from opdlm.checkpoints.trust import remote_code
-from opdlm.errors import UsageError
-from opdlm.models.adapter import largest_rank
+from opdlm.errors import CheckpointError, UsageError
 from opdlm.models.drafting import DraftingModel
+from opdlm.models.finite import all_finite
 from opdlm.models.gate import Gate
+from opdlm.models.identity import identity_check
 
 
 def attach(
@@ -46,17 +48,19 @@ def attach(
 
     Raises:
         UsageError: `gate` is no lossless model, or its layers are not of the sizes of `model`.
-        OutputExistsError: `output` holds something. OpdlmError: what keeps either from being loaded.
+        OutputExistsError: `output` holds something. OpdlmError: what keeps either from being loaded or adapted.
     """
     folder, donor = unused(output), Donor.found(gate)
     with blamed_on(f"generation_config.json of {gate}", "write the model again"):
         generation = generation_settings(GenerationConfig.from_pretrained(donor.place))
     with remote_code(trust_remote_code):
         ar_model, tokenizer = load_ar_model(model)
-    named = Path(model).resolve() if Path(model).exists() else model
-    base = Base(str(named), weights_hash(ar_model)) if adapter_only else None
+    if not all_finite(ar_model.parameters()):
+        raise CheckpointError(f"{model} has weights that are not finite; use another copy or version of it")
     drafting = donor.on(ar_model, model)
-    provenance: dict[str, Any] = {**provenance_of(model), "gate trained beside": donor.base_model or "another model"}
+    identity_check(drafting)
+    base = Base.of(model, ar_model) if adapter_only else None
+    provenance: dict[str, Any] = {**provenance_of(model), "gate from": shown_name(gate)}
     save_checkpoint(drafting, tokenizer, folder, generation=generation, provenance=provenance, base=base)
     return Path(output)
 
@@ -77,23 +81,34 @@ class Donor:
 
     @classmethod
     def found(cls, name: str | Path) -> "Donor":
-        """The lossless model of that name. Raises UsageError where it has no gate, CheckpointError where it is none."""
-        place = locate(Path(name) / "model" if is_checkpoint(Path(name) / "model") else name)
-        entry = entry_of(read_config(place), name)
-        if entry.drafting is None:
+        """The lossless model of that name. None of its code runs: a gate is numbers.
+
+        Raises:
+            UsageError: it has no gate. CheckpointError: it is damaged, or a run that is not finished.
+        """
+        place = locate(finished(name))
+        with blamed_on(f"config.json of {name}", "name a lossless model, which convert --lossless makes"):
+            content = read_json(Path(str(cached_file(str(place), "config.json")))).get(ENTRY)
+        entry = None if content is None else entry_of(content, name)
+        if entry is None or entry.drafting is None:
             raise UsageError(f"{name} has no gate; give a lossless model, which convert --lossless makes")
         return cls(name, place, entry.drafting, entry.base_model)
 
+    def shape(self) -> dict[str, Any]:
+        """What the settings of a conversion say of such a gate."""
+        return {"window": self.about.window, "window_form": self.about.form, "lora_rank": self.about.rank}
+
     def on(self, ar_model: PreTrainedModel, name: str | Path) -> DraftingModel:
         """`ar_model`, of that name, with the gate. Raises UsageError where it does not fit."""
-        about, tensors = self.about, read_gate(self.place)
-        misfit = f"the gate of {self.name} does not fit {name}"
-        fix = f"a gate fits models with layers of the same sizes, such as fine-tunes of {self.base_model or 'its own'}"
-        if about.rank > (most := largest_rank(ar_model)):
-            raise UsageError(f"{misfit}: its rank {about.rank} is above {most}, that of the smallest layer; {fix}")
-        gate = Gate(ar_model, about.rank, about.form, about.window)
+        tensors = read_gate(self.place)
+        if not all_finite(tensors.values()):
+            raise CheckpointError(f"the gate of {self.name} has weights that are not finite; use another checkpoint")
+        gate = Gate(ar_model, self.about.rank, self.about.form, self.about.window)
         try:
             gate.load_tensors(tensors)
         except ValueError as error:
-            raise UsageError(f"{misfit} ({error}); {fix}") from error
+            raise UsageError(
+                f"the gate of {self.name} does not fit {name} ({error}); a gate fits models with layers of the same "
+                f"sizes, such as fine-tunes of {self.base_model or 'its own'}"
+            ) from error
         return DraftingModel(ar_model, gate.to(ar_model.device))

@@ -32,6 +32,7 @@ from opdlm.models.block_diffusion import NO_MASK, BlockDiffusionModel
 from opdlm.models.quiet import no_bars
 from opdlm.models.tokens import find_or_add_mask_token
 from opdlm.models.verdict import check_convertible
+from opdlm.records import checksums
 from opdlm.records.record import Part
 
 _FIX_TOKENIZER = "put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the weights"
@@ -85,14 +86,16 @@ def weights_note(name_or_path: str | Path) -> str | None:
     return read_header(Path(place)).note if is_gguf(place) else None
 
 
+def shown_name(name_or_path: str | Path) -> str:
+    """What a model card calls a model. A path means nothing on another machine: a folder's or file's name."""
+    return Path(name_or_path).resolve().name if Path(name_or_path).exists() else str(name_or_path)
+
+
 def provenance_of(name_or_path: str | Path) -> dict[str, str]:
-    """What a model card says of the AR model. A path means nothing on another machine: a folder's or file's name."""
+    """What a model card says of the AR model."""
     local = Path(name_or_path)
-    if not local.exists():
-        return {"base_model": str(name_or_path)}
-    place = locate(local)
-    if not is_gguf(place):
-        return {"base_model": local.name}
+    if not local.exists() or not is_gguf(place := locate(local)):
+        return {"base_model": shown_name(name_or_path)}
     file = Path(place)
     return {"base_model": file.name, "base weights": read_header(file).note, "SHA-256 of the base": sha256_of(file)}
 
@@ -106,7 +109,10 @@ def load_checkpoint(
     """
     place = locate(name_or_path)
     config = read_config(place)
-    entry = entry_of(config, name_or_path)
+    content = getattr(config, ENTRY, None)
+    if content is None:
+        raise CheckpointError(f"{name_or_path} is not a block-diffusion model; convert it first with `opdlm convert`")
+    entry = entry_of(content, name_or_path)
     _check_decoder(config)
     if entry.drafting is not None:
         return _load_drafting(place, config, entry, entry.drafting, dtype, device)
@@ -118,11 +124,8 @@ def load_checkpoint(
     return BlockDiffusionModel(model, geometry, mask), tokenizer
 
 
-def entry_of(config: PreTrainedConfig, name_or_path: str | Path) -> Entry:
-    """What the config says of the converted model. Raises CheckpointError where that is nothing, or damaged."""
-    content = getattr(config, ENTRY, None)
-    if content is None:
-        raise CheckpointError(f"{name_or_path} is not a block-diffusion model; convert it first with `opdlm convert`")
+def entry_of(content: Any, name_or_path: str | Path) -> Entry:
+    """Our entry in the config of a converted model. Raises CheckpointError where it is damaged."""
     try:
         return Entry.model_validate(content)
     except ValidationError as error:
@@ -221,6 +224,22 @@ def _load_adapted(
     _cast(model, dtype)
     model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval(), _load_tokenizer(folder)
+
+
+def finished(path: str | Path) -> str | Path:
+    """The model of a run's folder; a model's own folder or hub name as it is.
+
+    Raises CheckpointError: the run has no model yet, or files of the model are not as they were written.
+    """
+    folder = Path(path) / "model" if is_checkpoint(Path(path) / "model") else path
+    if folder is path and (Path(path) / "config.toml").is_file():
+        raise CheckpointError(
+            f"the run in {path} has no model: it is not finished, or its folder model was removed; to go on and write "
+            f"it: opdlm convert --resume --output {path}"
+        )
+    if checksums.there(Path(folder)) and (damage := checksums.damage(Path(folder))) is not None:
+        raise CheckpointError(f"{damage}; use another checkpoint, or restore the file from a copy")
+    return folder
 
 
 def is_checkpoint(path: str | Path) -> bool:

@@ -25,7 +25,9 @@ def parser() -> Parser:
     made.add_argument("model", nargs="?", help="the AR model: a folder, a .gguf file or a name on the hub")
     made.add_argument("--output", metavar="DIR", help="new folder")
     made.add_argument(
-        "--adapter-only", action="store_true", help="write the gate alone, with the name and the hash of MODEL"
+        "--adapter-only",
+        action="store_true",
+        help="write the gate alone, a few MB, with the name and hash of MODEL; else its weights too, in float32",
     )
     add_trust(made)
     return made
@@ -40,4 +42,5 @@ def run(arguments: Namespace) -> int:
 
     folder = attach(arguments.gate, arguments.model, arguments.output, adapter_only=arguments.adapter_only)
     print(f"the lossless model is {folder}; write with it: opdlm generate {folder} --watch")
+    print(f"tokens a forward, and whether its texts are the same: opdlm eval {folder} --against {arguments.model}")
     return 0

@@ -74,7 +74,7 @@ def _uno(arguments: Namespace) -> None:
     from opdlm.sampling.api import load
 
     model = load(arguments.model, device="cpu").model
-    base = arguments.base or str(original_of(arguments.model))
+    base = arguments.base or str(original_of(arguments.model, "--base"))
     folder = export_uno(model, base, arguments.output)
     print(f"the adapter is {folder}; serve it with:")
     print(f"  python -m sglang.launch_server --model-path {base} --speculative-algorithm UNO \\")

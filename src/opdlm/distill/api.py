@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from opdlm.checkpoints.attach import Donor
 from opdlm.checkpoints.hub import push
-from opdlm.checkpoints.load import load_ar_config, load_checkpoint, provenance_of
+from opdlm.checkpoints.load import load_ar_config, load_checkpoint, provenance_of, shown_name
 from opdlm.checkpoints.save import save_checkpoint
 from opdlm.checkpoints.source import count_parameters
 from opdlm.checkpoints.trust import remote_code
@@ -155,8 +155,8 @@ def resolve(**settings: Any) -> ConvertSettings:
     merged = inherited(defaults, settings)
     if merged.get("method") == "lossless" and (none := [name for name in _NOT_LOSSLESS if settings.get(name)]):
         raise ConfigError(f"setting {none[0]}: a lossless conversion has no such thing; leave it out")
-    if settings.get("gate_from"):
-        merged |= _of_gate(settings)
+    if merged.get("gate_from"):
+        merged |= _with_gate(str(merged["gate_from"]), settings)
     ramp = settings.get("response_length")
     if isinstance(ramp, Mapping) and "start" not in ramp and str(ramp.get("end", "")).isdigit():
         whole = {**LengthRamp().model_dump(), **merged["response_length"]}
@@ -165,14 +165,13 @@ def resolve(**settings: Any) -> ConvertSettings:
     return settings_from(ConvertSettings, merged)
 
 
-def _of_gate(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Window, form and rank of the gate that a conversion begins with. Raises ConfigError if others are given."""
-    about = Donor.found(settings["gate_from"]).about
-    own = {"window": about.window, "window_form": about.form, "lora_rank": about.rank}
-    for name, value in own.items():
-        if name in settings and str(settings[name]) != str(value):
-            raise ConfigError(f"setting {name}: the gate of {settings['gate_from']} has {value}; leave it out")
-    return own
+def _with_gate(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a conversion that begins with that gate. Raises ConfigError if others are given."""
+    shape = Donor.found(name).shape()
+    for setting, value in shape.items():
+        if setting in given and str(given[setting]) != str(value):
+            raise ConfigError(f"setting {setting}: the gate of {name} has {value}; leave it out")
+    return {"gate_from": name, **shape}
 
 
 def run(
@@ -361,7 +360,7 @@ def _saving(
         student = BlockDiffusionModel(adapter.merged(student.model), student.geometry, student.mask_token_id)
     provenance: dict[str, Any] = {**provenance_of(settings.model), "method": settings.method}
     if settings.gate_from:
-        provenance["gate begun from"] = Path(settings.gate_from).name
+        provenance["gate from"] = shown_name(settings.gate_from)
     if folder.metrics.exists() and (logged := folder.logged()):
         provenance["response tokens trained"] = logged[-1].total.tokens_trained
     if (worth := folder.kept_worth()) is not None and worth.after is not None:

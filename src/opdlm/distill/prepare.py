@@ -4,12 +4,11 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from opdlm.checkpoints.adapter_folder import Base, weights_hash
+from opdlm.checkpoints.adapter_folder import Base
 from opdlm.checkpoints.attach import Donor
 from opdlm.checkpoints.hub import check_hub
 from opdlm.checkpoints.load import load_ar_config, load_ar_model, weights_note
@@ -102,13 +101,23 @@ def adapted(
     if settings.method == "lossless":
         tokens = special_tokens(ar_model, tokenizer, needs_mask=False)
         if settings.gate_from and not begun:
-            return Donor.found(settings.gate_from).on(ar_model, settings.model), tokens
+            return _with_found_gate(ar_model, settings), tokens
         return _with_new_gate(ar_model, settings), tokens
     if settings.attention == "flex":
         ar_model.set_attn_implementation("flex_attention")
     mask_token_id = find_or_add_mask_token(ar_model, tokenizer)
     geometry = Geometry(settings.block_size, settings.prediction, settings.context)
     return BlockDiffusionModel(ar_model, geometry, mask_token_id), special_tokens(ar_model, tokenizer)
+
+
+def _with_found_gate(ar_model: PreTrainedModel, settings: ConvertSettings) -> DraftingModel:
+    """With that of another lossless model. Raises ConfigError where it is no longer as the run's settings say."""
+    donor = Donor.found(settings.gate_from)
+    for name, value in donor.shape().items():
+        if getattr(settings, name) != value:
+            was = getattr(settings, name)
+            raise ConfigError(f"setting {name}: {was}, but the gate of {donor.name} has {value} now; begin a new run")
+    return donor.on(ar_model, settings.model)
 
 
 def _with_new_gate(ar_model: PreTrainedModel, settings: ConvertSettings) -> DraftingModel:
@@ -166,10 +175,7 @@ def _with_threads(settings: ConvertSettings) -> ConvertSettings:
 
 def _base(ar_model: PreTrainedModel, settings: ConvertSettings) -> Base | None:
     """What an adapter that is saved alone, as in each checkpoint, needs to be loaded again."""
-    if settings.lora_rank is None:
-        return None
-    local = Path(settings.model)
-    return Base(str(local.resolve()) if local.exists() else settings.model, weights_hash(ar_model))
+    return None if settings.lora_rank is None else Base.of(settings.model, ar_model)
 
 
 def encoded(texts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, settings: ConvertSettings) -> list[list[int]]:

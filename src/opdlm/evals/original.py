@@ -12,11 +12,12 @@ from opdlm.errors import UsageError
 from opdlm.records.run_folder import RunFolder
 
 
-def original_of(model: str | Path) -> str:
+def original_of(model: str | Path, flag: str = "--against") -> str:
     """Folder or hub name of the AR model, as the run that made `model` has it, else its config or its model card.
 
     Args:
         model: folder of a run, or of a model or checkpoint in it; a folder with a model card (README.md).
+        flag: with which the user can name it.
 
     Raises:
         ModelNotFoundError: there is no such model.
@@ -25,9 +26,9 @@ def original_of(model: str | Path) -> str:
     run = _run_of(Path(model).resolve())  # `best` is a link
     if run is not None:
         return RunFolder(run).settings().model
-    base = _base_of_gate(model) or _base_on_card(Path(model) / "README.md")
+    base = _base_of_gate(model) or _base_on_card(Path(model) / "README.md", flag)
     if base is None:
-        raise UsageError(f"{model} does not say which model it was made from; name it with --against")
+        raise UsageError(f"{model} does not say which model it was made from; name it with {flag}")
     return base
 
 
@@ -50,14 +51,12 @@ def _run_of(folder: Path) -> Path | None:
     return next((path for path in candidates if (path / "config.toml").is_file()), None)
 
 
-def _base_on_card(card: Path) -> str | None:
+def _base_on_card(card: Path, flag: str) -> str | None:
     if not card.is_file():
         return None
     try:
         base = (metadata_load(card) or {}).get("base_model")
     except (ValueError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise UsageError(
-            f"the model card {card} cannot be read ({reason}); name the original with --against"
-        ) from error
+        raise UsageError(f"the model card {card} cannot be read ({reason}); name the original with {flag}") from error
     return base if isinstance(base, str) else None

@@ -75,9 +75,9 @@ class Gate(nn.Module):
         mine = self.tensors()
         wrong = [name for name, value in mine.items() if name not in tensors or tensors[name].shape != value.shape]
         if wrong:
-            raise ValueError(f"{wrong[0]} is missing or of another size")
+            raise ValueError(f"the gate's {wrong[0]} is missing or of another size")
         if unknown := sorted(tensors.keys() - mine.keys()):
-            raise ValueError(f"{unknown[0]} belongs to no layer")
+            raise ValueError(f"the gate's {unknown[0]} belongs to no layer")
         with torch.no_grad():
             if self.places is not None:
                 self.places.copy_(tensors["places"])

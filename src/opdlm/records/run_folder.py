@@ -261,7 +261,7 @@ def _unwritable(path: Path, error: OSError) -> StorageError:
 
 def _with_absolute_paths(settings: ConvertSettings) -> ConvertSettings:
     """So that a run can be resumed from any folder. What is no file here is a name of the hub, and stays."""
-    named = {name: getattr(settings, name) for name in ("model", "prompts")}
+    named = {name: getattr(settings, name) for name in ("model", "prompts", "eval_prompts", "gate_from")}
     here = {name: str(Path(value).absolute()) for name, value in named.items() if value and Path(value).exists()}
     output = {"output": str(Path(settings.output).absolute())} if settings.output else {}
     return settings.model_copy(update=here | output)

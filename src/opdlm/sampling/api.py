@@ -12,18 +12,17 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from opdlm.checkpoints.load import generation_settings, is_checkpoint, load_ar_model, load_checkpoint
+from opdlm.checkpoints.load import finished, generation_settings, load_ar_model, load_checkpoint
 from opdlm.checkpoints.trust import remote_code
 from opdlm.config import DynamicDecoding, GenerationSettings, SequentialDecoding, settings_from
 from opdlm.core.layout import AUTOREGRESSIVE
 from opdlm.core.types import Rollout
-from opdlm.errors import CheckpointError, UsageError
+from opdlm.errors import UsageError
 from opdlm.models.block_diffusion import NO_MASK, BlockDiffusionModel
 from opdlm.models.devices import pick_device, pick_dtype
 from opdlm.models.gaps import GapText
 from opdlm.models.packed import pack_where_it_pays
 from opdlm.models.tokens import SpecialTokens, decode_inside, encode_prompt, special_tokens
-from opdlm.records import checksums
 from opdlm.records.trajectory import Trajectory, trajectories
 from opdlm.sampling.denoising import Step
 from opdlm.sampling.engine import Completion, Engine, Event
@@ -345,14 +344,7 @@ def load(
     """
     if compile and pack:
         raise UsageError("a packed model cannot be compiled; leave out one of compile and pack")
-    folder = Path(path) / "model" if is_checkpoint(Path(path) / "model") else path
-    if folder is path and (Path(path) / "config.toml").is_file():
-        raise CheckpointError(
-            f"the run in {path} has no model: it is not finished, or its folder model was removed; to go on and write "
-            f"it: opdlm convert --resume --output {path}"
-        )
-    if checksums.there(Path(folder)) and (damage := checksums.damage(Path(folder))) is not None:
-        raise CheckpointError(f"{damage}; use another checkpoint, or restore the file from a copy")
+    folder = finished(path)
     with remote_code(trust_remote_code):
         there = pick_device(device)
         model, tokenizer = load_checkpoint(folder, device=there, dtype=pick_dtype(dtype, there))
