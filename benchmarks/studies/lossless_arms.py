@@ -45,6 +45,8 @@ ARMS: dict[str, Arm] = {
     "rank-64": Arm("a larger adapter, the largest that the narrowest layer takes", {"lora_rank": 64}),
     "noise-rank-64": Arm("a larger adapter of the noise form", {**_NOISE, "lora_rank": 64}),
     "one-embedding": Arm("one mask embedding for all places", one_embedding=True),
+    "rows-8": Arm("four times as many updates, of 8 rows", {"rows_per_update": 8}),
+    "rows-4": Arm("eight times as many updates, of 4 rows", {"rows_per_update": 4, "rows_per_micro_batch": 4}),
     "tv": Arm("total variation alone", {"divergence": {"kind": "tv"}}),
     "kl-then-tv": Arm("KL for half of the rollouts, then total variation", divergences=("forward_kl", "tv")),
     "shorter": Arm("half the budget", {"rollouts": ROLLOUTS // 2}),

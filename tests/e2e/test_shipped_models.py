@@ -6,18 +6,32 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from opdlm.checkpoints.attach import Donor
+from opdlm.checkpoints.gate_folder import read_gate
 from opdlm.checkpoints.load import load_ar_model
 from opdlm.config import GenerationSettings
 from opdlm.errors import UsageError
 from opdlm.evals.answers import answered
 from opdlm.evals.writers import ar_writer
+from opdlm.models.gate import Gate
 from opdlm.models.tokens import encode_prompt
 from opdlm.sampling.api import load
 from opdlm.tiny.families import evaluation_set
 from opdlm.tiny.weights import ar_model_path, lossless_path, student_path
 
 PER_FAMILY = 24
+SMOLLM2 = LlamaConfig(
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    vocab_size=49152,
+    tie_word_embeddings=True,
+)
+"""The sizes of SmolLM2-135M (config.json of HuggingFaceTB/SmolLM2-135M-Instruct)."""
 
 
 @pytest.mark.parametrize(
@@ -29,6 +43,22 @@ def test_weights_are_the_published_ones(folder: Path) -> None:
     weights = folder / name
     assert hashlib.sha256(weights.read_bytes()).hexdigest() == digest
     assert sum(path.stat().st_size for path in folder.iterdir()) < 6e6
+
+
+def test_the_gate_for_a_model_that_does_not_ship() -> None:
+    """Else `attach examples/smollm2-gate` would refuse its model, or the gate be larger than 12 MB."""
+    folder = Path(__file__).parents[2] / "examples" / "smollm2-gate"
+    digest, name = (folder / "SHA256SUMS").read_text().split()
+    assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 12e6
+    donor = Donor.found(folder)
+    with torch.device("meta"):
+        gate = Gate(LlamaForCausalLM(SMOLLM2), donor.about.rank, donor.about.form, donor.about.window)
+    expected = {}
+    for name, layer in zip(gate.names, gate.layers, strict=True):
+        expected[f"{name}.lora_A"] = layer.get_parameter("down").shape
+        expected[f"{name}.lora_B"] = layer.get_parameter("up").T.shape
+    assert {name: tensor.shape for name, tensor in read_gate(folder).items()} == expected
 
 
 def test_the_ar_model_knows_its_tasks() -> None:

@@ -41,7 +41,7 @@ from opdlm.models.drafting import DraftingModel
 from opdlm.models.tokens import decode_inside
 from opdlm.parallel.launch import launched
 from opdlm.parallel.ranks import Ranks
-from opdlm.recipes import inherited, load_recipe, recipe_for
+from opdlm.recipes import recipe_for, with_recipe
 from opdlm.records.history import Resumption
 from opdlm.records.metrics import StepMetrics
 from opdlm.records.run_folder import RunFolder
@@ -151,8 +151,7 @@ def resolve(**settings: Any) -> ConvertSettings:
     if settings.get("recipe") is None and settings.get("model"):
         with remote_code(settings.get("trust_remote_code") is True):
             settings["recipe"] = recipe_for(count_parameters(load_ar_config(settings["model"])))
-    defaults = load_recipe(settings["recipe"]) if settings.get("recipe") else {}
-    merged = inherited(defaults, settings)
+    merged = with_recipe(settings.get("recipe"), settings)
     if merged.get("method") == "lossless" and (none := [name for name in _NOT_LOSSLESS if settings.get(name)]):
         raise ConfigError(f"setting {none[0]}: a lossless conversion has no such thing; leave it out")
     if merged.get("gate_from"):

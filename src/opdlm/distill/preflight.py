@@ -22,7 +22,7 @@ from opdlm.models.devices import free_bytes, pick_device
 from opdlm.models.identity import identity_check
 from opdlm.models.parts import input_embedding
 from opdlm.models.tokens import SpecialTokens, find_or_add_mask_token, special_tokens
-from opdlm.recipes import inherited, load_recipe, recipe_for
+from opdlm.recipes import recipe_for, with_recipe
 
 Findings = dict[str, Any]
 _RANK, PROMPT_TOKENS = 32, 256
@@ -54,7 +54,7 @@ class Question:
 def examine(question: Question) -> Iterator[Findings]:
     """The findings, a part at a time, the quick ones first. Raises the error that a conversion would raise."""
     recipe = recipe_for(count_parameters(load_ar_config(question.model)))
-    settings = settings_from(ConvertSettings, inherited(load_recipe(recipe), question.changes))
+    settings = settings_from(ConvertSettings, with_recipe(recipe, question.changes))
     opening = yield from opened(question, recipe, settings, _RANK)
     ar_model, tokenizer, rank, device = opening.ar_model, opening.tokenizer, opening.rank, opening.device
     vocabulary, mask = len(tokenizer), _plan_mask(ar_model, tokenizer)

@@ -11,14 +11,14 @@ from opdlm.models.drafting import DraftingModel
 from opdlm.models.gate import Gate
 from opdlm.models.identity import identity_check
 from opdlm.models.tokens import special_tokens
-from opdlm.recipes import inherited, load_recipe
+from opdlm.recipes import with_recipe
 
 RECIPE = "lossless"
 
 
 def examine_lossless(question: Question) -> Iterator[Findings]:
     """As `preflight.examine`, of `convert --lossless`."""
-    settings = settings_from(ConvertSettings, inherited(load_recipe(RECIPE), question.changes))
+    settings = settings_from(ConvertSettings, with_recipe(RECIPE, question.changes))
     opening = yield from opened(question, RECIPE, settings, settings.lora_rank or 1)
     ar_model, rank, device = opening.ar_model, opening.rank, opening.device
     gate = Gate(ar_model, rank, settings.window_form, settings.window).to(device)
