@@ -3,8 +3,8 @@
     python benchmarks/lossless_study.py run --seeds 0 1 2 --jobs 2        one thread each; what is done is skipped
     python benchmarks/lossless_study.py summary                           a table and results/study_lossless.json
 
-Each arm changes the recipe `lossless` in one thing. No arm can change the text that is written: what differs is how
-many tokens a forward gives.
+Each arm changes one thing of a base, the recipe `lossless` with 32 rows an update. No arm can change the text that is
+written: what differs is how many tokens a forward gives.
 """
 
 import argparse

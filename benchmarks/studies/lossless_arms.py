@@ -1,4 +1,7 @@
-"""What is asked about lossless conversion, as data: each arm changes the recipe `lossless` in one thing."""
+"""What is asked about lossless conversion, as data: each arm changes one thing of a base.
+
+The base is the recipe `lossless` as it was when the study began, with 32 rows an update; the recipe has 8 since.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +12,7 @@ Values = dict[str, Any]
 
 ROLLOUTS = 24
 """Of 128 texts each."""
-BASE: Values = {**load_recipe("lossless"), "rollouts": ROLLOUTS}
+BASE: Values = {**load_recipe("lossless"), "rollouts": ROLLOUTS, "rows_per_update": 32}
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ def test_the_papers_recipes_are_there() -> None:
 
 def test_the_recipe_follows_the_size() -> None:
     """Else a small model would be converted by settings that were measured on large ones, or the other way round."""
-    sizes = (1_000_000, 29_999_999, 30_000_000, 999_999_999, 1_000_000_000, 2_999_999_999, 4_000_000_000)
-    expected = ["small", "small", "standard", "standard", "standard-medium", "standard-medium", "standard-large"]
+    sizes = (1_000_000, 29_999_999, 30_000_000, 1_700_000_000, 2_999_999_999, 4_000_000_000)
+    expected = ["small", "small", "standard", "standard", "standard", "standard-large"]
     assert [recipes.recipe_for(size) for size in sizes] == expected
 
 
@@ -164,11 +164,11 @@ def test_an_adapter_takes_the_recipe_without_l2_sp() -> None:
 
 def test_an_adapter_gets_its_own_rates(tmp_path: Path) -> None:
     """Else `--lora` would train at the rates of all weights, at which an adapter hardly moves."""
-    assert resolve(recipe="standard").optimiser.learning_rate == 1e-4
+    assert resolve(recipe="standard").optimiser.learning_rate == 1e-5
     optimiser = resolve(recipe="standard", lora_rank=4).optimiser
-    assert (optimiser.learning_rate, optimiser.final_learning_rate, optimiser.warmup_updates) == (1e-3, 1e-4, 5)
+    assert (optimiser.learning_rate, optimiser.final_learning_rate, optimiser.warmup_updates) == (1e-4, 1e-5, 5)
     given = resolve(recipe="standard", lora_rank=4, optimiser={"learning_rate": 2e-5}).optimiser
-    assert (given.learning_rate, given.final_learning_rate) == (2e-5, 1e-4)
+    assert (given.learning_rate, given.final_learning_rate) == (2e-5, 1e-5)
     mine = tmp_path / "mine.toml"
     mine.write_text('base = "standard-large"\nlora_rank = 8\n')
     assert resolve(recipe=str(mine)).optimiser.learning_rate == 1e-4, "of the base, where the recipe has the adapter"

@@ -292,8 +292,8 @@ class ConvertSettings(DistillSettings):
     output: str = Field(default="", description="folder of the run; must be new or empty")
     recipe: str | None = Field(
         default=None,
-        description="gives the defaults: small, standard, standard-medium, standard-large (by the size of the model), "
-        "paper-small, paper-large, one of docs/recipes.md such as qwen3-4b or one-gpu-lora, or a .toml file",
+        description="gives the defaults: small, standard, standard-large (by the size of the model), paper-small, "
+        "paper-large, one of docs/recipes.md such as qwen3-4b or one-gpu-lora, or a .toml file",
     )
     push_to_hub: str = Field(default="", description="USER/NAME: upload the model to the hub at the end")
     hub_private: bool = Field(default=False, description="with push_to_hub: make the repository private, if it is new")

@@ -15,8 +15,6 @@ from opdlm.errors import ConfigError
 
 SMALL_BELOW = 30_000_000
 """Parameters. Measured: `small` with 1.3 million (docs/studies), `standard` with 135 million (docs/real_model.md)."""
-MEDIUM_FROM = 1_000_000_000
-"""Parameters. From here on nothing was measured: `standard-medium` and `standard-large` have the paper's rates."""
 LARGE_FROM = 3_000_000_000
 """Parameters. The paper has one setting for 0.6B and 1.7B, another for 4B and 8B (arXiv 2606.06712, Table 13)."""
 
@@ -33,9 +31,7 @@ def recipe_for(parameters: int) -> str:
     """The recipe for a model of that size where none is named; the paper's own are `paper-small` and `paper-large`."""
     if parameters < SMALL_BELOW:
         return "small"
-    if parameters < MEDIUM_FROM:
-        return "standard"
-    return "standard-medium" if parameters < LARGE_FROM else "standard-large"
+    return "standard" if parameters < LARGE_FROM else "standard-large"
 
 
 def settings_of_all() -> set[str]:
