@@ -59,7 +59,7 @@ def test_an_adapter_knows_its_file(file, prompts, tmp_path, capsys):
     write_gguf(copy, load_ar_model(file)[0], quantisation="Q4_1")
     message = fails(capsys, "generate", tmp_path / "run", "one")
     assert "base.gguf" in message
-    assert "not those that the adapter was trained on" in message
+    assert "to use it there: opdlm attach" in message
 
 
 def test_generate_needs_a_conversion(file, capsys):
